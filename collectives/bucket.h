@@ -1,0 +1,44 @@
+// The unit that is reduced and stepped.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace thinwire {
+
+// One parameter's place in a bucket.
+struct Slice {
+  std::string name;                 // the parameter's full name, e.g. "conv1.weight"
+  std::vector<std::int64_t> shape;  // the parameter's shape
+  std::int64_t offset = 0;          // elements from the bucket's start
+  std::int64_t numel = 0;
+  // A frozen slice is in no message and in no update; it holds its residual until it thaws.
+  bool frozen = false;
+
+  std::int64_t end() const { return offset + numel; }
+  // Matrices and convolution kernels are compressed, vectors and scalars ride along uncompressed.
+  bool is_vector() const { return shape.size() < 2; }
+};
+
+// Plain data: a flat gradient buffer, flat weights, and the slices that both hold. Gaps between
+// slices (alignment padding) are zero and belong to nobody. All tensors are 1-D, contiguous, of one
+// dtype (a bucket of 16-bit parameters has a 32-bit gradient) and one device.
+struct Bucket {
+  int index = 0;        // position in the order of reduction, the same on all ranks
+  at::Tensor weights;   // undefined where the weights belong to somebody else (attach)
+  at::Tensor gradient;  // a reducer may exchange its storage at commit
+  std::vector<Slice> slices;
+
+  std::int64_t numel() const { return gradient.numel(); }
+  // Elements that belong to parameters.
+  std::int64_t parameter_numel() const {
+    std::int64_t sum = 0;
+    for (const auto& slice : slices) sum += slice.numel;
+    return sum;
+  }
+};
+
+}  // namespace thinwire

@@ -1,0 +1,55 @@
+// How weights move, given the group's quantity.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "collectives/bucket.h"
+#include "runtime/base/state.h"
+
+namespace thinwire {
+
+// Which of this rank's quantities is reduced in a step.
+enum class Quantity { gradient, momentum, update };
+// How it travels.
+enum class Transmission { dense, compressed };
+
+struct StepPlan {
+  Quantity quantity = Quantity::gradient;
+  Transmission transmission = Transmission::compressed;
+};
+
+// What one update needs besides the bucket.
+struct StepParameters {
+  double lr = 0;                   // the schedule's rate for this step
+  double gradient_scale = 1;       // multiplies the reduced quantity (clipping); exactly 1: no clipping
+  std::int64_t committed_step = 0; // updates before this one; Adam's t is this plus one
+};
+
+// What one parameter's update uses instead of the defaults.
+struct ParameterGroup {
+  double weight_decay = 0;
+  double lr_scale = 1;
+};
+
+// Moves the weights of buckets from what the group agreed on.
+//
+// One step of bucket b: `before_reduce(b)` turns the gradient into the plan's quantity, in place;
+// the reducer makes it the group's estimate; `after_reduce(b)` moves `b.weights`. A step that is
+// rolled back calls no `after_reduce`, so only `after_reduce` may change state. Different buckets may
+// be in `before_reduce` and `after_reduce` at the same time. Frozen slices do not move.
+class Optimizer {
+ public:
+  virtual ~Optimizer() = default;
+
+  // A function of replicated state only, so that every rank plans the same.
+  virtual StepPlan plan(std::int64_t committed_step) const = 0;
+  virtual void before_reduce(Bucket& bucket) = 0;
+  virtual void after_reduce(Bucket& bucket, const StepParameters& step) = 0;
+  // Shows the state of all buckets, tensors named "<kind>/<parameter>".
+  virtual void visit(StateVisitor& visitor) = 0;
+};
+
+}  // namespace thinwire
