@@ -1,0 +1,44 @@
+// What a training run was asked to do.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace thinwire {
+
+// Everything `thinwire train` can be told; each field is the flag of the same name with '-' for '_'.
+// Choices with options of their own are specs, "name:key=value,..." (runtime/base/spec.h).
+struct TrainOptions {
+  // Data and model
+  std::string model = "convnet";       // mlp | convnet | resnet8 | resnet18
+  std::string data = "fashion-mnist";  // fashion-mnist | fashion-mnist:PATH | synthetic
+  std::int64_t batch_size = 64;        // samples per rank and micro-batch
+  std::int64_t accumulate = 1;         // micro-batches per step
+
+  // Length
+  std::int64_t epochs = 1;  // passes over the training data
+  std::int64_t steps = 0;   // steps; 0: as many as the epochs have
+
+  // Optimizer
+  std::string optimizer = "sgd";  // sgd | adam | adamw
+  double lr = 0.05;
+  std::string lr_schedule = "constant";  // constant | step | cosine, each with warmup=STEPS
+  double momentum = 0.9;
+  double weight_decay = 0;  // not applied to biases and norms
+  double clip_norm = 0;     // L2 norm of the whole gradient; 0: no clipping
+
+  // Communication
+  std::string compressor = "none";  // none | sign | sign:block=N
+  std::string feedback = "auto";    // auto | none | error_feedback
+  std::int64_t timeout = 60;        // seconds that a collective may take
+
+  // Run
+  std::uint64_t seed = 1;
+  std::string output = "runs/latest";
+  std::int64_t checkpoint_every = 0;  // steps; 0: only at the end
+  std::string resume;                 // empty: start anew; auto; or a checkpoint's folder
+  std::int64_t report_every = 50;     // steps
+  std::string trace;                  // file; empty: none
+};
+
+}  // namespace thinwire
