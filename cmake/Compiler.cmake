@@ -13,6 +13,8 @@ target_compile_options(thinwire_compile INTERFACE
   -Wall -Wextra -Wconversion -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual
   # Replicated arithmetic must not depend on what a compiler chooses to fuse.
   -ffp-contract=off)
+# The torch wheel brings its own {fmt} headers, which come first wherever torch is used.
+target_compile_definitions(thinwire_compile INTERFACE FMT_HEADER_ONLY=1)
 option(THINWIRE_WERROR "warnings are errors" OFF)
 if(THINWIRE_WERROR)
   target_compile_options(thinwire_compile INTERFACE -Werror)

@@ -2,7 +2,6 @@
 include(CMakePackageConfigHelpers)
 get_property(_libraries GLOBAL PROPERTY THINWIRE_LIBRARIES)
 install(TARGETS ${_libraries} EXPORT thinwire ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
-install(TARGETS thinwire_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 foreach(_layer runtime collectives optimizers)
   install(DIRECTORY ${_layer} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/thinwire
           FILES_MATCHING PATTERN "*.h")

@@ -1,0 +1,405 @@
+#include "collectives/mpi/mpi_communicator.h"
+
+#include <fmt/format.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+#include <mutex>
+#include <source_location>
+#include <thread>
+
+#include "collectives/operation.h"
+#include "runtime/base/error.h"
+
+namespace thinwire {
+namespace {
+
+void mpi_check(int code, const std::source_location& where = std::source_location::current()) {
+  if (code == MPI_SUCCESS) return;
+  char text[MPI_MAX_ERROR_STRING];
+  int length = 0;
+  MPI_Error_string(code, text, &length);
+  throw PeerLost(fmt::format("MPI failed: {} ({}:{}); a peer or the network is gone",
+                             std::string(text, static_cast<std::size_t>(length)),
+                             where.file_name(), where.line()));
+}
+
+constexpr int kAbortTag = 1;
+constexpr int kFirstTag = 2;
+
+// The duplicated communicator and what its operations share.
+struct Link {
+  Link(MPI_Comm parent, MpiOptions link_options) : options(link_options) {
+    mpi_check(MPI_Comm_dup(parent, &comm));
+    MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(comm, &rank);
+    MPI_Comm_size(comm, &size);
+  }
+  ~Link() {
+    int finalized = 0;
+    MPI_Finalized(&finalized);
+    // Freeing is collective: after an abort the others may never come.
+    if (!finalized && !aborted.load()) MPI_Comm_free(&comm);
+  }
+  Link(const Link&) = delete;
+  Link& operator=(const Link&) = delete;
+
+  void poison(const std::string& why) {
+    const std::lock_guard lock(mutex);
+    if (aborted.load()) return;
+    reason = why;
+    aborted.store(true);
+  }
+  void throw_if_aborted() {
+    if (!aborted.load()) return;
+    const std::lock_guard lock(mutex);
+    throw PeerLost(reason);
+  }
+  // Tells the peers, once. Called by whichever thread may call MPI.
+  void send_notices() {
+    if (!aborted.load() || noticed.exchange(true)) return;
+    // Kept for ever: MPI may still read it when this rank is long gone.
+    auto* text = new std::string(reason);
+    for (int peer = 0; peer < size; ++peer) {
+      if (peer == rank) continue;
+      MPI_Request request = MPI_REQUEST_NULL;
+      MPI_Isend(text->data(), static_cast<int>(text->size()), MPI_BYTE, peer, kAbortTag, comm,
+                &request);
+      int done = 0;
+      MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+    }
+  }
+  // Has a peer aborted the group?
+  void poll_notice() {
+    int flag = 0;
+    MPI_Status status;
+    if (MPI_Iprobe(MPI_ANY_SOURCE, kAbortTag, comm, &flag, &status) != MPI_SUCCESS || !flag) return;
+    int length = 0;
+    MPI_Get_count(&status, MPI_BYTE, &length);
+    std::string text(static_cast<std::size_t>(length), '\0');
+    MPI_Recv(text.data(), length, MPI_BYTE, status.MPI_SOURCE, kAbortTag, comm, MPI_STATUS_IGNORE);
+    noticed.store(true);  // the peer has told everybody
+    poison(text);
+  }
+
+  MpiOptions options;
+  MPI_Comm comm = MPI_COMM_NULL;
+  int rank = 0;
+  int size = 1;
+  std::int64_t sequence = 0;
+  std::atomic<bool> aborted{false};
+  std::atomic<bool> noticed{false};
+  std::mutex mutex;
+  std::string reason;
+};
+
+// What an operation holds; outlives the Work when MPI may still touch it.
+struct Pending {
+  Operation call;
+  std::vector<char> shares;
+  std::vector<MPI_Request> requests;
+};
+
+class MpiWork final : public Work {
+ public:
+  MpiWork(std::shared_ptr<Link> link, Operation call)
+      : Work(link->options.timeout), link_(std::move(link)), pending_(std::make_unique<Pending>()) {
+    pending_->call = std::move(call);
+    tag_ = kFirstTag + static_cast<int>(2 * (link_->sequence++ % (1 << 13)));
+    start();
+  }
+
+  ~MpiWork() override {
+    if (done_) return;
+    if (!link_->aborted.load()) {
+      link_->poison(fmt::format("rank {} dropped {} without waiting for it", link_->rank,
+                                pending_->call.describe()));
+    }
+    // MPI may still write into the buffers of requests that never ended.
+    [[maybe_unused]] const Pending* leaked = pending_.release();
+  }
+
+  using Work::wait;
+  void wait(Deadline deadline) override {
+    int polls = 0;
+    while (!done_) {
+      link_->throw_if_aborted();
+      int flag = 0;
+      mpi_check(MPI_Testall(static_cast<int>(pending_->requests.size()), pending_->requests.data(),
+                            &flag, MPI_STATUSES_IGNORE));
+      if (flag) {
+        advance();
+        polls = 0;
+        continue;
+      }
+      if (++polls > kYields) {
+        link_->poll_notice();
+        link_->throw_if_aborted();
+        if (Clock::now() >= deadline) {
+          link_->poison(fmt::format(
+              "{} timed out on rank {}: a peer did not take part; see why, or raise the timeout",
+              pending_->call.describe(), link_->rank));
+          link_->send_notices();
+          link_->throw_if_aborted();
+        }
+        std::this_thread::sleep_for(std::chrono::microseconds(std::min(20 * (polls - kYields), 200)));
+      } else {
+        sched_yield();
+      }
+    }
+  }
+
+  std::int64_t bytes_sent() const override { return bytes_sent_; }
+
+ private:
+  static constexpr int kYields = 50;
+
+  char* in() const { return static_cast<char*>(pending_->call.input.data_ptr()); }
+  char* out() const { return static_cast<char*>(pending_->call.output.data_ptr()); }
+  std::int64_t width() const { return static_cast<std::int64_t>(pending_->call.input.element_size()); }
+  static std::int64_t at(const Counts& counts, int rank) {
+    return counts[static_cast<std::size_t>(rank)];
+  }
+
+  void send(const char* from, std::int64_t bytes, int peer, int tag) {
+    bytes_sent_ += bytes;
+    for (std::int64_t done = 0; done < bytes; done += link_->options.max_message_bytes) {
+      const auto piece = static_cast<int>(std::min(link_->options.max_message_bytes, bytes - done));
+      pending_->requests.emplace_back();
+      mpi_check(MPI_Isend(from + done, piece, MPI_BYTE, peer, tag, link_->comm,
+                          &pending_->requests.back()));
+    }
+  }
+  void receive(char* to, std::int64_t bytes, int peer, int tag) {
+    for (std::int64_t done = 0; done < bytes; done += link_->options.max_message_bytes) {
+      const auto piece = static_cast<int>(std::min(link_->options.max_message_bytes, bytes - done));
+      pending_->requests.emplace_back();
+      mpi_check(MPI_Irecv(to + done, piece, MPI_BYTE, peer, tag, link_->comm,
+                          &pending_->requests.back()));
+    }
+  }
+
+  template <typename Body>
+  void each_peer(Body body) {
+    // Starting behind oneself spreads the load: no two ranks send to the same peer first.
+    for (int step = 1; step < link_->size; ++step) body((link_->rank + step) % link_->size);
+  }
+
+  void scatter_shares_to_owners(const Counts& counts) {
+    const Counts offsets = offsets_of(counts);
+    const std::int64_t mine = at(counts, link_->rank) * width();
+    pending_->shares.resize(static_cast<std::size_t>(mine * link_->size));
+    each_peer([&](int peer) {
+      receive(pending_->shares.data() + mine * peer, mine, peer, tag_);
+      send(in() + at(offsets, peer) * width(), at(counts, peer) * width(), peer, tag_);
+    });
+  }
+
+  // to := the reduction of this rank's share, in rank order.
+  void reduce_shares(char* to, const Counts& counts) {
+    const std::int64_t count = at(counts, link_->rank);
+    const std::int64_t bytes = count * width();
+    char* own = pending_->shares.data() + bytes * link_->rank;
+    if (bytes > 0) {
+      std::memcpy(own, in() + at(offsets_of(counts), link_->rank) * width(),
+                  static_cast<std::size_t>(bytes));
+      std::memcpy(to, pending_->shares.data(), static_cast<std::size_t>(bytes));
+    }
+    for (int rank = 1; rank < link_->size; ++rank) {
+      reduce_into(pending_->call.input.scalar_type(), pending_->call.op, to,
+                  pending_->shares.data() + bytes * rank, count);
+    }
+  }
+
+  void gather(const char* mine, const Counts& counts, int tag) {
+    const Counts offsets = offsets_of(counts);
+    each_peer([&](int peer) {
+      receive(out() + at(offsets, peer) * width(), at(counts, peer) * width(), peer, tag);
+      send(mine, at(counts, link_->rank) * width(), peer, tag);
+    });
+  }
+
+  void copy_own(char* to, const char* from, std::int64_t bytes) {
+    if (bytes > 0 && to != from) std::memcpy(to, from, static_cast<std::size_t>(bytes));
+  }
+
+  void start() {
+    const Operation& call = pending_->call;
+    switch (call.kind) {
+      case OperationKind::all_reduce:
+        scatter_shares_to_owners(call.output_counts);
+        return;
+      case OperationKind::reduce_scatter:
+        scatter_shares_to_owners(call.input_counts);
+        return;
+      case OperationKind::all_gather: {
+        char* own = out() + at(offsets_of(call.output_counts), link_->rank) * width();
+        copy_own(own, in(), call.input.numel() * width());
+        gather(in(), call.output_counts, tag_);
+        return;
+      }
+      case OperationKind::all_to_all: {
+        const Counts from = offsets_of(call.input_counts);
+        const Counts to = offsets_of(call.output_counts);
+        copy_own(out() + at(to, link_->rank) * width(), in() + at(from, link_->rank) * width(),
+                 at(call.output_counts, link_->rank) * width());
+        each_peer([&](int peer) {
+          receive(out() + at(to, peer) * width(), at(call.output_counts, peer) * width(), peer,
+                  tag_);
+          send(in() + at(from, peer) * width(), at(call.input_counts, peer) * width(), peer, tag_);
+        });
+        return;
+      }
+      case OperationKind::broadcast: {
+        const Counts offsets = offsets_of(call.output_counts);
+        if (link_->rank == call.root) {
+          each_peer([&](int peer) {
+            send(in() + at(offsets, peer) * width(), at(call.output_counts, peer) * width(), peer,
+                 tag_);
+          });
+        } else {
+          receive(out() + at(offsets, link_->rank) * width(),
+                  at(call.output_counts, link_->rank) * width(), call.root, tag_);
+        }
+        return;
+      }
+      case OperationKind::barrier:
+        pending_->requests.emplace_back();
+        mpi_check(MPI_Ibarrier(link_->comm, &pending_->requests.back()));
+        return;
+      case OperationKind::split:
+        return;
+    }
+  }
+
+  // The messages in flight have ended: go on to the next phase, or be done.
+  void advance() {
+    const Operation& call = pending_->call;
+    pending_->requests.clear();
+    if (second_phase_) {
+      done_ = true;
+      return;
+    }
+    second_phase_ = true;
+    switch (call.kind) {
+      case OperationKind::all_reduce: {
+        if (link_->size == 1) break;
+        char* own = out() + at(offsets_of(call.output_counts), link_->rank) * width();
+        reduce_shares(own, call.output_counts);
+        gather(own, call.output_counts, tag_ + 1);
+        return;
+      }
+      case OperationKind::reduce_scatter:
+        reduce_shares(out(), call.input_counts);
+        break;
+      case OperationKind::broadcast: {
+        // The root has the whole already; it only sends.
+        const Counts offsets = offsets_of(call.output_counts);
+        const char* own = out() + at(offsets, link_->rank) * width();
+        each_peer([&](int peer) {
+          if (peer != call.root) {
+            send(own, at(call.output_counts, link_->rank) * width(), peer, tag_ + 1);
+          }
+          if (link_->rank != call.root) {
+            receive(out() + at(offsets, peer) * width(), at(call.output_counts, peer) * width(),
+                    peer, tag_ + 1);
+          }
+        });
+        return;
+      }
+      default:
+        break;
+    }
+    done_ = true;
+  }
+
+  std::shared_ptr<Link> link_;
+  std::unique_ptr<Pending> pending_;
+  int tag_ = 0;
+  bool second_phase_ = false;
+  bool done_ = false;
+  std::int64_t bytes_sent_ = 0;
+};
+
+class MpiCommunicator final : public Communicator {
+ public:
+  explicit MpiCommunicator(std::shared_ptr<Link> link)
+      : Communicator(link->rank, link->size, link->options.timeout), link_(std::move(link)) {}
+
+  std::unique_ptr<Work> all_reduce(at::Tensor tensor, ReduceOp op) override {
+    return post(make_all_reduce(std::move(tensor), op, size()));
+  }
+  std::unique_ptr<Work> reduce_scatter(at::Tensor output, at::Tensor input, ReduceOp op,
+                                       Counts counts) override {
+    return post(make_reduce_scatter(std::move(output), std::move(input), op, std::move(counts),
+                                    rank(), size()));
+  }
+  std::unique_ptr<Work> all_gather(at::Tensor output, at::Tensor input, Counts counts) override {
+    return post(
+        make_all_gather(std::move(output), std::move(input), std::move(counts), rank(), size()));
+  }
+  std::unique_ptr<Work> all_to_all(at::Tensor output, at::Tensor input, Counts output_counts,
+                                   Counts input_counts) override {
+    return post(make_all_to_all(std::move(output), std::move(input), std::move(output_counts),
+                                std::move(input_counts), size()));
+  }
+  std::unique_ptr<Work> broadcast(at::Tensor tensor, int root) override {
+    return post(make_broadcast(std::move(tensor), root, size()));
+  }
+  std::unique_ptr<Work> barrier() override { return post(Operation{}); }
+
+  std::unique_ptr<Communicator> split(int color, int key) override {
+    // MPI_Comm_split knows no deadline, so it is entered only once everybody is here.
+    barrier()->wait();
+    MPI_Comm part = MPI_COMM_NULL;
+    mpi_check(MPI_Comm_split(link_->comm, color, key, &part));
+    auto child = std::make_shared<Link>(part, link_->options);
+    MPI_Comm_free(&part);
+    return std::make_unique<MpiCommunicator>(std::move(child));
+  }
+
+  void abort(const std::string& reason) override {
+    link_->poison(reason);
+    link_->send_notices();
+  }
+
+ private:
+  std::unique_ptr<Work> post(Operation call) {
+    link_->throw_if_aborted();
+    return std::make_unique<MpiWork>(link_, std::move(call));
+  }
+
+  std::shared_ptr<Link> link_;
+};
+
+}  // namespace
+
+MpiEnvironment::MpiEnvironment() {
+  int provided = 0;
+  mpi_check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided));
+  if (provided < MPI_THREAD_MULTIPLE) {
+    throw Error(ExitCode::internal,
+                "this MPI does not support MPI_THREAD_MULTIPLE; use a build of MPI that does");
+  }
+}
+
+MpiEnvironment::~MpiEnvironment() {
+  int finalized = 0;
+  MPI_Finalized(&finalized);
+  if (!finalized) MPI_Finalize();
+}
+
+void MpiEnvironment::abort_job(int code) {
+  std::fflush(nullptr);
+  MPI_Abort(MPI_COMM_WORLD, code);
+  std::_Exit(code);
+}
+
+std::unique_ptr<Communicator> make_mpi_communicator(MPI_Comm parent, MpiOptions options) {
+  return std::make_unique<MpiCommunicator>(std::make_shared<Link>(parent, options));
+}
+
+}  // namespace thinwire

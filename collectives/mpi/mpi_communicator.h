@@ -1,0 +1,40 @@
+// Ranks as processes of an MPI job.
+#pragma once
+
+#include <mpi.h>
+
+#include <chrono>
+#include <memory>
+
+#include "collectives/communicator.h"
+
+namespace thinwire {
+
+// MPI_Init_thread and MPI_Finalize as an object; one per process.
+class MpiEnvironment {
+ public:
+  // Throws `Error` where MPI cannot serve calls from a communication thread.
+  MpiEnvironment();
+  // Finalizes. After a communication error use `abort_job` instead: MPI_Finalize would wait.
+  ~MpiEnvironment();
+  MpiEnvironment(const MpiEnvironment&) = delete;
+  MpiEnvironment& operator=(const MpiEnvironment&) = delete;
+
+  // Ends the whole job with `code`. For errors after which peers may wait for this rank.
+  [[noreturn]] static void abort_job(int code);
+};
+
+struct MpiOptions {
+  std::chrono::milliseconds timeout{60000};
+  // MPI counts are int: larger messages go in pieces of at most this size. Tests use a tiny one.
+  std::int64_t max_message_bytes = std::int64_t{1} << 30;
+};
+
+// A communicator over a duplicate of `parent`. Collective over `parent`.
+//
+// Messages go point to point: each rank reduces its share of a sum in rank order, so results have
+// the same bits as those of the threads backend, and the bytes counted are the bytes sent. MPI makes
+// progress only inside `wait`, which tests with yields and then short sleeps.
+std::unique_ptr<Communicator> make_mpi_communicator(MPI_Comm parent, MpiOptions options = {});
+
+}  // namespace thinwire

@@ -1,0 +1,62 @@
+// What one collective call is: its arguments as plain data, its name for messages, the bytes that it
+// moves. Shared by the backends and the decorators.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+
+#include "collectives/communicator.h"
+
+namespace thinwire {
+
+enum class OperationKind {
+  all_reduce,
+  reduce_scatter,
+  all_gather,
+  all_to_all,
+  broadcast,
+  barrier,
+  split,
+};
+
+const char* name(OperationKind kind);
+
+// One call on one rank. Counts are in elements and never empty (equal shares are written out).
+struct Operation {
+  OperationKind kind = OperationKind::barrier;
+  ReduceOp op = ReduceOp::sum;
+  at::Tensor input;   // all_reduce and broadcast work in place: input and output are the same
+  at::Tensor output;
+  Counts input_counts;   // per rank: shares of the input (reduce_scatter, all_to_all)
+  Counts output_counts;  // per rank: shares of the output (all_gather, all_to_all); for all_reduce and
+                         // broadcast the shares in which the work is split
+  int root = 0;
+
+  // "all_reduce of 1000 float"
+  std::string describe() const;
+};
+
+// Makes the call's description, with counts filled in, and checks it against the contract of
+// Communicator; throws `Bug` where it is broken.
+Operation make_all_reduce(at::Tensor tensor, ReduceOp op, int size);
+Operation make_reduce_scatter(at::Tensor output, at::Tensor input, ReduceOp op, Counts counts,
+                              int rank, int size);
+Operation make_all_gather(at::Tensor output, at::Tensor input, Counts counts, int rank, int size);
+Operation make_all_to_all(at::Tensor output, at::Tensor input, Counts output_counts,
+                          Counts input_counts, int size);
+Operation make_broadcast(at::Tensor tensor, int root, int size);
+
+// Prefix sums: where each rank's share starts; one longer than `counts`.
+Counts offsets_of(const Counts& counts);
+
+// Bytes that `rank` sends for `operation` with direct algorithms: a share to each peer that needs
+// it; all_reduce is reduce_scatter and all_gather, broadcast is scatter and all_gather.
+std::int64_t direct_bytes_sent(const Operation& operation, int rank, int size);
+
+// into := op(into, from), element by element, on host memory.
+void reduce_into(at::ScalarType dtype, ReduceOp op, void* into, const void* from,
+                 std::int64_t count);
+
+}  // namespace thinwire

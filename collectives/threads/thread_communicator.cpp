@@ -1,0 +1,387 @@
+#include "collectives/threads/thread_communicator.h"
+
+#include <ATen/ops/empty.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstring>
+#include <exception>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include "collectives/operation.h"
+#include "runtime/base/error.h"
+
+namespace thinwire {
+namespace {
+
+// One collective as its ranks meet in it.
+struct Meeting {
+  std::vector<std::optional<Operation>> calls;  // per rank; empty until it arrived
+  int arrived = 0;
+  int finished_first = 0;  // ranks that are through the first phase
+  Clock::time_point due;   // when the simulated wire has delivered; set once all have arrived
+  std::vector<std::vector<char>> shares;  // all_reduce: each rank's reduced share
+};
+
+// What the ranks of one group share. Everything is guarded by `mutex` except the tensors of a
+// meeting, which phases order.
+struct Group {
+  Group(int group_size, ThreadGroupOptions group_options)
+      : size(group_size), options(group_options), next(static_cast<std::size_t>(group_size), 0) {}
+
+  const int size;
+  const ThreadGroupOptions options;
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<std::int64_t> next;                          // per rank: its next operation's number
+  std::map<std::int64_t, std::shared_ptr<Meeting>> open;   // not everybody has arrived yet
+  std::map<std::pair<std::int64_t, int>, std::weak_ptr<Group>> children;  // (operation, color)
+  Clock::time_point wire_free{};
+  std::optional<std::string> aborted;
+  int copying = 0;  // ranks that read their peers' tensors right now
+
+  void abort_locked(const std::string& reason) {
+    if (!aborted) aborted = reason;
+    changed.notify_all();
+    for (const auto& [place, weak] : children) {
+      const auto child = weak.lock();
+      if (!child) continue;
+      const std::lock_guard lock(child->mutex);
+      child->abort_locked(reason);
+    }
+  }
+};
+
+char* bytes_of(const at::Tensor& tensor) { return static_cast<char*>(tensor.data_ptr()); }
+
+std::int64_t element_bytes(const at::Tensor& tensor) {
+  return static_cast<std::int64_t>(tensor.element_size());
+}
+
+void copy_bytes(char* to, const char* from, std::int64_t bytes) {
+  if (bytes > 0 && to != from) std::memcpy(to, from, static_cast<std::size_t>(bytes));
+}
+
+class ThreadWork final : public Work {
+ public:
+  ThreadWork(std::shared_ptr<Group> group, std::shared_ptr<Meeting> meeting, int rank,
+             std::int64_t bytes)
+      : Work(group->options.timeout),
+        group_(std::move(group)),
+        meeting_(std::move(meeting)),
+        rank_(rank),
+        bytes_(bytes) {}
+
+  ~ThreadWork() override {
+    if (waited_) return;
+    const std::lock_guard lock(group_->mutex);
+    group_->abort_locked(fmt::format("rank {} dropped an operation without waiting for it", rank_));
+  }
+
+  using Work::wait;
+  void wait(Deadline deadline) override {
+    if (waited_) return;
+    waited_ = true;
+    std::unique_lock lock(group_->mutex);
+    await(lock, deadline, [&] { return meeting_->arrived == group_->size; });
+    await(lock, deadline, [&] { return Clock::now() >= meeting_->due; }, meeting_->due);
+    unlocked(lock, [&] { first_phase(); });
+    ++meeting_->finished_first;
+    group_->changed.notify_all();
+    await(lock, deadline, [&] { return meeting_->finished_first == group_->size; });
+    if (mine().kind == OperationKind::all_reduce) unlocked(lock, [&] { gather_shares(); });
+  }
+
+  std::int64_t bytes_sent() const override { return bytes_; }
+
+ private:
+  const Operation& call(int rank) const { return *meeting_->calls[static_cast<std::size_t>(rank)]; }
+  const Operation& mine() const { return call(rank_); }
+
+  // Waits until `ready()`, which changes with a notification or at the time `look_again`.
+  template <typename Ready>
+  void await(std::unique_lock<std::mutex>& lock, Deadline deadline, Ready ready,
+             Clock::time_point look_again = Clock::time_point::max()) {
+    while (!ready()) {
+      if (!group_->aborted && Clock::now() >= deadline) group_->abort_locked(missing());
+      if (group_->aborted) break;
+      group_->changed.wait_until(lock, std::min(deadline, look_again));
+    }
+    if (!group_->aborted) return;
+    // Nobody may still read this rank's tensors when it unwinds and frees them.
+    group_->changed.wait(lock, [&] { return group_->copying == 0; });
+    throw PeerLost(*group_->aborted);
+  }
+
+  // Runs `body` without the lock, counted, so that an abort can wait for its end.
+  template <typename Body>
+  void unlocked(std::unique_lock<std::mutex>& lock, Body body) {
+    ++group_->copying;
+    lock.unlock();
+    body();
+    lock.lock();
+    if (--group_->copying == 0) group_->changed.notify_all();
+  }
+
+  std::string missing() const {
+    std::vector<int> ranks;
+    for (int rank = 0; rank < group_->size; ++rank) {
+      if (!meeting_->calls[static_cast<std::size_t>(rank)]) ranks.push_back(rank);
+    }
+    return fmt::format("{} timed out on rank {}: {} not arrive; see why, or raise the timeout",
+                       mine().describe(), rank_,
+                       ranks.empty() ? std::string("a peer was too slow and did")
+                                     : fmt::format("rank {} did", fmt::join(ranks, ", ")));
+  }
+
+  void first_phase() {
+    const Operation& me = mine();
+    switch (me.kind) {
+      case OperationKind::barrier:
+      case OperationKind::split:
+        return;
+      case OperationKind::all_reduce: {
+        if (group_->size == 1) return;
+        const auto share = static_cast<std::size_t>(rank_);
+        auto& result = meeting_->shares[share];
+        const std::int64_t count = me.output_counts[share];
+        result.resize(static_cast<std::size_t>(count * element_bytes(me.input)));
+        reduce_share(result.data(), offsets_of(me.output_counts)[share], count);
+        return;
+      }
+      case OperationKind::reduce_scatter: {
+        const auto share = static_cast<std::size_t>(rank_);
+        reduce_share(bytes_of(me.output), offsets_of(me.input_counts)[share],
+                     me.input_counts[share]);
+        return;
+      }
+      case OperationKind::all_gather: {
+        const Counts offsets = offsets_of(me.output_counts);
+        for (int rank = 0; rank < group_->size; ++rank) {
+          copy_bytes(bytes_of(me.output) +
+                         offsets[static_cast<std::size_t>(rank)] * element_bytes(me.output),
+                     bytes_of(call(rank).input),
+                     call(rank).input.numel() * element_bytes(me.output));
+        }
+        return;
+      }
+      case OperationKind::all_to_all: {
+        const Counts to = offsets_of(me.output_counts);
+        for (int rank = 0; rank < group_->size; ++rank) {
+          const Operation& peer = call(rank);
+          const std::int64_t from =
+              offsets_of(peer.input_counts)[static_cast<std::size_t>(rank_)];
+          copy_bytes(bytes_of(me.output) +
+                         to[static_cast<std::size_t>(rank)] * element_bytes(me.output),
+                     bytes_of(peer.input) + from * element_bytes(me.output),
+                     me.output_counts[static_cast<std::size_t>(rank)] * element_bytes(me.output));
+        }
+        return;
+      }
+      case OperationKind::broadcast:
+        copy_bytes(bytes_of(me.output), bytes_of(call(me.root).input),
+                   me.output.numel() * element_bytes(me.output));
+        return;
+    }
+  }
+
+  // to := the reduction over ranks, in rank order, of `count` input elements from `begin` on.
+  void reduce_share(char* to, std::int64_t begin, std::int64_t count) {
+    const Operation& me = mine();
+    const std::int64_t offset = begin * element_bytes(me.input);
+    copy_bytes(to, bytes_of(call(0).input) + offset, count * element_bytes(me.input));
+    for (int rank = 1; rank < group_->size; ++rank) {
+      reduce_into(me.input.scalar_type(), me.op, to, bytes_of(call(rank).input) + offset, count);
+    }
+  }
+
+  void gather_shares() {
+    if (group_->size == 1) return;
+    char* to = bytes_of(mine().output);
+    for (const auto& share : meeting_->shares) {
+      copy_bytes(to, share.data(), static_cast<std::int64_t>(share.size()));
+      to += share.size();
+    }
+  }
+
+  std::shared_ptr<Group> group_;
+  std::shared_ptr<Meeting> meeting_;
+  int rank_;
+  std::int64_t bytes_;
+  bool waited_ = false;
+};
+
+// Empty when `b` may meet `a` in one operation, else what differs.
+std::string difference(const Operation& a, int rank_a, const Operation& b, int rank_b) {
+  const bool same_dtype = a.input.defined() == b.input.defined() &&
+                          (!a.input.defined() || a.input.scalar_type() == b.input.scalar_type());
+  bool same = a.kind == b.kind && a.op == b.op && a.root == b.root && same_dtype;
+  if (same && a.kind == OperationKind::all_to_all) {
+    same = a.input_counts[static_cast<std::size_t>(rank_b)] ==
+               b.output_counts[static_cast<std::size_t>(rank_a)] &&
+           b.input_counts[static_cast<std::size_t>(rank_a)] ==
+               a.output_counts[static_cast<std::size_t>(rank_b)];
+  } else if (same) {
+    same = a.input_counts == b.input_counts && a.output_counts == b.output_counts;
+  }
+  if (same) return {};
+  return fmt::format("rank {} called {}, rank {} called {}; every rank must call the same "
+                     "operations in the same order",
+                     rank_a, a.describe(), rank_b, b.describe());
+}
+
+class ThreadCommunicator final : public Communicator {
+ public:
+  ThreadCommunicator(std::shared_ptr<Group> group, int rank)
+      : Communicator(rank, group->size, group->options.timeout), group_(std::move(group)) {}
+
+  std::unique_ptr<Work> all_reduce(at::Tensor tensor, ReduceOp op) override {
+    return post(make_all_reduce(std::move(tensor), op, size()));
+  }
+  std::unique_ptr<Work> reduce_scatter(at::Tensor output, at::Tensor input, ReduceOp op,
+                                       Counts counts) override {
+    return post(make_reduce_scatter(std::move(output), std::move(input), op, std::move(counts),
+                                    rank(), size()));
+  }
+  std::unique_ptr<Work> all_gather(at::Tensor output, at::Tensor input, Counts counts) override {
+    return post(
+        make_all_gather(std::move(output), std::move(input), std::move(counts), rank(), size()));
+  }
+  std::unique_ptr<Work> all_to_all(at::Tensor output, at::Tensor input, Counts output_counts,
+                                   Counts input_counts) override {
+    return post(make_all_to_all(std::move(output), std::move(input), std::move(output_counts),
+                                std::move(input_counts), size()));
+  }
+  std::unique_ptr<Work> broadcast(at::Tensor tensor, int root) override {
+    return post(make_broadcast(std::move(tensor), root, size()));
+  }
+  std::unique_ptr<Work> barrier() override {
+    Operation call;
+    call.kind = OperationKind::barrier;
+    return post(std::move(call));
+  }
+
+  std::unique_ptr<Communicator> split(int color, int key) override {
+    at::Tensor mine = at::empty({2}, at::kLong);
+    mine.data_ptr<std::int64_t>()[0] = color;
+    mine.data_ptr<std::int64_t>()[1] = key;
+    at::Tensor all = at::empty({2 * size()}, at::kLong);
+    all_gather(all, mine, {})->wait();
+    std::vector<std::pair<std::int64_t, int>> members;  // (key, rank), sorted
+    for (int peer = 0; peer < size(); ++peer) {
+      const std::int64_t* entry = all.data_ptr<std::int64_t>() + 2 * peer;
+      if (entry[0] == color) members.emplace_back(entry[1], peer);
+    }
+    std::sort(members.begin(), members.end());
+    const auto place = std::find_if(members.begin(), members.end(),
+                                    [&](const auto& member) { return member.second == rank(); });
+
+    std::shared_ptr<Group> child;
+    {
+      const std::lock_guard lock(group_->mutex);
+      auto& slot = group_->children[{group_->next[static_cast<std::size_t>(rank())], color}];
+      child = slot.lock();
+      if (!child) {
+        child = std::make_shared<Group>(static_cast<int>(members.size()), group_->options);
+        slot = child;
+      }
+    }
+    // No member lets go of its communicator before all have found the group.
+    barrier()->wait();
+    return std::make_unique<ThreadCommunicator>(child, static_cast<int>(place - members.begin()));
+  }
+
+  void abort(const std::string& reason) override {
+    const std::lock_guard lock(group_->mutex);
+    group_->abort_locked(reason);
+  }
+
+ private:
+  std::unique_ptr<Work> post(Operation call) {
+    const std::int64_t bytes = direct_bytes_sent(call, rank(), size());
+    const std::lock_guard lock(group_->mutex);
+    if (group_->aborted) throw PeerLost(*group_->aborted);
+    const std::int64_t number = group_->next[static_cast<std::size_t>(rank())]++;
+    auto& slot = group_->open[number];
+    if (!slot) {
+      slot = std::make_shared<Meeting>();
+      slot->calls.resize(static_cast<std::size_t>(size()));
+      slot->shares.resize(static_cast<std::size_t>(size()));
+    }
+    const std::shared_ptr<Meeting> meeting = slot;
+    for (int peer = 0; peer < size(); ++peer) {
+      const auto& other = meeting->calls[static_cast<std::size_t>(peer)];
+      if (!other) continue;
+      const std::string problem = difference(*other, peer, call, rank());
+      if (!problem.empty()) {
+        group_->abort_locked(problem);
+        throw RanksDisagree(problem);
+      }
+    }
+    meeting->calls[static_cast<std::size_t>(rank())] = std::move(call);
+    if (++meeting->arrived == size()) {
+      group_->open.erase(number);
+      meeting->due = group_->wire_free = delivery(bytes);
+      group_->changed.notify_all();
+    }
+    return std::make_unique<ThreadWork>(group_, meeting, rank(), bytes);
+  }
+
+  // When the simulated wire will have carried `bytes`, after what it carries already.
+  Clock::time_point delivery(std::int64_t bytes) const {
+    const SimulatedLink& link = group_->options.link;
+    Clock::duration takes = link.latency;
+    if (link.bytes_per_second > 0) {
+      takes += std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(
+          static_cast<double>(bytes) / link.bytes_per_second));
+    }
+    return std::max(Clock::now(), group_->wire_free) + takes;
+  }
+
+  std::shared_ptr<Group> group_;
+};
+
+}  // namespace
+
+std::vector<std::unique_ptr<Communicator>> make_thread_group(int size, ThreadGroupOptions options) {
+  check(size > 0, "a group needs at least one rank");
+  const auto group = std::make_shared<Group>(size, options);
+  std::vector<std::unique_ptr<Communicator>> ranks;
+  for (int rank = 0; rank < size; ++rank) {
+    ranks.push_back(std::make_unique<ThreadCommunicator>(group, rank));
+  }
+  return ranks;
+}
+
+void run_ranks(int size, const std::function<void(std::unique_ptr<Communicator>)>& body,
+               ThreadGroupOptions options) {
+  check(size > 0, "a group needs at least one rank");
+  const auto group = std::make_shared<Group>(size, options);
+  std::exception_ptr first;  // guarded by the group's mutex
+  const auto failed = [&](int rank, const char* why) {
+    const std::lock_guard lock(group->mutex);
+    if (!first) first = std::current_exception();
+    group->abort_locked(fmt::format("rank {} failed: {}", rank, why));
+  };
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < size; ++rank) {
+    threads.emplace_back([&, rank] {
+      try {
+        body(std::make_unique<ThreadCommunicator>(group, rank));
+      } catch (const std::exception& error) {
+        failed(rank, error.what());
+      } catch (...) {
+        failed(rank, "an unknown exception");
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  if (first) std::rethrow_exception(first);
+}
+
+}  // namespace thinwire

@@ -1,0 +1,87 @@
+// The conformance suite over MPI: run under mpirun, every rank runs every test.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cstdio>
+
+#include "collectives/mpi/mpi_communicator.h"
+#include "runtime/base/error.h"
+#include "tests/conformance/suite.h"
+#include "tests/support/hang_watchdog.h"
+
+namespace thinwire {
+namespace {
+
+using namespace std::chrono_literals;
+
+class MpiConformance : public ::testing::TestWithParam<testing::ConformanceTest> {};
+
+TEST_P(MpiConformance, Holds) {
+  const auto communicator = make_mpi_communicator(MPI_COMM_WORLD);
+  GetParam().run(*communicator);
+}
+
+TEST_P(MpiConformance, HoldsInTinyMessages) {
+  // Every message of more than 64 bytes goes in pieces, as messages beyond 2^31 do.
+  const auto communicator = make_mpi_communicator(MPI_COMM_WORLD, {60s, 64});
+  GetParam().run(*communicator);
+}
+
+INSTANTIATE_TEST_SUITE_P(Mpi, MpiConformance, ::testing::ValuesIn(testing::kConformanceTests),
+                         [](const auto& test) { return std::string(test.param.name); });
+
+// From here on the world is poisoned bit by bit: each test uses a duplicate of its own.
+TEST(Mpi, ADeadlineEndsAWaitOnEveryRank) {
+  const auto communicator = make_mpi_communicator(MPI_COMM_WORLD, {200ms, 1 << 30});
+  if (communicator->size() == 1) GTEST_SKIP() << "one rank waits for nobody";
+  at::Tensor tensor = at::zeros({1000});
+  // The last rank does not take part; it hears of the failure instead.
+  if (communicator->rank() == communicator->size() - 1) {
+    const auto end = Clock::now() + 20s;
+    bool heard = false;
+    while (!heard && Clock::now() < end) {
+      try {
+        communicator->barrier()->wait(Clock::now() + 5s);
+        break;
+      } catch (const PeerLost& error) {
+        heard = true;
+        EXPECT_NE(std::string(error.what()).find("timed out"), std::string::npos);
+      }
+    }
+    EXPECT_TRUE(heard);
+    return;
+  }
+  EXPECT_THROW(communicator->all_reduce(tensor, ReduceOp::sum)->wait(), PeerLost);
+  EXPECT_THROW(communicator->barrier(), PeerLost);
+}
+
+TEST(Mpi, AbortReachesPeersInTheirWait) {
+  const auto communicator = make_mpi_communicator(MPI_COMM_WORLD);
+  if (communicator->size() == 1) GTEST_SKIP() << "one rank waits for nobody";
+  if (communicator->rank() == 0) {
+    communicator->abort("rank 0 gave up");
+    return;
+  }
+  try {
+    communicator->barrier()->wait();
+    ADD_FAILURE() << "the barrier ended";
+  } catch (const PeerLost& error) {
+    EXPECT_STREQ(error.what(), "rank 0 gave up");
+  }
+}
+
+}  // namespace
+}  // namespace thinwire
+
+int main(int argc, char** argv) {
+  int failed = 0;
+  {
+    thinwire::MpiEnvironment environment;
+    ::testing::InitGoogleTest(&argc, argv);
+    auto& listeners = ::testing::UnitTest::GetInstance()->listeners();
+    listeners.Append(new thinwire::testing::HangWatchdog(std::chrono::seconds(120)));
+    failed = RUN_ALL_TESTS();
+    if (failed != 0) thinwire::MpiEnvironment::abort_job(1);
+  }
+  return failed;
+}
