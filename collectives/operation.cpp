@@ -156,8 +156,10 @@ std::int64_t direct_bytes_sent(const Operation& operation, int rank, int size) {
       elements = total - operation.output_counts[me] + operation.output_counts[me] * (size - 1);
       break;
     case OperationKind::broadcast:
-      elements = operation.output_counts[me] * (size - 1);
-      if (rank == operation.root) elements += total - operation.output_counts[me];
+      // The root scatters and then sends its own share on; the others send theirs to all but the root.
+      elements = rank == operation.root
+                     ? total - operation.output_counts[me] + operation.output_counts[me] * (size - 1)
+                     : operation.output_counts[me] * (size - 2);
       break;
     case OperationKind::reduce_scatter:
     case OperationKind::all_to_all:

@@ -7,14 +7,13 @@
 #include <vector>
 
 #include "collectives/bucket.h"
+#include "collectives/compression/reducer/gradient_reducer.h"
 #include "runtime/base/state.h"
 
 namespace thinwire {
 
 // Which of this rank's quantities is reduced in a step.
 enum class Quantity { gradient, momentum, update };
-// How it travels.
-enum class Transmission { dense, compressed };
 
 struct StepPlan {
   Quantity quantity = Quantity::gradient;

@@ -1,0 +1,38 @@
+// What is sent instead of a tensor.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+
+namespace thinwire {
+
+// A pure function pair: dense -> payload -> added into dense. It keeps nothing and sends nothing.
+//
+// Values are flat contiguous float32 or float64 tensors; payloads are flat uint8 tensors of exactly
+// `payload_bytes`. Scales travel inside the payload. A block with a NaN or an infinity, or whose
+// scale overflows, makes the payload say so: it decodes to NaN, and `finite` is false.
+//
+// To add a codec: derive from this, add its options to CompressionOptions (options.h) and its row to
+// the table of valid combinations (options.cpp).
+class Codec {
+ public:
+  virtual ~Codec() = default;
+
+  // For people: "sign, one scale per 1024 values".
+  virtual std::string describe() const = 0;
+  // Elements that are coded together; a tensor may be cut at multiples of it, and the payloads of
+  // the parts are the parts of the payload.
+  virtual std::int64_t block() const = 0;
+  // Known from the shape alone.
+  virtual std::int64_t payload_bytes(std::int64_t count, at::ScalarType dtype) const = 0;
+  // `rounding_key` seeds the random draws of codecs that round at random.
+  virtual void encode(const at::Tensor& values, at::Tensor payload,
+                      std::uint64_t rounding_key) const = 0;
+  // into += weight * decoded; weight is 1 or -1, so nothing is rounded on the way.
+  virtual void decode_add(const at::Tensor& payload, double weight, at::Tensor into) const = 0;
+  virtual bool finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype) const = 0;
+};
+
+}  // namespace thinwire

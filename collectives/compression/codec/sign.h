@@ -1,0 +1,31 @@
+// One bit per value and one scale per block.
+#pragma once
+
+#include "collectives/compression/codec/codec.h"
+
+namespace thinwire {
+
+// C(x) = mean|x| sign(x) per block of `block` values, the L1 scale: contractive, with
+// |x - C(x)|^2 = (1 - rho^2) |x|^2 for rho = |x|_1 / (sqrt(d) |x|_2). sign(0) = +1.
+//
+// Payload per block: the scale in the values' type, then one bit per value, least significant bit
+// first, padded with zero bits to a byte. Only the block's own values enter its scale. A block whose
+// scale is zero or denormal decodes to exact zeros. The sum of |x| is formed in 32 lanes and a
+// butterfly, so that its bits do not depend on the machine.
+class SignCodec final : public Codec {
+ public:
+  explicit SignCodec(std::int64_t block) : block_(block) {}
+
+  std::string describe() const override;
+  std::int64_t block() const override { return block_; }
+  std::int64_t payload_bytes(std::int64_t count, at::ScalarType dtype) const override;
+  void encode(const at::Tensor& values, at::Tensor payload,
+              std::uint64_t rounding_key) const override;
+  void decode_add(const at::Tensor& payload, double weight, at::Tensor into) const override;
+  bool finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype) const override;
+
+ private:
+  std::int64_t block_;
+};
+
+}  // namespace thinwire

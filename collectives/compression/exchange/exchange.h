@@ -1,0 +1,39 @@
+// How the ranks' messages become one mean.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "collectives/bucket.h"
+#include "collectives/communicator.h"
+#include "collectives/compression/codec/codec.h"
+#include "collectives/compression/feedback/feedback.h"
+
+namespace thinwire {
+
+// The way of one bucket from gradients to what is needed for the estimate. One object per bucket and
+// rank. `stage` sends and keeps; `finite` says whether every rank's contribution was finite, with
+// the same answer on every rank and no further message; `decode` writes the estimate of the mean
+// into the bucket's gradient buffer (after the feedback's commit).
+class Exchange {
+ public:
+  virtual ~Exchange() = default;
+  // The part of the bucket that this rank reduces for the others.
+  virtual Range owned() const = 0;
+  virtual void stage(Bucket& bucket, Feedback& feedback, Communicator& communicator,
+                     std::uint64_t rounding_key) = 0;
+  virtual bool finite() const = 0;
+  virtual void decode(Bucket& bucket, Feedback& feedback) = 0;
+};
+
+// Sums the gradient buffer itself, in place: for formats that add, that is uncompressed values.
+std::unique_ptr<Exchange> make_all_reduce_exchange();
+
+// Each rank sends every other the coded chunk that it owns; the owner decodes and averages them in
+// rank order, codes the mean with its own feedback and sends it to all. `codecs` has one entry per
+// slice and must outlive the exchange. On one rank the same arithmetic runs, and nothing is sent.
+std::unique_ptr<Exchange> make_two_stage_exchange(const Bucket& bucket,
+                                                  const std::vector<const Codec*>& codecs, int rank,
+                                                  int size);
+
+}  // namespace thinwire

@@ -1,0 +1,83 @@
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "collectives/compression/feedback/feedback.h"
+
+namespace thinwire {
+namespace {
+
+class ErrorFeedback final : public Feedback {
+ public:
+  ErrorFeedback(const Bucket& bucket, Range owned)
+      : residual_(at::zeros_like(bucket.gradient)),
+        owned_(owned),
+        owner_residual_(at::zeros({owned.count()}, bucket.gradient.options())),
+        owner_next_(at::zeros_like(owner_residual_)) {}
+
+  void compensate(at::Tensor gradient, std::int64_t begin) override {
+    gradient.add_(residual_.narrow(0, begin, gradient.numel()));
+  }
+  void absorb(at::Tensor message, std::int64_t, const Codec& codec,
+              const at::Tensor& payload) override {
+    codec.decode_add(payload, -1, message);
+  }
+  void hold(at::Tensor gradient, std::int64_t begin) override {
+    gradient.copy_(residual_.narrow(0, begin, gradient.numel()));
+  }
+
+  void owner_compensate(at::Tensor mean, std::int64_t begin) override {
+    mean.add_(owner_residual_.narrow(0, begin - owned_.begin, mean.numel()));
+  }
+  void owner_absorb(at::Tensor message, std::int64_t begin, const Codec& codec,
+                    const at::Tensor& payload) override {
+    at::Tensor next = owner_next_.narrow(0, begin - owned_.begin, message.numel());
+    next.copy_(message);
+    codec.decode_add(payload, -1, next);
+  }
+  void owner_hold(std::int64_t begin, std::int64_t count) override {
+    owner_next_.narrow(0, begin - owned_.begin, count)
+        .copy_(owner_residual_.narrow(0, begin - owned_.begin, count));
+  }
+
+  void estimate(at::Tensor, std::int64_t) override {}
+
+  void commit(at::Tensor& gradient) override {
+    std::swap(gradient, residual_);
+    std::swap(owner_residual_, owner_next_);
+  }
+  void rollback() override {}
+  void on_dense(const at::Tensor&) override {}
+
+  void visit(const Bucket& bucket, StateVisitor& visitor) override {
+    for (const auto& slice : bucket.slices) {
+      visitor.tensor({.name = "residual/" + slice.name,
+                      .kind = StateKind::averaged,
+                      .tensor = residual_.narrow(0, slice.offset, slice.numel).view(slice.shape)});
+      const std::int64_t begin = std::max(slice.offset, owned_.begin);
+      const std::int64_t end = std::min(slice.end(), owned_.end);
+      if (begin >= end) continue;
+      visitor.tensor({.name = "owner_residual/" + slice.name,
+                      .kind = StateKind::ranged,
+                      .tensor = owner_residual_.narrow(0, begin - owned_.begin, end - begin),
+                      .begin = begin - slice.offset,
+                      .end = end - slice.offset});
+    }
+  }
+
+ private:
+  at::Tensor residual_;  // the gradient's size; exchanges its storage with the gradient at commit
+  Range owned_;
+  at::Tensor owner_residual_;  // of the mean's piece that this rank owns, before this step
+  at::Tensor owner_next_;      // and after it
+};
+
+}  // namespace
+
+std::unique_ptr<Feedback> make_error_feedback(const Bucket& bucket, Range owned) {
+  return std::make_unique<ErrorFeedback>(bucket, owned);
+}
+
+}  // namespace thinwire

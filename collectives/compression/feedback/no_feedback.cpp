@@ -1,0 +1,25 @@
+#include "collectives/compression/feedback/feedback.h"
+
+namespace thinwire {
+namespace {
+
+class NoFeedback final : public Feedback {
+ public:
+  void compensate(at::Tensor, std::int64_t) override {}
+  void absorb(at::Tensor, std::int64_t, const Codec&, const at::Tensor&) override {}
+  void hold(at::Tensor, std::int64_t) override {}
+  void owner_compensate(at::Tensor, std::int64_t) override {}
+  void owner_absorb(at::Tensor, std::int64_t, const Codec&, const at::Tensor&) override {}
+  void owner_hold(std::int64_t, std::int64_t) override {}
+  void estimate(at::Tensor, std::int64_t) override {}
+  void commit(at::Tensor&) override {}
+  void rollback() override {}
+  void on_dense(const at::Tensor&) override {}
+  void visit(const Bucket&, StateVisitor&) override {}
+};
+
+}  // namespace
+
+std::unique_ptr<Feedback> make_no_feedback() { return std::make_unique<NoFeedback>(); }
+
+}  // namespace thinwire

@@ -1,0 +1,82 @@
+#include "collectives/compression/reducer/composed.h"
+
+#include "runtime/base/error.h"
+#include "runtime/base/philox.h"
+
+namespace thinwire {
+
+ComposedReducer::ComposedReducer(std::unique_ptr<Codec> codec, FeedbackKind feedback,
+                                 ExchangeKind exchange)
+    : codec_(std::move(codec)), feedback_(feedback), exchange_(exchange) {}
+
+const Codec& ComposedReducer::codec_for(const Slice& slice) const {
+  if (!codec_ || slice.is_vector()) return identity_;
+  return *codec_;
+}
+
+ComposedReducer::Path& ComposedReducer::path(const Bucket& bucket) {
+  const auto found = paths_.find(bucket.index);
+  check(found != paths_.end(), "the bucket was prepared");
+  return found->second;
+}
+
+void ComposedReducer::prepare(const Bucket& bucket, int rank, int size) {
+  Path path;
+  path.dense = make_all_reduce_exchange();
+  if (exchange_ == ExchangeKind::two_stage) {
+    std::vector<const Codec*> codecs;
+    for (const Slice& slice : bucket.slices) codecs.push_back(&codec_for(slice));
+    path.compressed = make_two_stage_exchange(bucket, codecs, rank, size);
+  } else {
+    path.compressed = make_all_reduce_exchange();
+  }
+  path.feedback = feedback_ == FeedbackKind::error_feedback
+                      ? make_error_feedback(bucket, path.compressed->owned())
+                      : make_no_feedback();
+  paths_.insert_or_assign(bucket.index, std::move(path));
+}
+
+void ComposedReducer::stage(Bucket& bucket, Communicator& communicator, const StepContext& step) {
+  Path& here = path(bucket);
+  here.staged = step.transmission;
+  const Philox draws(step.seed, PhiloxStream::rounding, static_cast<std::uint64_t>(step.step));
+  const auto place = static_cast<std::uint64_t>(bucket.index) << 32 |
+                     static_cast<std::uint64_t>(communicator.rank());
+  here.used().stage(bucket, *here.feedback, communicator, draws.bits(place));
+}
+
+bool ComposedReducer::finite(const Bucket& bucket) { return path(bucket).used().finite(); }
+
+void ComposedReducer::commit(Bucket& bucket) {
+  Path& here = path(bucket);
+  if (here.staged == Transmission::dense) {
+    here.feedback->on_dense(bucket.gradient);
+    return;
+  }
+  here.feedback->commit(bucket.gradient);
+  here.compressed->decode(bucket, *here.feedback);
+}
+
+void ComposedReducer::rollback(Bucket& bucket) { path(bucket).feedback->rollback(); }
+
+void ComposedReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
+  path(bucket).feedback->visit(bucket, visitor);
+}
+
+std::vector<SlicePlan> ComposedReducer::plan(const Bucket& bucket) const {
+  std::vector<SlicePlan> plans;
+  for (const Slice& slice : bucket.slices) {
+    const Codec& codec = codec_for(slice);
+    SlicePlan entry;
+    entry.name = slice.name;
+    entry.numel = slice.numel;
+    entry.compressed = &codec != &identity_;
+    entry.coding = codec.describe();
+    if (codec_ && !entry.compressed) entry.coding += ": a vector";
+    entry.payload_bytes = codec.payload_bytes(slice.numel, bucket.gradient.scalar_type());
+    plans.push_back(std::move(entry));
+  }
+  return plans;
+}
+
+}  // namespace thinwire

@@ -1,0 +1,47 @@
+// Codec x Feedback x Exchange in plain code: the reference that fused kernels are held to.
+#pragma once
+
+#include <map>
+#include <memory>
+
+#include "collectives/compression/codec/codec.h"
+#include "collectives/compression/codec/identity.h"
+#include "collectives/compression/exchange/exchange.h"
+#include "collectives/compression/feedback/feedback.h"
+#include "collectives/compression/options.h"
+
+namespace thinwire {
+
+// Matrices through `codec` (null: nothing is compressed), vectors uncompressed beside them.
+class ComposedReducer final : public GradientReducer {
+ public:
+  ComposedReducer(std::unique_ptr<Codec> codec, FeedbackKind feedback, ExchangeKind exchange);
+
+  void prepare(const Bucket& bucket, int rank, int size) override;
+  void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;
+  bool finite(const Bucket& bucket) override;
+  void commit(Bucket& bucket) override;
+  void rollback(Bucket& bucket) override;
+  void visit(const Bucket& bucket, StateVisitor& visitor) override;
+  std::vector<SlicePlan> plan(const Bucket& bucket) const override;
+
+ private:
+  struct Path {
+    std::unique_ptr<Feedback> feedback;
+    std::unique_ptr<Exchange> compressed;
+    std::unique_ptr<Exchange> dense;
+    Transmission staged = Transmission::compressed;
+    Exchange& used() { return staged == Transmission::dense ? *dense : *compressed; }
+  };
+
+  const Codec& codec_for(const Slice& slice) const;
+  Path& path(const Bucket& bucket);
+
+  std::unique_ptr<Codec> codec_;
+  IdentityCodec identity_;
+  FeedbackKind feedback_;
+  ExchangeKind exchange_;
+  std::map<int, Path> paths_;  // by bucket index
+};
+
+}  // namespace thinwire

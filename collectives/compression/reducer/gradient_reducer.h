@@ -1,0 +1,58 @@
+// The one thing that the runtime knows of compression.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "collectives/bucket.h"
+#include "collectives/communicator.h"
+#include "runtime/base/state.h"
+
+namespace thinwire {
+
+// Whether this step's quantity goes through the codec.
+enum class Transmission { dense, compressed };
+
+struct StepContext {
+  std::int64_t step = 0;   // attempted steps before this one; with the seed it keys random rounding
+  std::uint64_t seed = 0;  // the run's
+  Transmission transmission = Transmission::compressed;
+};
+
+// How one parameter travels, for the line that a run prints at its start.
+struct SlicePlan {
+  std::string name;
+  std::int64_t numel = 0;
+  std::string coding;  // "sign, one scale per 1024 values" or "uncompressed: a vector"
+  std::int64_t payload_bytes = 0;  // of one message with all of this slice
+  bool compressed = false;
+};
+
+// In: this rank's quantity in a bucket's gradient buffer. After `commit`: the same estimate of the
+// mean over ranks on every rank, bit for bit.
+//
+// Per step and bucket: `stage`, then `commit` or `rollback`. Between them the gradient buffer's
+// content belongs to the reducer. A rollback leaves every state as before the stage and the gradient
+// undefined. `stage` is called by one thread at a time, in bucket order, the same on all ranks.
+class GradientReducer {
+ public:
+  virtual ~GradientReducer() = default;
+
+  // Once per bucket, before its first step: allocates the state.
+  virtual void prepare(const Bucket& bucket, int rank, int size) = 0;
+  // Sends and receives; blocks until the bucket is through.
+  virtual void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) = 0;
+  // After `stage`: whether every rank's quantity was finite; the same answer on every rank. On a
+  // device this is the only call that makes the host wait.
+  virtual bool finite(const Bucket& bucket) = 0;
+  // May exchange `bucket.gradient`'s storage with its own.
+  virtual void commit(Bucket& bucket) = 0;
+  virtual void rollback(Bucket& bucket) = 0;
+
+  // Shows the state of one prepared bucket.
+  virtual void visit(const Bucket& bucket, StateVisitor& visitor) = 0;
+  virtual std::vector<SlicePlan> plan(const Bucket& bucket) const = 0;
+};
+
+}  // namespace thinwire
