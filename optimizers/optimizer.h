@@ -22,9 +22,9 @@ struct StepPlan {
 
 // What one update needs besides the bucket.
 struct StepParameters {
-  double lr = 0;                   // the schedule's rate for this step
-  double gradient_scale = 1;       // multiplies the reduced quantity (clipping); exactly 1: no clipping
-  std::int64_t committed_step = 0; // updates before this one; Adam's t is this plus one
+  double lr = 0;              // the schedule's rate for this step
+  double gradient_scale = 1;  // multiplies the reduced quantity (clipping); exactly 1: no clipping
+  std::int64_t committed_step = 0;  // updates before this one; Adam's t is this plus one
 };
 
 // What one parameter's update uses instead of the defaults.
@@ -37,8 +37,8 @@ struct ParameterGroup {
 //
 // One step of bucket b: `before_reduce(b)` turns the gradient into the plan's quantity, in place;
 // the reducer makes it the group's estimate; `after_reduce(b)` moves `b.weights`. A step that is
-// rolled back calls no `after_reduce`, so only `after_reduce` may change state. Different buckets may
-// be in `before_reduce` and `after_reduce` at the same time. Frozen slices do not move.
+// rolled back calls no `after_reduce`, so only `after_reduce` may change state. Different buckets
+// may be in `before_reduce` and `after_reduce` at the same time. Frozen slices do not move.
 class Optimizer {
  public:
   virtual ~Optimizer() = default;

@@ -1,0 +1,19 @@
+// The norm of a whole gradient, and the factor that bounds it.
+#pragma once
+
+#include <span>
+
+#include "collectives/bucket.h"
+
+namespace thinwire {
+
+// The squared L2 norm of the gradients (float or double, on the CPU) of all slices that are not
+// frozen, summed in double in one fixed order, so that it is the same bits on every CPU. Not finite
+// if a gradient is not.
+double squared_norm(std::span<const Bucket> buckets);
+
+// torch::nn::utils::clip_grad_norm_'s factor, min(1, max_norm / (norm + 1e-6)): exactly 1 when
+// there is nothing to clip, NaN for a NaN norm. `norm` is the norm, not its square.
+double clip_scale(double norm, double max_norm);
+
+}  // namespace thinwire

@@ -1,0 +1,56 @@
+#include "optimizers/factory.h"
+
+#include <limits>
+
+#include "optimizers/adam.h"
+#include "optimizers/sgd.h"
+#include "runtime/base/spec.h"
+
+namespace thinwire {
+namespace {
+
+constexpr double unlimited = std::numeric_limits<double>::max();
+
+SgdOptions sgd_options(Spec& spec, const OptimizerDefaults& defaults) {
+  SgdOptions options;
+  options.momentum = spec.number("momentum", defaults.momentum, 0, 1);
+  options.dampening = spec.number("dampening", options.dampening, 0, 1);
+  options.weight_decay = spec.number("weight_decay", defaults.weight_decay, 0, unlimited);
+  options.nesterov = spec.integer("nesterov", 0, 0, 1) == 1;
+  spec.done();
+  return options;
+}
+
+AdamOptions adam_options(Spec& spec, const OptimizerDefaults& defaults) {
+  AdamOptions options;
+  options.beta1 = spec.number("beta1", options.beta1, 0, 1);
+  options.beta2 = spec.number("beta2", options.beta2, 0, 1);
+  options.eps = spec.number("eps", options.eps, 0, unlimited);
+  options.weight_decay = spec.number("weight_decay", defaults.weight_decay, 0, unlimited);
+  options.amsgrad = spec.integer("amsgrad", 0, 0, 1) == 1;
+  spec.done();
+  return options;
+}
+
+}  // namespace
+
+std::unique_ptr<Optimizer> make_optimizer(const std::string& text,
+                                          const OptimizerDefaults& defaults,
+                                          std::span<const Bucket> buckets,
+                                          const GroupRules& rules) {
+  Spec spec("--optimizer", text);
+  if (spec.name() == "sgd") {
+    return std::make_unique<Sgd>(buckets, sgd_options(spec, defaults), rules);
+  }
+  if (spec.name() == "adam") {
+    return std::make_unique<Adam>(buckets, adam_options(spec, defaults), WeightDecay::coupled,
+                                  rules);
+  }
+  if (spec.name() == "adamw") {
+    return std::make_unique<Adam>(buckets, adam_options(spec, defaults), WeightDecay::decoupled,
+                                  rules);
+  }
+  spec.unknown_name({"sgd", "adam", "adamw"});
+}
+
+}  // namespace thinwire

@@ -1,0 +1,87 @@
+#include "optimizers/slice_state.h"
+
+#include <ATen/ops/zeros.h>
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "runtime/base/error.h"
+
+namespace thinwire {
+namespace {
+
+bool is_16_bit(at::ScalarType dtype) {
+  return dtype == at::kBFloat16 || dtype == at::kHalf;
+}
+
+void check_bucket(const Bucket& bucket, std::size_t position) {
+  check_equal(static_cast<std::size_t>(bucket.index), position, "bucket index is its position");
+  check(bucket.weights.defined(), "an optimizer's bucket has weights");
+  check_equal(bucket.weights.numel(), bucket.gradient.numel(), "weights and gradient of a bucket");
+  if (!bucket.weights.is_cpu() || !bucket.gradient.is_cpu()) {
+    throw UsageError(
+        fmt::format("bucket {} is on {}, where this optimizer has no kernels; put the "
+                    "model on the CPU",
+                    bucket.index, bucket.weights.device().str()));
+  }
+  const at::ScalarType weights = bucket.weights.scalar_type();
+  const at::ScalarType gradient = bucket.gradient.scalar_type();
+  const bool same = weights == gradient && (weights == at::kFloat || weights == at::kDouble);
+  if (!same && !(is_16_bit(weights) && gradient == at::kFloat)) {
+    throw UsageError(
+        fmt::format("bucket {} has {} weights and a {} gradient; use float or double "
+                    "for both, or 16-bit weights with a float gradient",
+                    bucket.index, c10::toString(weights), c10::toString(gradient)));
+  }
+}
+
+}  // namespace
+
+SliceState::SliceState(std::span<const Bucket> buckets, const GroupRules& rules,
+                       double weight_decay, std::vector<std::string> kinds)
+    : kinds_(std::move(kinds)) {
+  check(kinds_.size() <= max_kinds, "kinds of state fit a SliceView");
+  const ParameterGroup defaults{.weight_decay = weight_decay, .lr_scale = 1};
+  for (const Bucket& bucket : buckets) {
+    check_bucket(bucket, buckets_.size());
+    BucketState& own = buckets_.emplace_back();
+    own.slices = bucket.slices;
+    for (const Slice& slice : bucket.slices) {
+      own.groups.push_back(resolve_group(rules, slice, defaults));
+    }
+    for (std::size_t k = 0; k < kinds_.size(); ++k) {
+      own.tensors.push_back(at::zeros({bucket.numel()}, bucket.gradient.scalar_type()));
+    }
+    if (is_16_bit(bucket.weights.scalar_type())) own.master = bucket.weights.to(at::kFloat);
+  }
+}
+
+SliceState::BucketState& SliceState::of(const Bucket& bucket) {
+  BucketState& own = buckets_.at(static_cast<std::size_t>(bucket.index));
+  check_equal(bucket.slices.size(), own.slices.size(), "slices of a bucket");
+  return own;
+}
+
+void SliceState::round_from_master(Bucket& bucket, const Slice& slice, const at::Tensor& master) {
+  bucket.weights.narrow(0, slice.offset, slice.numel)
+      .copy_(master.narrow(0, slice.offset, slice.numel));
+}
+
+void SliceState::visit(StateVisitor& visitor) {
+  const auto show = [&visitor](const std::string& kind, const at::Tensor& flat,
+                               const Slice& slice) {
+    StateEntry entry;
+    entry.name = kind + "/" + slice.name;
+    entry.kind = StateKind::replicated;
+    entry.tensor = flat.narrow(0, slice.offset, slice.numel).view(slice.shape);
+    visitor.tensor(entry);
+  };
+  for (BucketState& own : buckets_) {
+    for (const Slice& slice : own.slices) {
+      for (std::size_t k = 0; k < kinds_.size(); ++k) show(kinds_[k], own.tensors[k], slice);
+      if (own.master.defined()) show("master", own.master, slice);
+    }
+  }
+}
+
+}  // namespace thinwire

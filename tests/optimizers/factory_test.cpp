@@ -1,0 +1,82 @@
+#include "optimizers/factory.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include "optimizers/adam.h"
+#include "optimizers/sgd.h"
+#include "runtime/base/error.h"
+#include "tests/optimizers/support.h"
+
+namespace thinwire {
+namespace {
+
+using testing::HasSubstr;
+
+// Both move the same weights to the same bits.
+void expect_same(const std::vector<Bucket>& initial, Optimizer& actual, Optimizer& expected) {
+  auto ours = clone(initial);
+  auto theirs = clone(initial);
+  for (std::int64_t t = 0; t < 4; ++t) {
+    fill_gradients(ours, static_cast<std::uint64_t>(t));
+    fill_gradients(theirs, static_cast<std::uint64_t>(t));
+    step(actual, ours, {.lr = 0.1, .committed_step = t});
+    step(expected, theirs, {.lr = 0.1, .committed_step = t});
+  }
+  for (std::size_t b = 0; b < ours.size(); ++b) {
+    EXPECT_TRUE(torch::equal(ours[b].weights, theirs[b].weights));
+    EXPECT_FALSE(torch::equal(ours[b].weights, initial[b].weights));
+  }
+}
+
+TEST(Factory, Sgd) {
+  const auto buckets = make_buckets(torch::kFloat, torch::kFloat);
+  const OptimizerDefaults defaults{.momentum = 0.5, .weight_decay = 0.1};
+  const GroupRules rules = no_decay_on_vectors();
+  Sgd plain(buckets, {.momentum = 0.5, .weight_decay = 0.1}, rules);
+  expect_same(buckets, *make_optimizer("sgd", defaults, buckets), plain);
+  Sgd damped(buckets, {.momentum = 0.5, .dampening = 0.25, .weight_decay = 0.1}, rules);
+  expect_same(buckets, *make_optimizer("sgd:dampening=0.25", defaults, buckets), damped);
+  Sgd own(buckets, {.momentum = 0.75, .weight_decay = 0.2, .nesterov = true}, rules);
+  expect_same(buckets,
+              *make_optimizer("sgd:momentum=0.75,weight_decay=0.2,nesterov=1", defaults, buckets),
+              own);
+}
+
+TEST(Factory, AdamAndAdamW) {
+  const auto buckets = make_buckets(torch::kFloat, torch::kFloat);
+  const OptimizerDefaults defaults{.momentum = 0.5, .weight_decay = 0.1};
+  Adam adam(buckets, {.weight_decay = 0.1}, WeightDecay::coupled, {});
+  expect_same(buckets, *make_optimizer("adam", defaults, buckets, {}), adam);
+  Adam adamw(buckets, {.weight_decay = 0.1}, WeightDecay::decoupled, {});
+  expect_same(buckets, *make_optimizer("adamw", defaults, buckets, {}), adamw);
+  const AdamOptions options{
+      .beta1 = 0.5, .beta2 = 0.75, .eps = 0.01, .weight_decay = 0.2, .amsgrad = true};
+  Adam own(buckets, options, WeightDecay::decoupled, no_decay_on_vectors());
+  expect_same(buckets,
+              *make_optimizer("adamw:beta1=0.5,beta2=0.75,eps=0.01,weight_decay=0.2,amsgrad=1",
+                              defaults, buckets),
+              own);
+}
+
+TEST(Factory, RefusesWhatItDoesNotKnow) {
+  const auto buckets = make_buckets(torch::kFloat, torch::kFloat);
+  const auto message = [&](const std::string& spec) -> std::string {
+    try {
+      make_optimizer(spec, {}, buckets);
+    } catch (const UsageError& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  EXPECT_THAT(message("adma"), HasSubstr("did you mean 'adam'?"));
+  EXPECT_THAT(message("sgd:dampning=1"), HasSubstr("did you mean 'dampening'?"));
+  EXPECT_THAT(message("adam:nesterov=1"), HasSubstr("unknown key 'nesterov'"));
+  EXPECT_THAT(message("sgd:nesterov=2"), HasSubstr("'nesterov' is '2'"));
+  EXPECT_THAT(message("sgd:nesterov=1"), HasSubstr("give a momentum above 0"));
+  EXPECT_THAT(message("adamw:beta1=1"), HasSubstr("beta1 is 1"));
+}
+
+}  // namespace
+}  // namespace thinwire

@@ -1,0 +1,213 @@
+// State, frozen slices, 16-bit weights, resuming, and what constructors refuse.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include "optimizers/adam.h"
+#include "optimizers/sgd.h"
+#include "runtime/base/error.h"
+#include "tests/optimizers/support.h"
+
+namespace thinwire {
+namespace {
+
+using testing::ElementsAre;
+using testing::IsEmpty;
+
+std::vector<std::string> names(Optimizer& optimizer) {
+  Collector collector;
+  optimizer.visit(collector);
+  std::vector<std::string> all;
+  for (const auto& [name, entry] : collector.entries) all.push_back(name);
+  return all;
+}
+
+std::vector<Bucket> float_buckets() {
+  return make_buckets(torch::kFloat, torch::kFloat);
+}
+
+TEST(State, Names) {
+  auto buckets = float_buckets();
+  buckets.resize(1);
+  buckets[0].slices.resize(2);
+  Sgd plain(buckets, {}, {});
+  EXPECT_THAT(names(plain), IsEmpty());
+  Sgd momentum(buckets, {.momentum = 0.9}, {});
+  EXPECT_THAT(names(momentum), ElementsAre("momentum/head.bias", "momentum/head.weight"));
+  Adam adam(buckets, {}, WeightDecay::coupled, {});
+  EXPECT_THAT(names(adam), ElementsAre("exp_avg/head.bias", "exp_avg/head.weight",
+                                       "exp_avg_sq/head.bias", "exp_avg_sq/head.weight"));
+  Adam amsgrad(buckets, {.amsgrad = true}, WeightDecay::coupled, {});
+  EXPECT_THAT(names(amsgrad),
+              ElementsAre("exp_avg/head.bias", "exp_avg/head.weight", "exp_avg_sq/head.bias",
+                          "exp_avg_sq/head.weight", "max_exp_avg_sq/head.bias",
+                          "max_exp_avg_sq/head.weight"));
+}
+
+TEST(State, IsReplicatedShapedAsTheParameterAndAliasesTheOwner) {
+  for (const at::ScalarType dtype : {torch::kFloat, torch::kDouble}) {
+    auto buckets = make_buckets(dtype, dtype);
+    Sgd optimizer(buckets, {.momentum = 0.5}, {});
+    Collector before;
+    optimizer.visit(before);
+    fill_gradients(buckets, 1);
+    step(optimizer, buckets, {.lr = 0.1});
+    for (const Bucket& bucket : buckets) {
+      for (const Slice& slice : bucket.slices) {
+        const StateEntry& entry = before.entries.at("momentum/" + slice.name);
+        EXPECT_EQ(entry.kind, StateKind::replicated);
+        EXPECT_EQ(entry.tensor.scalar_type(), dtype);
+        EXPECT_EQ(entry.tensor.sizes().vec(), slice.shape);
+        EXPECT_TRUE(torch::equal(entry.tensor, part(bucket.gradient, slice))) << slice.name;
+      }
+    }
+  }
+}
+
+TEST(Plan, SendsCompressedGradientsAsTheyAre) {
+  auto buckets = float_buckets();
+  Sgd sgd(buckets, {.momentum = 0.9}, {});
+  Adam adam(buckets, {}, WeightDecay::coupled, {});
+  fill_gradients(buckets, 1);
+  const auto before = clone(buckets);
+  for (Optimizer* optimizer : std::initializer_list<Optimizer*>{&sgd, &adam}) {
+    EXPECT_EQ(optimizer->plan(7).quantity, Quantity::gradient);
+    EXPECT_EQ(optimizer->plan(7).transmission, Transmission::compressed);
+    optimizer->before_reduce(buckets[0]);
+    EXPECT_TRUE(torch::equal(buckets[0].gradient, before[0].gradient));
+    EXPECT_TRUE(torch::equal(buckets[0].weights, before[0].weights));
+  }
+}
+
+void expect_frozen_slices_stay(const std::vector<Bucket>& initial, Optimizer& optimizer) {
+  auto buckets = clone(initial);
+  buckets[0].slices[1].frozen = true;
+  fill_gradients(buckets, 1);
+  step(optimizer, buckets, {.lr = 0.1});
+  Collector state;
+  optimizer.visit(state);
+  for (std::size_t b = 0; b < buckets.size(); ++b) {
+    for (const Slice& slice : buckets[b].slices) {
+      EXPECT_EQ(slice.frozen,
+                torch::equal(part(buckets[b].weights, slice), part(initial[b].weights, slice)))
+          << slice.name;
+    }
+  }
+  for (const auto& [name, entry] : state.entries) {
+    const bool frozen = name.ends_with("/head.weight");
+    EXPECT_EQ(frozen, entry.tensor.count_nonzero().item<std::int64_t>() == 0) << name;
+  }
+}
+
+TEST(Frozen, SlicesAndTheirStateDoNotMove) {
+  const auto initial = float_buckets();
+  Sgd sgd(initial, {.momentum = 0.9, .weight_decay = 0.1}, {});
+  expect_frozen_slices_stay(initial, sgd);
+  Adam adam(initial, {.weight_decay = 0.1, .amsgrad = true}, WeightDecay::decoupled, {});
+  expect_frozen_slices_stay(initial, adam);
+}
+
+TEST(Resume, ContinuesWithTheBitsOfAnUninterruptedRun) {
+  auto straight = float_buckets();
+  // The damped first step must not be repeated after resuming.
+  const SgdOptions options{.momentum = 0.9, .dampening = 0.5};
+  Sgd uninterrupted(straight, options, {});
+  auto resumed = clone(straight);
+  std::unique_ptr<Sgd> first = std::make_unique<Sgd>(resumed, options, GroupRules{});
+  for (std::int64_t t = 0; t < 6; ++t) {
+    if (t == 3) {
+      auto second = std::make_unique<Sgd>(resumed, options, GroupRules{});
+      copy_state(*first, *second);
+      first = std::move(second);
+    }
+    fill_gradients(straight, static_cast<std::uint64_t>(t));
+    fill_gradients(resumed, static_cast<std::uint64_t>(t));
+    step(uninterrupted, straight, {.lr = 0.1, .committed_step = t});
+    step(*first, resumed, {.lr = 0.1, .committed_step = t});
+  }
+  for (std::size_t b = 0; b < straight.size(); ++b) {
+    EXPECT_TRUE(torch::equal(straight[b].weights, resumed[b].weights));
+  }
+}
+
+TEST(Gradient, MayLieInAnotherStorageEveryStep) {
+  auto buckets = float_buckets();
+  auto leaves = make_leaves(buckets);
+  Sgd ours(buckets, {}, {});
+  torch::optim::SGD oracle(leaves, torch::optim::SGDOptions(0.1));
+  for (std::uint64_t t = 0; t < 2; ++t) {
+    for (Bucket& bucket : buckets) bucket.gradient = torch::zeros_like(bucket.gradient);
+    fill_gradients(buckets, t);
+    copy_gradients(buckets, 1, leaves);
+    oracle.step();
+    step(ours, buckets, {.lr = 0.1, .committed_step = static_cast<std::int64_t>(t)});
+  }
+  EXPECT_LE(largest_difference(buckets, leaves), 1e-6);
+}
+
+// The updates are far below the spacing of 16-bit numbers: without a master they would be lost.
+TEST(SixteenBits, WeightsAreRoundedFromAMasterThatFollowsTorch) {
+  for (const at::ScalarType dtype : {torch::kBFloat16, torch::kHalf}) {
+    auto buckets = make_buckets(dtype, torch::kFloat);
+    const auto initial = clone(buckets);
+    auto leaves = make_leaves(buckets);
+    Adam ours(buckets, {}, WeightDecay::coupled, {});
+    torch::optim::Adam oracle(leaves, torch::optim::AdamOptions(1e-5));
+    for (std::int64_t t = 0; t < 200; ++t) {
+      fill_gradients(buckets, 3);
+      copy_gradients(buckets, 1, leaves);
+      oracle.step();
+      step(ours, buckets, {.lr = 1e-5, .committed_step = t});
+    }
+    Collector state;
+    ours.visit(state);
+    std::size_t leaf = 0;
+    for (std::size_t b = 0; b < buckets.size(); ++b) {
+      for (const Slice& slice : buckets[b].slices) {
+        const at::Tensor master = state.entries.at("master/" + slice.name).tensor;
+        EXPECT_TRUE(torch::allclose(master, leaves[leaf++].detach(), 1e-6, 1e-8)) << slice.name;
+        EXPECT_TRUE(torch::equal(part(buckets[b].weights, slice), master.to(dtype)));
+      }
+      EXPECT_FALSE(torch::equal(buckets[b].weights, initial[b].weights));
+      EXPECT_TRUE(gaps_are_zero(buckets[b].weights, buckets[b]));
+    }
+  }
+}
+
+TEST(Refused, OptionsThatTorchRefuses) {
+  const auto buckets = float_buckets();
+  EXPECT_THROW(Sgd(buckets, {.momentum = -0.1}, {}), UsageError);
+  EXPECT_THROW(Sgd(buckets, {.weight_decay = -0.1}, {}), UsageError);
+  EXPECT_THROW(Sgd(buckets, {.nesterov = true}, {}), UsageError);
+  EXPECT_THROW(Sgd(buckets, {.momentum = 0.9, .dampening = 0.1, .nesterov = true}, {}), UsageError);
+  EXPECT_THROW(Adam(buckets, {.beta1 = 1}, WeightDecay::coupled, {}), UsageError);
+  EXPECT_THROW(Adam(buckets, {.beta2 = -0.1}, WeightDecay::coupled, {}), UsageError);
+  EXPECT_THROW(Adam(buckets, {.eps = -1}, WeightDecay::coupled, {}), UsageError);
+  EXPECT_THROW(Adam(buckets, {.weight_decay = -1}, WeightDecay::decoupled, {}), UsageError);
+}
+
+TEST(Refused, DtypesAndDevices) {
+  EXPECT_THROW(Sgd(make_buckets(torch::kHalf, torch::kHalf), {}, {}), UsageError);
+  EXPECT_THROW(Sgd(make_buckets(torch::kFloat, torch::kDouble), {}, {}), UsageError);
+  EXPECT_THROW(Sgd(make_buckets(torch::kBFloat16, torch::kDouble), {}, {}), UsageError);
+  auto elsewhere = float_buckets();
+  elsewhere[1].weights = elsewhere[1].weights.to(torch::kMeta);
+  elsewhere[1].gradient = elsewhere[1].gradient.to(torch::kMeta);
+  EXPECT_THROW(Sgd(elsewhere, {}, {}), UsageError);
+}
+
+TEST(Refused, BucketsThatDoNotFit) {
+  auto swapped = float_buckets();
+  std::swap(swapped[0], swapped[1]);
+  EXPECT_THROW(Sgd(swapped, {}, {}), Bug);
+  auto attached = float_buckets();
+  attached[0].weights = at::Tensor();
+  EXPECT_THROW(Sgd(attached, {}, {}), Bug);
+  auto buckets = float_buckets();
+  Sgd optimizer(buckets, {}, {});
+  buckets[0].slices.pop_back();
+  EXPECT_THROW(optimizer.after_reduce(buckets[0], {}), Bug);
+}
+
+}  // namespace
+}  // namespace thinwire
