@@ -1,0 +1,63 @@
+#include "examples/models/models.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <functional>
+#include <memory>
+#include <numeric>
+
+#include "examples/models/networks.h"
+#include "runtime/base/error.h"
+#include "runtime/base/spec.h"
+
+namespace thinwire {
+namespace {
+
+using Shape = std::vector<std::int64_t>;
+
+template <typename Network, typename... Arguments>
+Model wrap(const Arguments&... arguments) {
+  auto network = std::make_shared<Network>(arguments...);
+  return {network, [network](const at::Tensor& input) { return network->forward(input); }};
+}
+
+void require_image(const std::string& model, const Shape& shape, std::int64_t smallest) {
+  if (shape.size() == 3 && shape[1] >= smallest && shape[2] >= smallest) return;
+  throw UsageError(fmt::format(
+      "--model {} cannot take samples of shape [{}]: it needs [channels, height, width], at least "
+      "{} pixels each way; choose other data, or mlp, which takes any",
+      model, fmt::join(shape, ", "), smallest));
+}
+
+}  // namespace
+
+Model make_model(const std::string& spec_text, const Shape& sample_shape, std::int64_t classes) {
+  Spec spec("--model", spec_text);
+  const std::string& name = spec.name();
+  if (name == "mlp") {
+    const Shape hidden = spec.integers("hidden", {256}, 1, 1 << 20);
+    spec.done();
+    const std::int64_t inputs = std::accumulate(sample_shape.begin(), sample_shape.end(),
+                                                std::int64_t{1}, std::multiplies<>());
+    return wrap<Mlp>(inputs, hidden, classes);
+  }
+  if (name == "convnet") {
+    spec.done();
+    require_image(name, sample_shape, 4);
+    return wrap<ConvNet>(sample_shape[0], sample_shape[1], sample_shape[2], classes);
+  }
+  if (name == "resnet8") {
+    spec.done();
+    require_image(name, sample_shape, 1);
+    return wrap<ResNet>(sample_shape[0], Shape{16, 32, 64}, std::int64_t{1}, classes);
+  }
+  if (name == "resnet18") {
+    spec.done();
+    require_image(name, sample_shape, 1);
+    return wrap<ResNet>(sample_shape[0], Shape{64, 128, 256, 512}, std::int64_t{2}, classes);
+  }
+  spec.unknown_name({"mlp", "convnet", "resnet8", "resnet18"});
+}
+
+}  // namespace thinwire
