@@ -1,0 +1,248 @@
+#include "runtime/checkpoint/checkpoint.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "runtime/base/error.h"
+#include "runtime/base/hash.h"
+#include "runtime/checkpoint/safetensors.h"
+
+namespace thinwire {
+namespace {
+
+using nlohmann::json;
+
+// What `action` threw, in one line; empty if it threw nothing.
+std::string failure_of(const std::function<void()>& action) {
+  try {
+    action();
+    return {};
+  } catch (const std::exception& error) {
+    // libtorch's errors carry a stack trace after the first line.
+    const std::string text = error.what();
+    return text.empty() ? "unknown error" : text.substr(0, text.find('\n'));
+  }
+}
+
+std::string to_text(const json& value) {
+  return value.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+// The steps that have a folder below `root`, newest first.
+std::vector<std::int64_t> steps_below(FileSystem& files, const std::string& root) {
+  std::vector<std::int64_t> steps;
+  for (const auto& name : files.list_directory(root)) {
+    if (const auto step = step_of_folder(name)) steps.push_back(*step);
+  }
+  std::sort(steps.rbegin(), steps.rend());
+  return steps;
+}
+
+bool has_manifest(FileSystem& files, const std::string& folder) {
+  return files.exists(fmt::format("{}/{}", folder, manifest_name));
+}
+
+void remove_checkpoint(FileSystem& files, const std::string& root, const std::string& folder) {
+  // Without its manifest the rest is no checkpoint any more, however far the removal comes.
+  if (has_manifest(files, folder)) {
+    files.remove(fmt::format("{}/{}", folder, manifest_name));
+    files.sync_directory(folder);
+  }
+  for (const auto& name : files.list_directory(folder)) files.remove(folder + "/" + name);
+  files.remove(folder);
+  files.sync_directory(root);
+}
+
+void remove_older(FileSystem& files, const SaveRequest& request) {
+  int complete = 0;
+  for (const std::int64_t step : steps_below(files, request.root)) {
+    if (step > request.step) continue;
+    const std::string folder = checkpoint_folder(request.root, step);
+    const bool kept = complete < request.keep && has_manifest(files, folder);
+    if (kept) {
+      ++complete;
+    } else {
+      remove_checkpoint(files, request.root, folder);
+    }
+  }
+}
+
+// One rank's part of a checkpoint.
+class RankWriter {
+ public:
+  RankWriter(FileSystem& files, std::string folder) : files_(files), folder_(std::move(folder)) {}
+
+  void write(int rank, const StateCollector& model, const StateCollector& other) {
+    if (rank == 0) {
+      // By plain names whatever their kind, so that the file is the whole model to any reader.
+      std::vector<NamedTensor> tensors;
+      for (const auto& entry : model.entries()) {
+        if (entry.kind != StateKind::ranged) tensors.push_back({entry.name, entry.tensor});
+      }
+      write_file(std::string(model_file_name), write_safetensors(tensors, {}));
+      std::vector<StateEntry> replicated;
+      for (const auto& entry : other.entries()) {
+        if (entry.kind == StateKind::replicated) replicated.push_back(entry);
+      }
+      write_file(std::string(optimizer_file_name), write_state(replicated));
+    }
+    std::vector<StateEntry> own;
+    for (const auto* state : {&model, &other}) {
+      for (const auto& entry : state->entries()) {
+        if (entry.kind != StateKind::replicated) own.push_back(entry);
+      }
+    }
+    write_file(rank_file_name(rank), write_state(own));
+  }
+
+  // [[name, size, hash], ...]
+  const json& written() const { return written_; }
+
+ private:
+  void write_file(const std::string& name, const std::string& bytes) {
+    write_durably(files_, folder_, name, bytes);
+    written_.push_back({name, bytes.size(), hash128_hex(bytes.data(), bytes.size())});
+  }
+
+  FileSystem& files_;
+  std::string folder_;
+  json written_ = json::array();
+};
+
+// Rank 0's part: the folder before, the manifest after.
+class Coordinator {
+ public:
+  Coordinator(FileSystem& files, const SaveRequest& request)
+      : files_(files), request_(request), folder_(checkpoint_folder(request.root, request.step)) {}
+
+  // Complete at once if a complete checkpoint of this step is there.
+  SaveResult open() {
+    bool kept = false;
+    const std::string failure = failure_of([&] {
+      files_.make_directories(request_.root);
+      if (files_.exists(folder_)) {
+        kept = is_complete();
+        if (kept) return;
+        remove_checkpoint(files_, request_.root, folder_);
+      }
+      files_.make_directories(folder_);
+    });
+    // Nothing is removed here: what could not be read may be whole.
+    return {kept, folder_, failure.empty() ? "" : not_saved("rank 0: " + failure)};
+  }
+
+  SaveResult close(const std::vector<std::string>& reports,
+                   std::map<std::string, std::int64_t> counters) {
+    Manifest manifest{
+        request_.step, static_cast<int>(reports.size()), std::move(counters), request_.info, {}};
+    for (std::size_t rank = 0; rank < reports.size(); ++rank) {
+      const json report = json::parse(reports[rank]);
+      const auto failure = report.at("failure").get<std::string>();
+      if (!failure.empty()) return give_up(fmt::format("rank {}: {}", rank, failure));
+      for (const auto& file : report.at("written")) {
+        manifest.files.push_back({file[0], file[1], file[2]});
+      }
+    }
+    const std::string failure = failure_of([&] { write(manifest); });
+    if (!failure.empty()) return give_up("rank 0: " + failure);
+
+    const std::string untidy = failure_of([&] { remove_older(files_, request_); });
+    return {true, folder_,
+            untidy.empty() ? "" : "an older checkpoint could not be removed: " + untidy};
+  }
+
+ private:
+  bool is_complete() {
+    try {
+      verify_checkpoint(files_, folder_);
+      return true;
+    } catch (const DataError&) {
+      return false;
+    }
+  }
+
+  void write(const Manifest& manifest) {
+    for (const auto& file : manifest.files) {
+      if (!files_.exists(folder_ + "/" + file.name)) {
+        throw IoError(fmt::format(
+            "{}/{}, which another rank wrote, is not there; give a folder that all machines share",
+            folder_, file.name));
+      }
+    }
+    write_durably(files_, folder_, std::string(manifest_name), write_manifest(manifest));
+    files_.sync_directory(request_.root);
+  }
+
+  SaveResult give_up(const std::string& failure) {
+    // Best effort: what stays has no manifest, and the next save removes it.
+    failure_of([&] {
+      if (files_.exists(folder_)) remove_checkpoint(files_, request_.root, folder_);
+    });
+    return {false, folder_, not_saved(failure)};
+  }
+
+  std::string not_saved(const std::string& failure) const {
+    return fmt::format("the checkpoint of step {} was not saved: {}", request_.step, failure);
+  }
+
+  FileSystem& files_;
+  const SaveRequest& request_;
+  std::string folder_;
+};
+
+// Rank 0's result, on every rank.
+SaveResult share(Communicator& communicator, const SaveResult& result) {
+  const json shared = json::parse(
+      broadcast_text(communicator, to_text({result.complete, result.folder, result.warning}), 0));
+  return {shared[0], shared[1], shared[2]};
+}
+
+}  // namespace
+
+SaveResult save_checkpoint(FileSystem& files, Communicator& communicator,
+                           const SaveRequest& request, const StateCollector& model,
+                           const StateCollector& other) {
+  check(request.step >= 0 && request.keep >= 1, "a step >= 0 and at least one checkpoint to keep");
+  auto counters = other.counters();
+  counters.insert(model.counters().begin(), model.counters().end());
+  check_equal(counters.size(), model.counters().size() + other.counters().size(),
+              "model and other state have different counters");
+
+  const bool coordinates = communicator.rank() == 0;
+  Coordinator coordinator(files, request);
+  const SaveResult opened = share(communicator, coordinates ? coordinator.open() : SaveResult{});
+  if (opened.complete || !opened.warning.empty()) return opened;
+
+  RankWriter writer(files, checkpoint_folder(request.root, request.step));
+  const std::string failure = failure_of([&] { writer.write(communicator.rank(), model, other); });
+  const std::vector<std::string> reports =
+      all_gather_text(communicator, to_text({{"failure", failure}, {"written", writer.written()}}));
+  return share(communicator,
+               coordinates ? coordinator.close(reports, std::move(counters)) : SaveResult{});
+}
+
+Manifest verify_checkpoint(FileSystem& files, const std::string& folder) {
+  Manifest manifest = read_manifest(files, folder);
+  for (const auto& file : manifest.files) read_listed_file(files, folder, manifest, file.name);
+  return manifest;
+}
+
+LatestCheckpoint find_latest_checkpoint(FileSystem& files, const std::string& root) {
+  LatestCheckpoint latest;
+  if (!files.exists(root)) return latest;
+  for (const std::int64_t step : steps_below(files, root)) {
+    const std::string folder = checkpoint_folder(root, step);
+    try {
+      latest.found = {folder, verify_checkpoint(files, folder)};
+      return latest;
+    } catch (const Error& error) {
+      latest.rejected.emplace_back(error.what());
+    }
+  }
+  return latest;
+}
+
+}  // namespace thinwire
