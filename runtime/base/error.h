@@ -1,6 +1,6 @@
-// Errors in two families. What an operator can fix or survive is an `Error`: what is wrong, then what
-// to do, and the exit code that a program should end with. What only a bug can cause is a failed
-// `check`, which prints both values.
+// Errors in two families. What an operator can fix or survive is an `Error`: what is wrong, then
+// what to do, and the exit code that a program should end with. What only a bug can cause is a
+// failed `check`, which prints both values.
 #pragma once
 
 #include <source_location>

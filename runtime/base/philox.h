@@ -1,5 +1,5 @@
-// Philox4x32-10, the counter-based generator of Salmon et al. (SC 2011): a draw is a pure function of
-// a key and a counter, so there is no generator state to share between ranks or to save.
+// Philox4x32-10, the counter-based generator of Salmon et al. (SC 2011): a draw is a pure function
+// of a key and a counter, so there is no generator state to share between ranks or to save.
 #pragma once
 
 #include <array>
@@ -14,10 +14,9 @@ constexpr PhiloxBlock philox(std::uint64_t key, std::uint64_t counter_high,
                              std::uint64_t counter_low) {
   std::uint32_t k0 = static_cast<std::uint32_t>(key);
   std::uint32_t k1 = static_cast<std::uint32_t>(key >> 32);
-  PhiloxBlock c{static_cast<std::uint32_t>(counter_low),
-                static_cast<std::uint32_t>(counter_low >> 32),
-                static_cast<std::uint32_t>(counter_high),
-                static_cast<std::uint32_t>(counter_high >> 32)};
+  PhiloxBlock c{
+      static_cast<std::uint32_t>(counter_low), static_cast<std::uint32_t>(counter_low >> 32),
+      static_cast<std::uint32_t>(counter_high), static_cast<std::uint32_t>(counter_high >> 32)};
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t p0 = std::uint64_t{0xD2511F53} * c[0];
     const std::uint64_t p1 = std::uint64_t{0xCD9E8D57} * c[2];
@@ -38,8 +37,8 @@ enum class PhiloxStream : std::uint64_t {
   dropout = 5,
 };
 
-// One stream of draws: `seed` and `stream` make the key, `substream` (a step, an epoch, the hash of a
-// tensor's name) the upper counter word.
+// One stream of draws: `seed` and `stream` make the key, `substream` (a step, an epoch, the hash of
+// a tensor's name) the upper counter word.
 class Philox {
  public:
   constexpr Philox(std::uint64_t seed, PhiloxStream stream, std::uint64_t substream)

@@ -79,7 +79,8 @@ double parse_number(const std::string& what, const std::string& text, double low
 Spec::Spec(std::string what, std::string_view text) : what_(std::move(what)) {
   const std::size_t colon = text.find(':');
   name_ = std::string(text.substr(0, colon));
-  if (name_.empty()) throw UsageError(fmt::format("{} is empty; give NAME or NAME:KEY=VALUE", what_));
+  if (name_.empty())
+    throw UsageError(fmt::format("{} is empty; give NAME or NAME:KEY=VALUE", what_));
   if (colon == std::string_view::npos) return;
   std::string key;
   for (const auto& item : split(text.substr(colon + 1), ',')) {
@@ -98,7 +99,8 @@ Spec::Spec(std::string what, std::string_view text) : what_(std::move(what)) {
                                    what_, text, item, name_));
     }
     if (!items_.emplace(key, item.substr(equals + 1)).second) {
-      throw UsageError(fmt::format("{} '{}': key '{}' is given twice; give it once", what_, text, key));
+      throw UsageError(
+          fmt::format("{} '{}': key '{}' is given twice; give it once", what_, text, key));
     }
   }
 }

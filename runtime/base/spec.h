@@ -14,8 +14,8 @@ namespace thinwire {
 // Everything here throws `UsageError` with the place and the nearest known word.
 class Spec {
  public:
-  // `what` names the option for messages, e.g. "--compressor". A value may hold commas when the next
-  // item has no '=': "mlp:hidden=64,32" is one key.
+  // `what` names the option for messages, e.g. "--compressor". A value may hold commas when the
+  // next item has no '=': "mlp:hidden=64,32" is one key.
   Spec(std::string what, std::string_view text);
 
   const std::string& name() const { return name_; }

@@ -15,13 +15,14 @@ enum class StateKind {
   ranged,      // each rank holds [begin, end) of one flat vector; ranges are re-cut freely
 };
 
-// One tensor of state. The tensor aliases the owner's memory: a visitor reads it or fills it in place.
+// One tensor of state. The tensor aliases the owner's memory: a visitor reads it or fills it in
+// place.
 struct StateEntry {
   std::string name;  // stable and unique, e.g. "residual/conv1.weight"
   StateKind kind = StateKind::replicated;
-  at::Tensor tensor;          // for `ranged`: flat, `end - begin` elements
-  std::int64_t begin = 0;     // `ranged` only: elements, within the vector called `name`
-  std::int64_t end = 0;       // `ranged` only
+  at::Tensor tensor;       // for `ranged`: flat, `end - begin` elements
+  std::int64_t begin = 0;  // `ranged` only: elements, within the vector called `name`
+  std::int64_t end = 0;    // `ranged` only
 };
 
 class StateVisitor {

@@ -6,8 +6,8 @@
 
 namespace thinwire {
 
-// Everything `thinwire train` can be told; each field is the flag of the same name with '-' for '_'.
-// Choices with options of their own are specs, "name:key=value,..." (runtime/base/spec.h).
+// Everything `thinwire train` can be told; each field is the flag of the same name with '-' for
+// '_'. Choices with options of their own are specs, "name:key=value,..." (runtime/base/spec.h).
 struct TrainOptions {
   // Data and model
   std::string model = "convnet";       // mlp | convnet | resnet8 | resnet18
@@ -21,15 +21,16 @@ struct TrainOptions {
 
   // Optimizer
   std::string optimizer = "sgd";  // sgd | adam | adamw
-  double lr = 0.05;
+  double lr = 0.1;
   std::string lr_schedule = "constant";  // constant | step | cosine, each with warmup=STEPS
-  double momentum = 0.9;
+  double momentum = 0;
   double weight_decay = 0;  // not applied to biases and norms
   double clip_norm = 0;     // L2 norm of the whole gradient; 0: no clipping
 
   // Communication
   std::string compressor = "none";  // none | sign | sign:block=N
   std::string feedback = "auto";    // auto | none | error_feedback
+  double bucket_mb = 25;            // MiB of gradients that travel together
   std::int64_t timeout = 60;        // seconds that a collective may take
 
   // Run

@@ -1,0 +1,95 @@
+// Reduces gradients while backward still makes them.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "collectives/communicator.h"
+#include "collectives/compression/reducer/gradient_reducer.h"
+#include "runtime/buckets/communication_thread.h"
+#include "runtime/buckets/gradient_buckets.h"
+#include "runtime/telemetry/trace.h"
+
+namespace thinwire {
+
+// What a step came to, the same on every rank.
+struct Verdict {
+  // A parameter with a NaN or infinite gradient on some rank; the step is rolled back then.
+  std::optional<std::string> non_finite;
+  bool committed() const { return !non_finite; }
+};
+
+// Watches gradients arrive, stages each full bucket, in the order of their indices and on a thread
+// of its own, while backward goes on; `finish` ends the step on all ranks in the same way.
+//
+// After a committed step every parameter's grad() is an alias of the group's estimate. After a
+// rollback every grad() is undefined, so that an optimizer that steps anyway moves nothing. The
+// first gradient that arrives after `finish` starts the next step: it zeroes its slot and attaches
+// its alias again, whatever the user's zero_grad() did in between.
+//
+// A parameter that gets no gradient counts as zero; one that does not require a gradient is frozen:
+// its slice is not sent and holds its residual, and ranks must agree on which those are.
+class BucketReducer {
+ public:
+  // Turns a bucket's gradient into what is to be reduced, on the communication thread.
+  using BeforeReduce = std::function<void(Bucket&)>;
+
+  // All must outlive this. `trace` may be null.
+  BucketReducer(GradientBuckets& buckets, GradientReducer& reducer, Communicator& communicator,
+                BeforeReduce before_reduce = {}, Trace* trace = nullptr);
+  // If a step is in flight, aborts the group, so that neither this rank nor a peer waits for it.
+  ~BucketReducer();
+  BucketReducer(const BucketReducer&) = delete;
+  BucketReducer& operator=(const BucketReducer&) = delete;
+
+  // How the next `finish` reduces; once per step, before its last backward.
+  void set_step(const StepContext& step) { step_ = step; }
+  // Gradients accumulate and are not sent until `resume`: all micro-batches but the last.
+  void pause() { paused_ = true; }
+  void resume() { paused_ = false; }
+  // Runs a job on the communication thread, before the buckets that fill later.
+  void submit(std::function<void()> job) { thread_.submit(std::move(job)); }
+
+  // Sends what was not sent yet, waits for everything, then commits or rolls back every bucket.
+  // Rethrows the first error of the communication thread.
+  Verdict finish();
+
+  // What the autograd hooks call, also to drive this without autograd: a gradient of `parameter`
+  // is about to be accumulated into its slot; it has been accumulated.
+  void arriving(std::size_t parameter);
+  void arrived(std::size_t parameter);
+
+ private:
+  struct Hooks;
+
+  void install_hooks();
+  void open_step();
+  void launch_ready_buckets();
+  void launch(std::size_t bucket);
+  void stage(Bucket& bucket);
+
+  GradientBuckets& buckets_;
+  GradientReducer& reducer_;
+  Communicator& communicator_;
+  BeforeReduce before_reduce_;
+  Trace* trace_;
+  StepContext step_;
+
+  std::mutex mutex_;  // hooks of a device run on an engine thread
+  bool open_ = false;
+  bool paused_ = false;
+  std::vector<bool> touched_;         // per parameter: its slot holds this step's gradient
+  std::vector<bool> complete_;        // per parameter: no more will come in this step
+  std::vector<std::size_t> pending_;  // per bucket: parameters that are not complete
+  std::size_t launched_ = 0;          // buckets before this one are staged or queued
+
+  CommunicationThread thread_;
+  std::unique_ptr<Hooks> hooks_;  // last: no hook may run into a half-destroyed object
+};
+
+}  // namespace thinwire

@@ -1,0 +1,72 @@
+// Data-parallel gradients for a training loop that you already have.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "collectives/communicator.h"
+#include "collectives/compression/options.h"
+#include "runtime/buckets/bucket_reducer.h"
+#include "runtime/buckets/gradient_buckets.h"
+#include "runtime/trainer/model.h"
+
+namespace thinwire {
+
+// The parameters of a module under their names.
+std::vector<Parameter> parameters_of(const torch::nn::Module& module);
+
+// Makes the gradients of a module the mean over ranks, whichever optimizer uses them:
+//
+//   thinwire::DataParallel parallel(*model, communicator);        // once
+//   ...
+//   loss.backward();
+//   parallel.finish();                                            // every step
+//   optimizer.step();
+//
+// At construction every rank's parameters and buffers become rank 0's. Communication overlaps with
+// backward. Clip after `finish`; do not keep handles of gradients across it. When a gradient is not
+// finite on some rank, the step is rolled back on all: every grad() is undefined, so that
+// optimizer.step() moves nothing. Loss must be a mean over the rank's samples.
+class DataParallel {
+ public:
+  DataParallel(const torch::nn::Module& module, Communicator& communicator,
+               CompressionOptions compression = {}, BucketOptions buckets = {});
+  // `communicator` must outlive this.
+  DataParallel(std::vector<Parameter> parameters, Communicator& communicator,
+               CompressionOptions compression = {}, BucketOptions buckets = {});
+
+  // Ends the step that the last backward() belongs to.
+  Verdict finish();
+
+  // While alive, backward() accumulates without communication: for all micro-batches but the last.
+  class Accumulation {
+   public:
+    explicit Accumulation(BucketReducer& reducer) : reducer_(reducer) { reducer_.pause(); }
+    ~Accumulation() { reducer_.resume(); }
+    Accumulation(const Accumulation&) = delete;
+    Accumulation& operator=(const Accumulation&) = delete;
+
+   private:
+    BucketReducer& reducer_;
+  };
+  [[nodiscard]] Accumulation accumulate() { return Accumulation(bucket_reducer_); }
+
+  // Steps that were rolled back.
+  std::int64_t skipped() const { return skipped_; }
+  // Residuals and the step counter, for a checkpoint.
+  void visit(StateVisitor& visitor);
+
+ private:
+  GradientBuckets buckets_;
+  std::unique_ptr<GradientReducer> reducer_;
+  BucketReducer bucket_reducer_;
+  std::int64_t attempted_ = 0;
+  std::int64_t skipped_ = 0;
+};
+
+// Collective: every rank's tensors become root's.
+void broadcast_tensors(Communicator& communicator, const std::vector<at::Tensor>& tensors,
+                       int root);
+
+}  // namespace thinwire

@@ -1,0 +1,41 @@
+// Where the time goes, for a person to look at.
+#pragma once
+
+#include <chrono>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "collectives/communicator.h"
+
+namespace thinwire {
+
+// Collects spans of one rank and gives them as events of the Chrome trace format (open the file in
+// chrome://tracing or ui.perfetto.dev). Safe from several threads.
+class Trace {
+ public:
+  explicit Trace(int rank) : rank_(rank) {}
+
+  // One span on the named row ("backward", "communication").
+  void span(const std::string& row, const std::string& name, Clock::time_point start,
+            Clock::time_point end);
+
+  // This rank's events, comma-separated JSON objects.
+  std::string events() const;
+
+ private:
+  struct Span {
+    std::string row;
+    std::string name;
+    Clock::time_point start;
+    Clock::time_point end;
+  };
+  int rank_;
+  mutable std::mutex mutex_;
+  std::vector<Span> spans_;
+};
+
+// Collective: rank 0 writes every rank's events to `path`. Throws `IoError`, on rank 0 only.
+void write_trace(const Trace& trace, Communicator& communicator, const std::string& path);
+
+}  // namespace thinwire

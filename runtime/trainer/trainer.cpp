@@ -1,0 +1,374 @@
+#include "runtime/trainer/trainer.h"
+
+#include <fmt/format.h>
+#include <torch/torch.h>
+
+#include <cmath>
+
+#include "optimizers/clipping.h"
+#include "optimizers/factory.h"
+#include "runtime/base/error.h"
+#include "runtime/base/hash.h"
+#include "runtime/checkpoint/checkpoint.h"
+#include "runtime/checkpoint/load.h"
+#include "runtime/data_parallel.h"
+#include "runtime/trainer/resume.h"
+
+namespace thinwire {
+namespace {
+
+constexpr std::int64_t kMaximumSkipsInARow = 50;
+constexpr std::int64_t kEvaluationBatch = 250;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// The loss that is trained: cross entropy, summed over samples.
+at::Tensor loss_sum(const at::Tensor& logits, const at::Tensor& target) {
+  return torch::nn::functional::cross_entropy(
+      logits, target, torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kSum));
+}
+
+BucketOptions bucket_options(const TrainOptions& options) {
+  BucketOptions buckets;
+  buckets.bucket_bytes = static_cast<std::int64_t>(options.bucket_mb * (1 << 20));
+  buckets.first_bucket_bytes = std::min(buckets.first_bucket_bytes, buckets.bucket_bytes);
+  return buckets;
+}
+
+// Sums the squares of the residuals that it is shown.
+struct SquaredResiduals final : StateVisitor {
+  void tensor(const StateEntry& entry) override {
+    if (!entry.name.starts_with("residual/")) return;
+    sum += entry.tensor.to(at::kDouble).square().sum().item<double>();
+  }
+  void counter(const std::string&, std::int64_t&) override {}
+  double sum = 0;
+};
+
+}  // namespace
+
+struct Trainer::Interval {
+  std::int64_t steps = 0;
+  std::int64_t samples = 0;  // of all ranks
+  double loss = 0;           // of this rank, summed over samples
+  // Of the steps alone, without evaluation, reports and checkpoints.
+  std::int64_t bytes_sent = 0;
+  double seconds = 0;
+};
+
+Trainer::Trainer(TrainerParts parts, const TrainOptions& options)
+    : parts_(std::move(parts)),
+      options_(options),
+      buckets_(parameters_of(*parts_.model.module), bucket_options(options)),
+      model_buffers_(*parts_.model.module),
+      reducer_(make_reducer(parse_compression(options.compressor, options.feedback))),
+      order_(parts_.data.train->size(), options.seed),
+      layout_{parts_.communicator.size(), options.batch_size, options.accumulate},
+      dtype_(buckets_.parameters().front().tensor.scalar_type()),
+      bucket_reducer_(
+          buckets_, *reducer_, parts_.communicator,
+          [this](Bucket& bucket) { optimizer_->before_reduce(bucket); }, parts_.trace) {
+  std::vector<at::Tensor> initial;
+  for (const Bucket& bucket : buckets_.buckets()) initial.push_back(bucket.weights);
+  for (const at::Tensor& buffer : parts_.model.module->buffers()) initial.push_back(buffer);
+  broadcast_tensors(parts_.communicator, initial, 0);
+  // After the broadcast: an optimizer may copy the weights it starts from.
+  optimizer_ = make_optimizer(options.optimizer,
+                              {.momentum = options.momentum, .weight_decay = options.weight_decay},
+                              buckets_.buckets());
+}
+
+Trainer::~Trainer() = default;
+
+EndReport Trainer::run() {
+  const auto start = Clock::now();
+  Interval whole;
+  Interval interval;
+  const Schedule schedule = parse_schedule(options_.lr_schedule, options_.lr, total_steps());
+  double lr = schedule.at(std::max<std::int64_t>(attempted_ - 1, 0));
+  bool stop = false;
+
+  while (!finished() && !stop) {
+    const auto step_start = Clock::now();
+    const std::int64_t bytes_before = parts_.meter.total().bytes_sent;
+    lr = schedule.at(attempted_);
+    const RankBatch batch = next_step();
+    const double loss = forward_backward(batch);
+    const Verdict verdict = bucket_reducer_.finish();
+    check_control();
+    if (verdict.committed()) {
+      update(lr);
+    } else {
+      skip(*verdict.non_finite);
+    }
+    ++attempted_;
+    const bool epoch_ended = batch.next.epoch != position_.epoch;
+    position_ = batch.next;
+    stop = control_[0] != 0;
+
+    for (Interval* sums : {&whole, &interval}) {
+      ++sums->steps;
+      sums->samples += batch.total;
+      sums->loss += loss;
+      sums->bytes_sent += parts_.meter.total().bytes_sent - bytes_before;
+      sums->seconds += seconds_since(step_start);
+    }
+    if (attempted_ % options_.report_every == 0 || finished() || stop) {
+      parts_.observer.on_step(make_report(interval, lr));
+      interval = {};
+    }
+    if (epoch_ended && !finished()) {
+      const Evaluation result = evaluate();
+      parts_.observer.on_line(fmt::format("epoch {}: test accuracy {:.2f} %, test loss {:.4f}",
+                                          position_.epoch, 100 * result.accuracy, result.loss));
+    }
+    const bool due = options_.checkpoint_every > 0 && attempted_ % options_.checkpoint_every == 0;
+    if (due || finished() || stop) save();
+  }
+
+  EndReport end;
+  end.last = make_report(whole, lr);
+  const Evaluation result = evaluate();
+  end.test_accuracy = result.accuracy;
+  end.test_loss = result.loss;
+  require_equal_replicas(parts_.communicator, parameters());
+  end.parameters_hash = hex64(hash_parameters(parameters()));
+  end.seconds = seconds_since(start);
+  end.checkpoint = last_checkpoint_;
+  end.checkpoint_is_current = last_saved_step_ == attempted_;
+  end.stopped = stop && !finished();
+  return end;
+}
+
+bool Trainer::finished() const {
+  return options_.steps > 0 ? attempted_ >= options_.steps : position_.epoch >= options_.epochs;
+}
+
+std::int64_t Trainer::total_steps() const {
+  if (options_.steps > 0) return options_.steps;
+  const std::int64_t whole_epochs = std::max<std::int64_t>(options_.epochs - position_.epoch, 0);
+  const std::int64_t size = order_.dataset_size();
+  const std::int64_t done =
+      (position_.consumed + layout_.samples_per_step() - 1) / layout_.samples_per_step();
+  return attempted_ + whole_epochs * steps_per_epoch(size, layout_) - done;
+}
+
+// Begins a step: its samples, and the control word on its way to the other ranks.
+RankBatch Trainer::next_step() {
+  bucket_reducer_.set_step({.step = attempted_,
+                            .seed = options_.seed,
+                            .transmission = optimizer_->plan(committed_).transmission});
+  agree_on_control();
+  return next_batch(order_, position_, layout_, parts_.communicator.rank());
+}
+
+// This rank's sum of losses. Gradients are weighted so that their mean over ranks is the mean over
+// all samples of the step, however many each rank has.
+double Trainer::forward_backward(const RankBatch& batch) {
+  double sum = 0;
+  const double weight = static_cast<double>(layout_.world_size) / static_cast<double>(batch.total);
+  for (std::size_t i = 0; i < batch.micro_batches.size(); ++i) {
+    if (i + 1 < batch.micro_batches.size()) {
+      bucket_reducer_.pause();
+    } else {
+      bucket_reducer_.resume();
+    }
+    if (batch.micro_batches[i].empty()) continue;
+    const auto start = Clock::now();
+    const Batch samples = parts_.data.train->batch(batch.micro_batches[i], dtype_);
+    const at::Tensor loss = loss_sum(parts_.model.forward(samples.input), samples.target);
+    const auto backward_start = Clock::now();
+    (loss * weight).backward();
+    sum += loss.item<double>();
+    if (parts_.trace) {
+      parts_.trace->span("compute", "forward", start, backward_start);
+      parts_.trace->span("compute", "backward", backward_start, Clock::now());
+    }
+  }
+  return sum;
+}
+
+// Does anybody want to stop, and are the same parameters frozen everywhere? Sent while forward
+// runs, so it costs no time; read after `finish`.
+void Trainer::agree_on_control() {
+  std::uint64_t frozen = 0;
+  for (const auto& parameter : parameters()) {
+    if (!parameter.tensor.requires_grad()) frozen = hash64(parameter.name, frozen + 1);
+  }
+  const auto hash = static_cast<std::int64_t>(frozen);
+  const std::int64_t stop = parts_.stop_requested() ? 1 : 0;
+  bucket_reducer_.submit([this, stop, hash] {
+    control_ = all_reduce_max(parts_.communicator, {stop, hash, ~hash});
+  });
+}
+
+void Trainer::check_control() const {
+  if (control_[1] == ~control_[2]) return;
+  throw RanksDisagree(
+      "ranks have frozen different parameters; freeze and thaw the same ones on every rank");
+}
+
+void Trainer::update(double lr) {
+  StepParameters step{.lr = lr, .gradient_scale = 1, .committed_step = committed_};
+  if (options_.clip_norm > 0) {
+    step.gradient_scale =
+        clip_scale(std::sqrt(squared_norm(buckets_.buckets())), options_.clip_norm);
+  }
+  const auto start = Clock::now();
+  const torch::NoGradGuard no_grad;
+  for (Bucket& bucket : buckets_.buckets()) optimizer_->after_reduce(bucket, step);
+  if (parts_.trace) parts_.trace->span("compute", "update", start, Clock::now());
+  ++committed_;
+  skipped_in_a_row_ = 0;
+}
+
+void Trainer::skip(const std::string& parameter) {
+  ++skipped_;
+  if (++skipped_in_a_row_ < kMaximumSkipsInARow) return;
+  throw Error(ExitCode::internal,
+              fmt::format("{} steps in a row were rolled back: the gradient of {} is not finite; "
+                          "lower the learning rate, clip, or check the data",
+                          skipped_in_a_row_, parameter));
+}
+
+StepReport Trainer::make_report(const Interval& interval, double lr) {
+  StepReport report;
+  const auto steps = static_cast<double>(std::max<std::int64_t>(interval.steps, 1));
+  report.step = attempted_;
+  report.total_steps = total_steps();
+  report.epoch =
+      static_cast<double>(position_.epoch) +
+      static_cast<double>(position_.consumed) / static_cast<double>(order_.dataset_size());
+  report.lr = lr;
+  report.samples_per_second = static_cast<double>(interval.samples) / interval.seconds;
+  report.seconds_left =
+      static_cast<double>(report.total_steps - report.step) * interval.seconds / steps;
+  report.skipped = skipped_;
+  report.bytes_wire = static_cast<double>(interval.bytes_sent) / steps;
+  double bytes = 0;
+  for (const Bucket& bucket : buckets_.buckets()) {
+    bytes += static_cast<double>(bucket.parameter_numel()) *
+             static_cast<double>(bucket.gradient.element_size());
+  }
+  report.bytes_dense = ring_bytes(bytes, parts_.communicator.size());
+  const double norm = std::sqrt(squared_norm(buckets_.buckets()));
+  if (norm > 0) report.residual_ratio = residual_norm() / norm;
+  const double loss = all_reduce_sum(parts_.communicator, {interval.loss})[0];
+  report.loss = loss / static_cast<double>(std::max<std::int64_t>(interval.samples, 1));
+  return report;
+}
+
+double Trainer::residual_norm() {
+  const torch::NoGradGuard no_grad;
+  SquaredResiduals squares;
+  for (const Bucket& bucket : buckets_.buckets()) reducer_->visit(bucket, squares);
+  return std::sqrt(squares.sum);
+}
+
+Trainer::Evaluation Trainer::evaluate() {
+  const torch::NoGradGuard no_grad;
+  const Dataset& data = *parts_.data.test;
+  const std::vector<at::Tensor> own = model_buffers_.clone();
+  model_buffers_.assign(model_buffers_.mean(parts_.communicator));
+  parts_.model.module->eval();
+  const IndexRange share =
+      share_of_rank(data.size(), parts_.communicator.size(), parts_.communicator.rank());
+  double correct = 0;
+  double loss = 0;
+  for (std::int64_t begin = share.begin; begin < share.end; begin += kEvaluationBatch) {
+    std::vector<std::int64_t> indices(
+        static_cast<std::size_t>(std::min(kEvaluationBatch, share.end - begin)));
+    std::iota(indices.begin(), indices.end(), begin);
+    const Batch batch = data.batch(indices, dtype_);
+    const at::Tensor logits = parts_.model.forward(batch.input);
+    loss += loss_sum(logits, batch.target).item<double>();
+    correct += logits.argmax(1).eq(batch.target).sum().item<double>();
+  }
+  parts_.model.module->train();
+  model_buffers_.assign(own);
+  const auto sums = all_reduce_sum(parts_.communicator, {loss, correct});
+  const auto count = static_cast<double>(data.size());
+  return {sums[0] / count, sums[1] / count};
+}
+
+void Trainer::visit(StateVisitor& visitor) {
+  visitor.counter("attempted_steps", attempted_);
+  visitor.counter("committed_steps", committed_);
+  visitor.counter("skipped_steps", skipped_);
+  visitor.counter("skipped_in_a_row", skipped_in_a_row_);
+  visitor.counter("epoch", position_.epoch);
+  visitor.counter("consumed_samples", position_.consumed);
+  optimizer_->visit(visitor);
+  for (const Bucket& bucket : buckets_.buckets()) reducer_->visit(bucket, visitor);
+  model_buffers_.visit_own(visitor);
+}
+
+void Trainer::save() {
+  if (last_saved_step_ == attempted_) return;
+  require_equal_replicas(parts_.communicator, parameters());
+  const std::vector<at::Tensor> mean = model_buffers_.mean(parts_.communicator);
+  StateCollector model;
+  visit_parameters(parameters(), model);
+  model_buffers_.visit_mean(model, mean);
+  StateCollector other;
+  visit(other);
+  const SaveResult result = save_checkpoint(
+      parts_.files, parts_.communicator,
+      {.root = checkpoint_root(options_), .step = attempted_, .info = parts_.info}, model, other);
+  if (result.complete) {
+    last_checkpoint_ = result.folder;
+    last_saved_step_ = attempted_;
+  }
+  if (!result.warning.empty()) parts_.observer.on_line("warning: " + result.warning);
+}
+
+void Trainer::resume() {
+  if (options_.resume.empty()) return;
+  const torch::NoGradGuard no_grad;
+  const auto found =
+      choose_checkpoint(parts_.files, parts_.communicator, options_, parts_.observer);
+  if (!found) return;
+  const std::vector<at::Tensor> unused = model_buffers_.clone();
+  const auto warnings = load_checkpoint(
+      parts_.files, found->folder, found->manifest, parts_.communicator.rank(),
+      parts_.communicator.size(),
+      [&](StateVisitor& visitor) {
+        visit_parameters(parameters(), visitor);
+        model_buffers_.visit_mean(visitor, unused);
+      },
+      [&](StateVisitor& visitor) { visit(visitor); });
+  for (const auto& warning : warnings) parts_.observer.on_line("warning: " + warning);
+  last_checkpoint_ = found->folder;
+  last_saved_step_ = attempted_;
+  parts_.observer.on_line(fmt::format("resumed from {} at step {}", found->folder, attempted_));
+}
+
+std::vector<std::string> Trainer::describe_compression() const {
+  std::map<std::string, std::array<std::int64_t, 3>> ways;  // coding -> tensors, values, bytes
+  std::int64_t dense = 0;
+  std::int64_t wire = 0;
+  for (const Bucket& bucket : buckets_.buckets()) {
+    for (const SlicePlan& plan : reducer_->plan(bucket)) {
+      auto& way = ways[plan.coding];
+      way[0] += 1;
+      way[1] += plan.numel;
+      way[2] += plan.payload_bytes;
+      wire += plan.payload_bytes;
+    }
+    dense += bucket.parameter_numel() * static_cast<std::int64_t>(bucket.gradient.element_size());
+  }
+  std::vector<std::string> lines;
+  for (const auto& [coding, way] : ways) {
+    lines.push_back(fmt::format("{} tensors, {} values: {}, {} bytes a message", way[0], way[1],
+                                coding, way[2]));
+  }
+  lines.push_back(fmt::format(
+      "{} buckets, {} bytes dense, {} coded, from step {} on: {:.1f} times fewer",
+      buckets_.buckets().size(), dense, wire, attempted_ + 1,
+      static_cast<double>(dense) / static_cast<double>(std::max<std::int64_t>(wire, 1))));
+  return lines;
+}
+
+}  // namespace thinwire

@@ -1,0 +1,140 @@
+// Runs steps until told to stop.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "collectives/compression/options.h"
+#include "collectives/metered.h"
+#include "optimizers/optimizer.h"
+#include "optimizers/schedule.h"
+#include "runtime/buckets/bucket_reducer.h"
+#include "runtime/checkpoint/file_system.h"
+#include "runtime/data/dataset.h"
+#include "runtime/data/sampler.h"
+#include "runtime/telemetry/trace.h"
+#include "runtime/trainer/model.h"
+#include "runtime/trainer/model_state.h"
+#include "runtime/trainer/options.h"
+
+namespace thinwire {
+
+// What happened since the last report; the same on every rank but for the byte counts and the
+// residual, which are this rank's.
+struct StepReport {
+  std::int64_t step = 0;  // attempted steps so far
+  std::int64_t total_steps = 0;
+  double epoch = 0;  // passes over the data so far
+  double loss = 0;   // mean per sample
+  double lr = 0;     // of the last step
+  double samples_per_second = 0;
+  double seconds_left = 0;
+  double bytes_dense = 0;     // per rank and step, as a ring all-reduce would send
+  double bytes_wire = 0;      // per rank and step, as counted where the backend sends
+  double residual_ratio = 0;  // norm of the residual over that of the last estimate
+  std::int64_t skipped = 0;   // steps rolled back so far
+};
+
+struct EndReport {
+  StepReport last;  // over the whole run, since its start or resume
+  double test_accuracy = 0;
+  double test_loss = 0;
+  std::string parameters_hash;            // 16 hex digits
+  double seconds = 0;                     // since the start or resume
+  std::optional<std::string> checkpoint;  // folder of the last one that is whole
+  bool checkpoint_is_current = false;     // and it holds the last step
+  bool stopped = false;                   // by a request, before the end
+};
+
+// Told what happens, on the rank that was given one.
+class TrainerObserver {
+ public:
+  virtual ~TrainerObserver() = default;
+  // A sentence for people: what is compressed, an epoch's accuracy, a checkpoint that failed.
+  virtual void on_line(const std::string& line) = 0;
+  virtual void on_step(const StepReport& report) = 0;
+};
+
+// What a trainer works with; all must outlive it.
+struct TrainerParts {
+  Model model;
+  DataSplit data;
+  Communicator& communicator;  // reports to `meter`
+  Meter& meter;
+  FileSystem& files;
+  TrainerObserver& observer;
+  // Whether this rank was asked to checkpoint and stop.
+  std::function<bool()> stop_requested = [] { return false; };
+  Trace* trace = nullptr;
+  std::map<std::string, std::string> info = {};  // kept in checkpoints: the configuration
+};
+
+// Trains one rank's replica. Collective: every rank constructs one, with the same options, and
+// runs.
+//
+// Data order, learning rate and random numbers follow attempted steps; the optimizer's step count
+// follows committed ones. Fifty steps rolled back in a row end the run with an `Error`.
+class Trainer {
+ public:
+  // Rank 0's initial parameters and buffers become everybody's.
+  Trainer(TrainerParts parts, const TrainOptions& options);
+  ~Trainer();
+
+  // Continues from the checkpoint that `options.resume` names, if any.
+  void resume();
+  EndReport run();
+
+  // Mean loss and accuracy over the test set, with the ranks' mean buffers.
+  struct Evaluation {
+    double loss = 0;
+    double accuracy = 0;
+  };
+  Evaluation evaluate();
+
+  const std::vector<Parameter>& parameters() const { return buckets_.parameters(); }
+  // Everything but the model's parameters and buffers.
+  void visit(StateVisitor& visitor);
+  // One line for each way in which parameters travel, and why.
+  std::vector<std::string> describe_compression() const;
+
+ private:
+  struct Interval;  // sums since the last report
+
+  bool finished() const;
+  std::int64_t total_steps() const;
+  RankBatch next_step();
+  double forward_backward(const RankBatch& batch);
+  void agree_on_control();
+  void update(double lr);
+  void skip(const std::string& parameter);
+  StepReport make_report(const Interval& interval, double lr);
+  double residual_norm();
+  void save();
+  void check_control() const;
+
+  TrainerParts parts_;
+  TrainOptions options_;
+  GradientBuckets buckets_;
+  ModelBuffers model_buffers_;
+  std::unique_ptr<GradientReducer> reducer_;
+  std::unique_ptr<Optimizer> optimizer_;
+  EpochOrder order_;
+  BatchLayout layout_;
+  at::ScalarType dtype_;
+
+  DataPosition position_;
+  std::int64_t attempted_ = 0;
+  std::int64_t committed_ = 0;
+  std::int64_t skipped_ = 0;
+  std::int64_t skipped_in_a_row_ = 0;
+
+  std::vector<std::int64_t> control_;  // what the ranks agreed on in this step
+  std::optional<std::string> last_checkpoint_;
+  std::int64_t last_saved_step_ = -1;
+  BucketReducer bucket_reducer_;  // last: its thread uses the others
+};
+
+}  // namespace thinwire

@@ -1,0 +1,372 @@
+#include "runtime/trainer/trainer.h"
+
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <filesystem>
+#include <limits>
+#include <mutex>
+
+#include "collectives/threads/thread_communicator.h"
+#include "examples/models/initialize.h"
+#include "examples/models/models.h"
+#include "runtime/base/error.h"
+#include "runtime/data/load.h"
+#include "tests/compression/support.h"
+
+namespace thinwire {
+namespace {
+
+class Lines final : public TrainerObserver {
+ public:
+  void on_line(const std::string& line) override { lines.push_back(line); }
+  void on_step(const StepReport& report) override { steps.push_back(report); }
+  std::vector<std::string> lines;
+  std::vector<StepReport> steps;
+};
+
+// Adds a value to the input of one rank at one step: where a NaN comes from.
+struct Disturbance {
+  int rank = -1;
+  int from_step = 0;
+  int until_step = 0;
+  double value = 0;
+};
+
+struct Outcome {
+  EndReport end;
+  std::vector<at::Tensor> weights;
+  std::vector<StepReport> steps;
+  std::vector<std::string> lines;
+};
+
+struct Job {
+  TrainOptions options;
+  int ranks = 1;
+  at::ScalarType dtype = at::kFloat;
+  Disturbance disturbance;
+  int stop_after = -1;  // this many forward passes on rank 0
+};
+
+DataSplit data_for_tests() {
+  return load_data("synthetic:samples=192,test_samples=64,size=8,classes=4,noise=0.5");
+}
+
+TrainOptions small_options() {
+  TrainOptions options;
+  options.model = "mlp:hidden=24,16";
+  options.lr = 0.05;
+  options.batch_size = 4;
+  options.steps = 50;
+  options.report_every = 10;
+  options.bucket_mb = 0.002;
+  options.output = ::testing::TempDir() + "/trainer";
+  return options;
+}
+
+// Runs a job over threads; the outcome of rank 0.
+Outcome run(const Job& job, const std::function<void(Trainer&, int rank)>& look = {}) {
+  Outcome outcome;
+  const DataSplit data = data_for_tests();
+  PosixFileSystem files;
+  run_ranks(job.ranks, [&](auto transport) {
+    const int rank = transport->rank();
+    const auto meter = std::make_shared<Meter>();
+    const auto communicator = make_metered(std::move(transport), meter);
+    Model model = make_model(job.options.model, data.train->sample_shape(), data.train->classes());
+    initialize_parameters(*model.module, job.options.seed);
+    model.module->to(job.dtype);
+    int passes = 0;
+    const auto forward = model.forward;
+    const auto module = model.module;
+    model.forward = [&passes, forward, module, rank, &job](const at::Tensor& x) {
+      if (!module->is_training()) return forward(x);
+      const int step = passes++;
+      const Disturbance& bad = job.disturbance;
+      const bool here = rank == bad.rank && step >= bad.from_step && step < bad.until_step;
+      return forward(here ? x + bad.value : x);
+    };
+    Lines lines;
+    Trainer trainer(
+        {.model = model,
+         .data = data,
+         .communicator = *communicator,
+         .meter = *meter,
+         .files = files,
+         .observer = lines,
+         .stop_requested =
+             [&] { return job.stop_after >= 0 && rank == 0 && passes >= job.stop_after; }},
+        job.options);
+    trainer.resume();
+    const EndReport end = trainer.run();
+    if (look) look(trainer, rank);
+    if (rank != 0) return;
+    outcome.end = end;
+    outcome.steps = lines.steps;
+    outcome.lines = lines.lines;
+    for (const auto& parameter : trainer.parameters()) {
+      outcome.weights.push_back(parameter.tensor.detach().clone());
+    }
+  });
+  return outcome;
+}
+
+double relative_difference(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
+  double worst = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    worst = std::max(worst, ((a[i] - b[i]).abs().max() / b[i].abs().max()).item<double>());
+  }
+  return worst;
+}
+
+class TrainerTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "/trainer-" +
+              ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    std::filesystem::remove_all(folder_);
+    std::filesystem::create_directories(folder_);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+  Job job(int ranks, const std::string& compressor = "none") const {
+    Job job;
+    job.options = small_options();
+    job.options.output = folder_ + "/" + std::to_string(counter_++);
+    job.options.compressor = compressor;
+    job.ranks = ranks;
+    return job;
+  }
+  std::string folder_;
+  mutable int counter_ = 0;
+};
+
+// 192 samples in global batches of 28: the last step of an epoch has 24, which 4 ranks x 4 + 3 x 4
+// cannot share evenly with accumulation either.
+TEST_F(TrainerTest, RanksTimesBatchEqualsOneRankInDoublePrecision) {
+  for (const char* optimizer : {"sgd", "adamw"}) {
+    const auto with = [&](int ranks, std::int64_t batch, std::int64_t accumulate) {
+      Job one = job(ranks);
+      one.dtype = at::kDouble;
+      one.options.optimizer = optimizer;
+      one.options.lr = 0.01;
+      one.options.weight_decay = 0.01;
+      one.options.clip_norm = 1;
+      one.options.batch_size = batch;
+      one.options.accumulate = accumulate;
+      return run(one).weights;
+    };
+    const auto alone = with(1, 28, 1);
+    EXPECT_LT(relative_difference(with(4, 7, 1), alone), 1e-10) << optimizer;
+    EXPECT_LT(relative_difference(with(2, 7, 2), alone), 1e-10) << optimizer;
+    EXPECT_LT(relative_difference(with(7, 1, 4), alone), 1e-10) << optimizer;
+    EXPECT_GT(relative_difference(with(1, 14, 1), alone), 1e-3) << "the oracle sees no difference";
+  }
+}
+
+TEST_F(TrainerTest, MoreRanksThanSamplesInTheLastStep) {
+  // 192 = 38 x 5 + 2: in the last step of an epoch three of five ranks have no sample.
+  Job five = job(5);
+  five.dtype = at::kDouble;
+  five.options.batch_size = 1;
+  five.options.steps = 80;
+  Job one = job(1);
+  one.dtype = at::kDouble;
+  one.options.batch_size = 5;
+  one.options.steps = 80;
+  EXPECT_LT(relative_difference(run(five).weights, run(one).weights), 1e-10);
+}
+
+TEST_F(TrainerTest, RunsAreBitReproducible) {
+  for (const char* compressor : {"none", "sign:block=64"}) {
+    const auto first = run(job(4, compressor)).end;
+    const auto second = run(job(4, compressor)).end;
+    EXPECT_EQ(first.parameters_hash, second.parameters_hash);
+    EXPECT_EQ(first.parameters_hash.size(), 16u);
+  }
+}
+
+TEST_F(TrainerTest, TrainingLearns) {
+  for (const char* compressor : {"none", "sign:block=64"}) {
+    Job one = job(4, compressor);
+    one.options.steps = 200;
+    const Outcome outcome = run(one);
+    EXPECT_GT(outcome.end.test_accuracy, 0.9) << compressor;
+    EXPECT_LT(outcome.steps.back().loss, outcome.steps.front().loss / 2);
+  }
+}
+
+TEST_F(TrainerTest, ReportsSayWhatWasSent) {
+  const Outcome dense = run(job(4));
+  const Outcome coded = run(job(4, "sign:block=64"));
+  const auto bytes = [](const Outcome& outcome) { return outcome.steps[2].bytes_wire; };
+  // The control word and the loss ride along with a dense sum that is exactly a ring's.
+  EXPECT_GE(bytes(dense), dense.steps[2].bytes_dense);
+  EXPECT_LT(bytes(dense), dense.steps[2].bytes_dense * 1.01 + 100);
+  EXPECT_LT(bytes(coded), bytes(dense) / 10);
+  EXPECT_EQ(dense.steps[2].residual_ratio, 0);
+  EXPECT_GT(coded.steps[2].residual_ratio, 0.1);
+  EXPECT_EQ(run(job(1)).steps[0].bytes_dense, 0);
+  EXPECT_EQ(run(job(1, "sign:block=64")).steps[0].bytes_wire, 0);
+}
+
+TEST_F(TrainerTest, ANonFiniteStepIsSkippedByAllRanksAndCounted) {
+  for (const char* compressor : {"none", "sign:block=64"}) {
+    Job bad = job(3, compressor);
+    bad.disturbance = {.rank = 1,
+                       .from_step = 20,
+                       .until_step = 23,
+                       .value = std::numeric_limits<double>::quiet_NaN()};
+    const Outcome outcome = run(bad);
+    EXPECT_EQ(outcome.end.last.skipped, 3);
+    EXPECT_EQ(outcome.end.last.step, 50);
+    EXPECT_TRUE(std::isfinite(outcome.weights[0].sum().item<double>()));
+  }
+}
+
+TEST_F(TrainerTest, ASkippedStepLeavesEveryByteOfState) {
+  // 20 steps; or 20 steps and two more that are skipped: weights, optimizer and residuals equal.
+  const auto state_after = [&](std::int64_t steps) {
+    Job bad = job(3, "sign:block=64");
+    bad.options.optimizer = "adam";
+    bad.options.steps = steps;
+    bad.disturbance = {.rank = 2,
+                       .from_step = 20,
+                       .until_step = 30,
+                       .value = std::numeric_limits<double>::infinity()};
+    std::mutex mutex;
+    std::vector<testing::Snapshot> ranks(3);
+    const Outcome outcome = run(bad, [&](Trainer& trainer, int rank) {
+      const std::lock_guard lock(mutex);
+      trainer.visit(ranks[static_cast<std::size_t>(rank)]);
+      ranks[static_cast<std::size_t>(rank)].counters.clear();
+    });
+    return std::pair(outcome.end.parameters_hash, ranks);
+  };
+  EXPECT_TRUE(state_after(20) == state_after(22));
+}
+
+TEST_F(TrainerTest, FiftySkipsInARowEndTheRunWithTheParametersName) {
+  Job bad = job(2, "sign:block=64");
+  bad.options.steps = 100;
+  bad.disturbance = {.rank = 1,
+                     .from_step = 5,
+                     .until_step = 1000,
+                     .value = std::numeric_limits<double>::quiet_NaN()};
+  try {
+    run(bad);
+    FAIL() << "it ended";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::internal);
+    EXPECT_NE(std::string(error.what()).find("50 steps in a row"), std::string::npos);
+    EXPECT_NE(std::string(error.what()).find("gradient of fc"), std::string::npos) << error.what();
+  }
+}
+
+TEST_F(TrainerTest, ResumeIsBitIdenticalAtTheSameWorldSize) {
+  struct Case {
+    const char* compressor;
+    const char* optimizer;
+    const char* model;
+  };
+  for (const Case& c : {Case{"none", "sgd", "mlp:hidden=24,16"}, Case{"none", "adamw", "mlp"},
+                        Case{"sign:block=64", "sgd", "mlp:hidden=24,16"},
+                        Case{"sign:block=64", "adam:amsgrad=1", "resnet8"}}) {
+    Job whole = job(3, c.compressor);
+    whole.options.optimizer = c.optimizer;
+    whole.options.model = c.model;
+    whole.options.lr = 0.01;
+    whole.options.steps = 30;
+    whole.options.lr_schedule = "cosine:warmup=5";
+    const Outcome expected = run(whole);
+
+    Job part = whole;
+    part.options.output = whole.options.output + "-part";
+    part.options.checkpoint_every = 7;
+    part.stop_after = 11;  // stops after a step that no checkpoint was due for
+    const Outcome stopped = run(part);
+    EXPECT_TRUE(stopped.end.stopped);
+    EXPECT_TRUE(stopped.end.checkpoint_is_current);
+    EXPECT_LT(stopped.end.last.step, 15);
+    part.stop_after = -1;
+    part.options.resume = "auto";
+    const Outcome resumed = run(part);
+    EXPECT_EQ(resumed.end.parameters_hash, expected.end.parameters_hash)
+        << c.compressor << " " << c.optimizer << " " << c.model;
+    EXPECT_EQ(resumed.end.test_loss, expected.end.test_loss);
+  }
+}
+
+TEST_F(TrainerTest, ResumeAtAnotherWorldSizeKeepsParametersOptimizerAndMeanResidual) {
+  struct Total {
+    std::vector<at::Tensor> weights;
+    std::map<std::string, at::Tensor> optimizer;
+    std::map<std::string, at::Tensor> residual;  // mean of the workers' and the owners'
+  };
+  // Adds up every rank's state.
+  const auto total_of = [&](const Job& work) {
+    std::mutex mutex;
+    Total total;
+    const Outcome outcome = run(work, [&](Trainer& trainer, int rank) {
+      testing::Snapshot state;
+      trainer.visit(state);
+      const std::lock_guard lock(mutex);
+      for (const auto& [entry, copy] : state.entries) {
+        const std::string parameter = entry.name.substr(entry.name.find('/') + 1);
+        if (entry.kind == StateKind::replicated) {
+          if (rank == 0) total.optimizer[entry.name] = copy;
+          continue;
+        }
+        at::Tensor& sum = total.residual[parameter];
+        if (!sum.defined()) sum = torch::zeros({1 << 16}, torch::kDouble);
+        if (entry.kind == StateKind::averaged) {
+          sum.narrow(0, 0, copy.numel()).add_(copy.flatten().to(torch::kDouble) / work.ranks);
+        } else {
+          sum.narrow(0, entry.begin, copy.numel()).add_(copy.to(torch::kDouble));
+        }
+      }
+    });
+    total.weights = outcome.weights;
+    return total;
+  };
+  Job four = job(4, "sign:block=64");
+  four.options.optimizer = "adam";
+  four.options.steps = 20;
+  const Total before = total_of(four);
+  for (const int ranks : {1, 2, 3}) {
+    Job other = four;
+    other.ranks = ranks;
+    other.options.resume = "auto";  // nothing left to do: the state as it was loaded
+    const Total after = total_of(other);
+    EXPECT_EQ(relative_difference(after.weights, before.weights), 0);
+    ASSERT_EQ(after.optimizer.size(), before.optimizer.size());
+    for (const auto& [name, tensor] : before.optimizer) {
+      EXPECT_TRUE(after.optimizer.at(name).equal(tensor)) << name;
+    }
+    for (const auto& [name, sum] : before.residual) {
+      EXPECT_LT((after.residual.at(name) - sum).abs().max().item<double>(), 1e-7) << name;
+    }
+  }
+}
+
+TEST_F(TrainerTest, BuffersAreEachRanksOwnAndEvaluatedAtTheirMean) {
+  Job one = job(3);
+  one.options.model = "resnet8";
+  one.options.steps = 4;
+  std::mutex mutex;
+  std::vector<at::Tensor> means;
+  run(one, [&](Trainer& trainer, int) {
+    testing::Snapshot state;
+    trainer.visit(state);
+    for (const auto& [entry, copy] : state.entries) {
+      if (entry.name != "buffer/bn1.running_mean") continue;
+      EXPECT_EQ(entry.kind, StateKind::averaged);
+      const std::lock_guard lock(mutex);
+      means.push_back(copy);
+    }
+  });
+  ASSERT_EQ(means.size(), 3u);
+  EXPECT_FALSE(means[0].equal(means[1]));
+}
+
+}  // namespace
+}  // namespace thinwire
