@@ -1,0 +1,24 @@
+// All ranks were started alike, or all of them say in what they differ.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "collectives/communicator.h"
+
+namespace thinwire {
+
+// What a rank was started with: name -> value, e.g. "lr" -> "0.1".
+using Facts = std::map<std::string, std::string>;
+
+// Collective. Throws `ConfigurationMismatch` with `differences` on every rank unless all ranks have
+// the same facts.
+void require_same_everywhere(Communicator& communicator, const Facts& facts);
+
+// A line for each key that differs, e.g. "lr: 0.1 (ranks 0, 2-3), 0.2 (rank 1)"; empty if none
+// does. facts[i] are rank i's. Values of several lines are shortened to the first line that
+// differs.
+std::string differences(const std::vector<Facts>& facts);
+
+}  // namespace thinwire

@@ -1,0 +1,56 @@
+#include "launch/exit.h"
+
+#include <c10/util/Exception.h>
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <new>
+#include <utility>
+
+#include "runtime/base/error.h"
+
+namespace thinwire {
+
+int exit_code(const std::exception& error) {
+  const auto* known = dynamic_cast<const Error*>(&error);
+  return static_cast<int>(known ? known->code() : ExitCode::internal);
+}
+
+std::string message(const std::exception& error) {
+  if (const auto* torch = dynamic_cast<const c10::Error*>(&error)) {
+    return fmt::format("libtorch: {}", torch->what_without_backtrace());
+  }
+  if (dynamic_cast<const std::bad_alloc*>(&error)) {
+    return "out of memory; use a smaller --batch-size or fewer ranks on this host";
+  }
+  return error.what();
+}
+
+int report(const std::exception& error, std::optional<int> rank) {
+  const std::string who = rank ? fmt::format("thinwire: rank {}: ", *rank) : "thinwire: ";
+  // One call, so that the lines of ranks do not mix.
+  std::fputs((who + message(error) + "\n").c_str(), stderr);
+  return exit_code(error);
+}
+
+std::string exit_code_table() {
+  const std::pair<ExitCode, const char*> table[] = {
+      {ExitCode::done, "done"},
+      {ExitCode::usage, "a flag, a config key or an argument cannot be used"},
+      {ExitCode::bad_data, "a data file or a checkpoint is damaged"},
+      {ExitCode::internal, "a bug, an error inside libtorch, or no memory left"},
+      {ExitCode::peer_lost, "another rank failed, stopped or did not answer in time"},
+      {ExitCode::cannot_write, "the output cannot be written"},
+      {ExitCode::io_error, "a file cannot be read or written"},
+      {ExitCode::stopped_with_checkpoint, "stopped by a signal, with a checkpoint; use --resume"},
+      {ExitCode::ranks_disagree, "ranks hold different values where they must be equal"},
+      {ExitCode::configuration_mismatch, "ranks were started with different options or data"},
+  };
+  std::string text;
+  for (const auto& [code, meaning] : table) {
+    text += fmt::format("  {:>3}  {}\n", static_cast<int>(code), meaning);
+  }
+  return text + "  130  a second SIGINT while stopping\n  143  a second SIGTERM while stopping\n";
+}
+
+}  // namespace thinwire

@@ -1,0 +1,23 @@
+// How a process ends: what it says, and its exit code.
+#pragma once
+
+#include <exception>
+#include <optional>
+#include <string>
+
+namespace thinwire {
+
+// The code of an `Error`; `ExitCode::internal` for everything else.
+int exit_code(const std::exception& error);
+
+// What to tell the operator: without libtorch's stack trace, and with advice where there is any.
+std::string message(const std::exception& error);
+
+// Prints "thinwire: <message>" to stderr, or "thinwire: rank 3: <message>" where `rank` is given
+// (give it when there are several), and returns the exit code.
+int report(const std::exception& error, std::optional<int> rank);
+
+// All exit codes and their meaning, a line each, for the help.
+std::string exit_code_table();
+
+}  // namespace thinwire

@@ -1,0 +1,127 @@
+#include "launch/options_table.h"
+
+#include <fmt/format.h>
+
+#include <limits>
+
+#include "runtime/base/error.h"
+#include "runtime/base/spec.h"
+
+namespace thinwire {
+namespace {
+
+constexpr std::int64_t kMany = 1'000'000'000;
+constexpr std::int64_t kLargestSeed = std::numeric_limits<std::int64_t>::max();
+
+struct Set {
+  TrainRequest& request;
+  const std::string& place;
+  const std::string& text;
+
+  void operator()(const IntegerField& field) const {
+    request.*field.member = parse_integer(place, text, field.low, field.high);
+  }
+  void operator()(const SeedField& field) const {
+    request.*field.member = static_cast<std::uint64_t>(parse_integer(place, text, 0, kLargestSeed));
+  }
+  void operator()(const NumberField& field) const {
+    request.*field.member = parse_number(place, text, field.low, field.high);
+  }
+  void operator()(const WordField& field) const {
+    if (text.empty()) throw UsageError(fmt::format("{} is empty; give it a value", place));
+    request.*field.member = text;
+  }
+  void operator()(const TextField& field) const { request.*field.member = text; }
+};
+
+struct Range {
+  std::string operator()(const IntegerField& field) const {
+    return fmt::format("{} to {}", field.low, field.high);
+  }
+  std::string operator()(const SeedField&) const { return fmt::format("0 to {}", kLargestSeed); }
+  std::string operator()(const NumberField& field) const {
+    return fmt::format("{} to {}", field.low, field.high);
+  }
+  std::string operator()(const WordField&) const { return {}; }
+  std::string operator()(const TextField&) const { return {}; }
+};
+
+struct Placeholder {
+  std::string operator()(const IntegerField&) const { return "N"; }
+  std::string operator()(const SeedField&) const { return "N"; }
+  std::string operator()(const NumberField&) const { return "X"; }
+  std::string operator()(const WordField&) const { return "TEXT"; }
+  std::string operator()(const TextField&) const { return "TEXT"; }
+};
+
+}  // namespace
+
+void Option::set(TrainRequest& request, const std::string& place, const std::string& text) const {
+  std::visit(Set{request, place, text}, field);
+}
+
+std::string Option::get(const TrainRequest& request) const {
+  // fmt prints the shortest digits that read back as the same double.
+  return std::visit([&](const auto& f) { return fmt::format("{}", request.*f.member); }, field);
+}
+
+std::string Option::range() const {
+  return std::visit(Range{}, field);
+}
+
+std::string Option::placeholder() const {
+  return std::visit(Placeholder{}, field);
+}
+
+std::vector<Option> options_table() {
+  using R = TrainRequest;
+  using Integer = IntegerField;
+  using Number = NumberField;
+  using Word = WordField;
+  using Text = TextField;
+  const std::string data = "Data and model";
+  const std::string length = "Length";
+  const std::string optimizer = "Optimizer";
+  const std::string communication = "Communication";
+  const std::string run = "Run";
+  return {
+      {"model", data, "mlp | convnet | resnet8 | resnet18", Word{&R::model}},
+      {"data", data, "fashion-mnist | fashion-mnist:PATH | synthetic", Word{&R::data}},
+      {"batch-size", data, "samples per rank and micro-batch", Integer{&R::batch_size, 1, 1 << 20}},
+      {"accumulate", data, "micro-batches per step", Integer{&R::accumulate, 1, 1 << 16}},
+
+      {"epochs", length, "passes over the training data", Integer{&R::epochs, 1, 1'000'000}},
+      {"steps", length, "steps; 0: as many as the epochs have", Integer{&R::steps, 0, kMany}},
+
+      {"optimizer", optimizer, "sgd | adam | adamw", Word{&R::optimizer}},
+      {"lr", optimizer, "learning rate", Number{&R::lr, 0, 1000}},
+      {"lr-schedule", optimizer, "constant | step | cosine, each with warmup=STEPS",
+       Word{&R::lr_schedule}},
+      {"momentum", optimizer, "share of the last update that is kept",
+       Number{&R::momentum, 0, 0.9999}},
+      {"weight-decay", optimizer, "per unit of weight; not applied to biases and norms",
+       Number{&R::weight_decay, 0, 1000}},
+      {"clip-norm", optimizer, "largest L2 norm of the whole gradient; 0: no clipping",
+       Number{&R::clip_norm, 0, 1e9}},
+
+      {"compressor", communication, "none | sign | sign:block=N, N in elements",
+       Word{&R::compressor}},
+      {"feedback", communication, "auto | none | error_feedback", Word{&R::feedback}},
+      {"bucket-mb", communication, "MiB of gradients that travel together",
+       Number{&R::bucket_mb, 0.0001, 4096}},
+      {"timeout", communication, "seconds that a collective may take",
+       Integer{&R::timeout, 1, 86'400}},
+
+      {"ranks", run, "ranks as threads of this process; 1 under mpirun",
+       Integer{&R::ranks, 1, 256}},
+      {"seed", run, "of weights, data order and rounding", SeedField{&R::seed}},
+      {"output", run, "folder for the report and the checkpoints", Word{&R::output}},
+      {"checkpoint-every", run, "steps; 0: only at the end",
+       Integer{&R::checkpoint_every, 0, kMany}},
+      {"resume", run, "auto or a checkpoint's folder; empty: start anew", Text{&R::resume}},
+      {"report-every", run, "steps", Integer{&R::report_every, 1, kMany}},
+      {"trace", run, "file for a timeline of the steps; empty: none", Text{&R::trace}},
+  };
+}
+
+}  // namespace thinwire

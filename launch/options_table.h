@@ -1,0 +1,63 @@
+// The one table of what `thinwire train` can be told: parsing, help, --print-config and the
+// comparison of ranks all read it, so a new option is one line here and a field.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "runtime/trainer/options.h"
+
+namespace thinwire {
+
+// Everything that a config file can hold: the training options, and how many ranks to start as
+// threads of this process.
+struct TrainRequest : TrainOptions {
+  std::int64_t ranks = 1;
+};
+
+// One kind of value each: where it is stored and what may be stored there.
+struct IntegerField {
+  std::int64_t TrainRequest::*member;
+  std::int64_t low;
+  std::int64_t high;
+};
+struct SeedField {
+  std::uint64_t TrainRequest::*member;  // 0 to 2^63 - 1
+};
+struct NumberField {
+  double TrainRequest::*member;
+  double low;
+  double high;
+};
+struct WordField {
+  std::string TrainRequest::*member;  // never empty
+};
+struct TextField {
+  std::string TrainRequest::*member;  // may be empty
+};
+
+// One flag, which is also one key of a config file.
+struct Option {
+  using Field = std::variant<IntegerField, SeedField, NumberField, WordField, TextField>;
+
+  std::string name;   // without dashes in front
+  std::string group;  // options of a group are neighbours
+  std::string help;   // what it is, with its unit
+  Field field;
+
+  // Stores `text`. `place` names the flag or the line for messages. Throws `UsageError` with place,
+  // value and allowed range.
+  void set(TrainRequest& request, const std::string& place, const std::string& text) const;
+  // The stored value, such that `set` gives back the same one.
+  std::string get(const TrainRequest& request) const;
+  // "1 to 1024"; empty for texts.
+  std::string range() const;
+  // What stands for a value in the help, e.g. "N".
+  std::string placeholder() const;
+};
+
+std::vector<Option> options_table();
+
+}  // namespace thinwire

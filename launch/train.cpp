@@ -1,0 +1,254 @@
+// `thinwire train`.
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <iostream>
+#include <thread>
+
+#include "collectives/threads/thread_communicator.h"
+#include "examples/models/initialize.h"
+#include "examples/models/models.h"
+#include "launch/agreement.h"
+#include "launch/commands.h"
+#include "launch/exit.h"
+#include "launch/progress.h"
+#include "launch/signals.h"
+#include "launch/version.h"
+#include "optimizers/factory.h"
+#include "optimizers/schedule.h"
+#include "runtime/base/error.h"
+#include "runtime/base/hash.h"
+#include "runtime/data/load.h"
+#include "runtime/data_parallel.h"
+#include "runtime/telemetry/metrics.h"
+#include "runtime/trainer/resume.h"
+#include "runtime/trainer/trainer.h"
+
+#if THINWIRE_HAVE_MPI
+#include "collectives/mpi/mpi_communicator.h"
+#endif
+
+namespace thinwire {
+namespace {
+
+// What rank 0 shows and writes.
+class Console final : public TrainerObserver {
+ public:
+  Console(const TrainOptions& options, MetricsStart start)
+      : metrics_(options.output + "/metrics.jsonl", start),
+        progress_(std::cout, Progress::mode_for(1), Progress::columns_of(1)) {}
+
+  void on_line(const std::string& line) override { progress_.line(line); }
+  void on_step(const StepReport& report) override {
+    metrics_.write(report);
+    warn();
+    progress_.report({.step = report.step,
+                      .total_steps = report.total_steps,
+                      .epoch = report.epoch,
+                      .loss = report.loss,
+                      .samples_per_second = report.samples_per_second,
+                      .seconds_left = report.seconds_left,
+                      .bytes_per_step = report.bytes_wire,
+                      .ratio = ratio(report)});
+  }
+  void on_end(const EndReport& report) {
+    metrics_.write(report);
+    warn();
+    progress_.line(fmt::format(
+        "{}: test accuracy {:.2f} %, {:.0f} samples/s, {:.0f} bytes a step ({:.1f} times fewer "
+        "than dense), {} steps skipped, parameters {}",
+        report.stopped ? "stopped on request" : "done", 100 * report.test_accuracy,
+        report.last.samples_per_second, report.last.bytes_wire, ratio(report.last),
+        report.last.skipped, report.parameters_hash));
+  }
+
+ private:
+  static double ratio(const StepReport& report) {
+    return report.bytes_wire > 0 ? report.bytes_dense / report.bytes_wire : 1;
+  }
+  void warn() {
+    const std::string warning = metrics_.take_warning();
+    if (!warning.empty()) progress_.line("warning: " + warning);
+  }
+
+  MetricsFile metrics_;
+  Progress progress_;
+};
+
+class Silence final : public TrainerObserver {
+ public:
+  void on_line(const std::string&) override {}
+  void on_step(const StepReport&) override {}
+};
+
+std::string layout_of(const std::vector<Parameter>& parameters) {
+  std::string text;
+  for (const auto& [name, tensor] : parameters) {
+    text += fmt::format("{} {} [", name, toString(tensor.scalar_type()));
+    for (const auto extent : tensor.sizes()) text += fmt::format("{} ", extent);
+    text += "]\n";
+  }
+  return text;
+}
+
+std::string fingerprint(const DataSplit& data) {
+  return fmt::format("{} training samples {}, {} test samples {}", data.train->size(),
+                     hex64(data.train->fingerprint()), data.test->size(),
+                     hex64(data.test->fingerprint()));
+}
+
+[[noreturn]] void cannot_write(const std::string& what, const std::error_code& error) {
+  throw Error(
+      ExitCode::cannot_write,
+      fmt::format("cannot {}: {}; give another folder with --output", what, error.message()));
+}
+
+// A run that starts anew in a folder that holds another run's results moves these aside: it neither
+// deletes nor mixes up anything. Returns what to tell the user, empty if there was nothing.
+std::string prepare_output_folder(const TrainOptions& options) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const fs::path folder = options.output;
+  fs::create_directories(folder, error);
+  if (error) cannot_write(fmt::format("make the output folder '{}'", options.output), error);
+  if (!options.resume.empty() || !fs::exists(checkpoint_root(options))) return {};
+
+  int number = 1;
+  const auto earlier = [&] { return folder / fmt::format("earlier-{}", number); };
+  while (fs::exists(earlier())) ++number;
+  fs::create_directories(earlier(), error);
+  if (!error) fs::rename(checkpoint_root(options), earlier() / "checkpoints", error);
+  if (!error && fs::exists(folder / "metrics.jsonl")) {
+    fs::rename(folder / "metrics.jsonl", earlier() / "metrics.jsonl", error);
+  }
+  if (error) cannot_write(fmt::format("move the earlier run in '{}' aside", options.output), error);
+  return fmt::format("moved the earlier run in {} to {}; --resume auto would have continued it",
+                     options.output, earlier().string());
+}
+
+// Everything that can be known to be wrong before ranks meet.
+void validate(const TrainOptions& options, const DataSplit& data) {
+  parse_compression(options.compressor, options.feedback);
+  parse_schedule(options.lr_schedule, options.lr, 1);
+  make_optimizer(options.optimizer, {options.momentum, options.weight_decay}, {});
+  make_model(options.model, data.train->sample_shape(), data.train->classes());
+}
+
+// One rank's run. Returns the exit code.
+int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
+               const DataSplit& data, const SignalWatcher& signals) {
+  const TrainOptions& options = line.train;
+  const int rank = transport->rank();
+  Trace trace(rank);
+  const auto meter = std::make_shared<Meter>([&](const OperationRecord& record) {
+    if (!options.trace.empty()) trace.span("wire", record.name, record.start, record.end);
+  });
+  const auto communicator = make_metered(std::move(transport), meter);
+
+  Model model = make_model(options.model, data.train->sample_shape(), data.train->classes());
+  initialize_parameters(*model.module, options.seed);
+
+  const auto configuration = as_map(options, line.train.ranks);
+  Facts facts(configuration.begin(), configuration.end());
+  facts["version"] = kVersion;
+  facts["parameters"] = layout_of(parameters_of(*model.module));
+  facts["dataset"] = fingerprint(data);
+  require_same_everywhere(*communicator, facts);
+
+  std::string moved;
+  if (rank == 0) moved = prepare_output_folder(options);
+  communicator->barrier()->wait();
+
+  std::unique_ptr<Console> console;
+  if (rank == 0) {
+    console = std::make_unique<Console>(
+        options, options.resume.empty() ? MetricsStart::anew : MetricsStart::append);
+  }
+  Silence silence;
+  TrainerObserver& observer = console ? static_cast<TrainerObserver&>(*console) : silence;
+
+  if (!moved.empty()) observer.on_line(moved);
+
+  PosixFileSystem files;
+  Trainer trainer({.model = model,
+                   .data = data,
+                   .communicator = *communicator,
+                   .meter = *meter,
+                   .files = files,
+                   .observer = observer,
+                   .stop_requested = [&] { return signals.requested(); },
+                   .trace = options.trace.empty() ? nullptr : &trace,
+                   .info = configuration},
+                  options);
+  std::int64_t values = 0;
+  for (const auto& parameter : trainer.parameters()) values += parameter.tensor.numel();
+  observer.on_line(fmt::format("{} ranks, {} with {} parameters on {}, {} samples a step",
+                               communicator->size(), options.model, values, options.data,
+                               communicator->size() * options.batch_size * options.accumulate));
+  trainer.resume();
+  for (const auto& way : trainer.describe_compression()) observer.on_line(way);
+
+  const EndReport end = trainer.run();
+  if (console) console->on_end(end);
+  if (!options.trace.empty()) write_trace(trace, *communicator, options.trace);
+  communicator->barrier()->wait();
+  if (!end.stopped) return static_cast<int>(ExitCode::done);
+  return static_cast<int>(end.checkpoint_is_current ? ExitCode::stopped_with_checkpoint
+                                                    : ExitCode::cannot_write);
+}
+
+void share_cores(std::int64_t ranks) {
+  const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
+  at::set_num_threads(static_cast<int>(std::max<std::int64_t>(1, cores / ranks)));
+}
+
+#if THINWIRE_HAVE_MPI
+int train_over_mpi(const CommandLine& line, const JobEnvironment& environment,
+                   const DataSplit& data, const SignalWatcher& signals) {
+  MpiEnvironment mpi;
+  try {
+    return train_rank(make_mpi_communicator(MPI_COMM_WORLD,
+                                            {.timeout = std::chrono::seconds(line.train.timeout)}),
+                      line, data, signals);
+  } catch (const ConfigurationMismatch& error) {
+    // Every rank throws it: they end together, and one of them says why.
+    if (environment.rank == 0) report(error, std::nullopt);
+    return exit_code(error);
+  } catch (const std::exception& error) {
+    // The others may be waiting for this rank.
+    MpiEnvironment::abort_job(report(error, environment.rank));
+  }
+}
+#else
+int train_over_mpi(const CommandLine&, const JobEnvironment&, const DataSplit&,
+                   const SignalWatcher&) {
+  throw UsageError(
+      "this thinwire was built without MPI, but mpirun started it; rebuild with -DTHINWIRE_MPI=ON, "
+      "or run it alone with --ranks N");
+}
+#endif
+
+}  // namespace
+
+int run_train(const TrainOptions& options, const CommandLine& line,
+              const JobEnvironment& environment) {
+  const SignalWatcher signals;  // before any other thread
+  share_cores(std::max<std::int64_t>(line.train.ranks, environment.world_size));
+  const DataSplit data = load_data(options.data);
+  validate(options, data);
+  if (environment.launcher == JobEnvironment::Launcher::mpirun) {
+    return train_over_mpi(line, environment, data, signals);
+  }
+
+  std::atomic<int> code{0};
+  run_ranks(static_cast<int>(line.train.ranks),
+            [&](std::unique_ptr<Communicator> communicator) {
+              const int rank_code = train_rank(std::move(communicator), line, data, signals);
+              if (rank_code != 0) code = rank_code;
+            },
+            {.timeout = std::chrono::seconds(options.timeout), .link = {}});
+  return code;
+}
+
+}  // namespace thinwire

@@ -1,0 +1,137 @@
+"""Runs the command itself: what it prints where, and its exit codes."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import unittest
+
+PROGRAM = sys.argv.pop(1) if len(sys.argv) > 1 else os.environ["THINWIRE_PROGRAM"]
+
+BAD = [
+    # arguments, exit code, what stderr is
+    ([], 2, r"no command; give train, verify, info, help"),
+    (["trian"], 2, r"unknown command 'trian'; did you mean 'train'\?"),
+    (["--train"], 2, r"unknown command '--train'; did you mean 'train'\?"),
+    (["train", "--learning-rate", "1"], 2, r"unknown flag --learning-rate; "),
+    (["train", "--momentun", "1"], 2, r"unknown flag --momentun; did you mean '--momentum'\?"),
+    (["train", "--epoch", "1"], 2, r"unknown flag --epoch; did you mean '--epochs'\?"),
+    (["train", "--lr"], 2, r"--lr lacks its value; write --lr VALUE"),
+    (["train", "--lr", "--epochs", "1"], 2, r"--lr lacks its value; "),
+    (["train", "--lr", "0.1", "--lr", "0.1"], 2, r"--lr is given twice; "),
+    (["train", "quickly"], 2, r"'quickly' belongs to no flag; "),
+    (["train", "--lr", "much"], 2, r"--lr is 'much'; give a number from 0 to 1000"),
+    (["train", "--batch-size", "-4"], 2, r"--batch-size is '-4'; give a whole number from 1 to "),
+    (["train", "--epochs", "1e3"], 2, r"--epochs is '1e3'; give a whole number from 1 to "),
+    (["train", "--momentum", "1"], 2, r"--momentum is '1'; give a number from 0 to 0\.9999"),
+    (["train", "--ranks", "0"], 2, r"--ranks is '0'; give a whole number from 1 to 256"),
+    (["train", "--model", ""], 2, r"--model is empty; "),
+    (["train", "--help=yes"], 2, r"--help takes no value; "),
+    (["train", "--config", "/nonexistent/a.ini"], 74,
+     r"cannot read '/nonexistent/a\.ini': No such"),
+    (["train", "--config", "/"], 74, r"cannot read '/': Is a directory; "),
+    (["train", "--print-config", "--output", "a#b"], 2, r"--output is 'a#b', which a config file"),
+    (["verify"], 2, r"verify takes one folder"),
+    (["verify", "a", "b"], 2, r"verify takes one folder, not 'a b'"),
+    (["info", "--all"], 2, r"info takes no '--all'"),
+]
+
+
+def run(arguments, **variables):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OMPI_")}
+    return subprocess.run([PROGRAM, *arguments], env={**environment, **variables}, text=True,
+                          capture_output=True, timeout=60, check=False)
+
+
+def open_mpi(rank, size):
+    return {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": str(size),
+            "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)}
+
+
+class Command(unittest.TestCase):
+    def test_bad_arguments(self):
+        for arguments, code, pattern in BAD:
+            with self.subTest(arguments=arguments):
+                result = run(arguments)
+                self.assertEqual(result.returncode, code, result.stderr)
+                self.assertRegex(result.stderr, r"\Athinwire: (--config: )?" + pattern)
+                self.assertEqual(result.stderr.count("\n"), 1)
+                self.assertEqual(result.stdout, "")
+
+    def test_help(self):
+        for arguments in (["help"], ["--help"], ["-h"], ["verify", "--help"]):
+            with self.subTest(arguments=arguments):
+                result = run(arguments)
+                self.assertEqual((result.returncode, result.stderr), (0, ""))
+                self.assertIn("thinwire verify FOLDER", result.stdout)
+                self.assertRegex(result.stdout, r"\n +78  \w")
+
+    def test_train_help(self):
+        result = run(["train", "--help"])
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        groups = re.findall(r"^(\w[\w ]+):$", result.stdout, re.MULTILINE)
+        self.assertEqual(groups, ["Data and model", "Length", "Optimizer", "Communication", "Run",
+                                  "This command"])
+        self.assertRegex(result.stdout, r"--batch-size N \(=64\) +samples per rank")
+        self.assertEqual(run(["help", "train"]).stdout, result.stdout)
+
+    def test_info(self):
+        result = run(["info"])
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        names = [line.split()[0] for line in result.stdout.splitlines()]
+        self.assertEqual(names, ["thinwire", "compiler", "libtorch", "MPI", "CUDA", "NCCL"])
+
+    def test_print_config_round_trip(self):
+        first = run(["train", "--lr", "0.3", "--ranks", "2", "--print-config"])
+        self.assertEqual((first.returncode, first.stderr), (0, ""))
+        self.assertIn("\nlr = 0.3\n", first.stdout)
+        self.assertIn("\nranks = 2\n", first.stdout)
+        with tempfile.NamedTemporaryFile("w", suffix=".ini") as file:
+            file.write(first.stdout)
+            file.flush()
+            again = run(["train", "--config", file.name, "--print-config"])
+            self.assertEqual((again.returncode, again.stdout), (0, first.stdout))
+            other = run(["train", "--config", file.name, "--lr", "0.4", "--print-config"])
+            self.assertEqual(other.stdout, first.stdout.replace("\nlr = 0.3\n", "\nlr = 0.4\n"))
+
+    def test_config_errors_name_the_line(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".ini") as file:
+            file.write("# mine\nlr = 0.1\nepoch = 3\n")
+            file.flush()
+            result = run(["train", "--config", file.name])
+            self.assertEqual(result.returncode, 2)
+            self.assertIn(f"{file.name}:3: unknown key 'epoch'; did you mean 'epochs'?",
+                          result.stderr)
+
+    def test_one_rank_speaks_for_all(self):
+        first = run(["train", "--lr", "x"], **open_mpi(0, 2))
+        self.assertEqual(first.returncode, 2)
+        self.assertRegex(first.stderr, r"\Athinwire: rank 0: --lr is 'x'; ")
+        second = run(["train", "--lr", "x"], **open_mpi(1, 2))
+        self.assertEqual((second.returncode, second.stderr), (2, ""))
+        self.assertIn("Usage", run(["help"], **open_mpi(0, 2)).stdout)
+        self.assertEqual(run(["help"], **open_mpi(1, 2)).stdout, "")
+
+    def test_ranks_and_mpirun_exclude_each_other(self):
+        result = run(["train", "--ranks", "2"], **open_mpi(0, 2))
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("--ranks is 2 in each of 2 processes", result.stderr)
+
+    def test_contradicting_environment(self):
+        result = run(["info"], OMPI_COMM_WORLD_SIZE="2")
+        self.assertEqual(result.returncode, 2)
+        self.assertRegex(result.stderr, r"OMPI_COMM_WORLD_SIZE is set, but \w+ is not; ")
+
+    def test_a_full_disk_is_an_error(self):
+        if not os.path.exists("/dev/full"):
+            self.skipTest("no /dev/full")
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            result = subprocess.run([PROGRAM, "help"], stdout=full, stderr=subprocess.PIPE,
+                                    text=True, timeout=60, check=False)
+        self.assertEqual(result.returncode, 73)
+        self.assertIn("cannot write to stdout", result.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()

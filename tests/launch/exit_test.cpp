@@ -1,0 +1,64 @@
+#include "launch/exit.h"
+
+#include <c10/util/Exception.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <new>
+#include <stdexcept>
+
+#include "launch/info.h"
+#include "runtime/base/error.h"
+
+namespace thinwire {
+namespace {
+
+using testing::ContainsRegex;
+using testing::HasSubstr;
+
+std::string reported(const std::exception& error, std::optional<int> rank, int expected_code) {
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(report(error, rank), expected_code);
+  return testing::internal::GetCapturedStderr();
+}
+
+TEST(Exit, AnErrorHasItsOwnCode) {
+  EXPECT_EQ(reported(UsageError("a; b"), std::nullopt, 2), "thinwire: a; b\n");
+  EXPECT_EQ(reported(DataError("a; b"), 0, 65), "thinwire: rank 0: a; b\n");
+  EXPECT_EQ(reported(PeerLost("a; b"), 3, 71), "thinwire: rank 3: a; b\n");
+  EXPECT_EQ(reported(IoError("a; b"), std::nullopt, 74), "thinwire: a; b\n");
+  EXPECT_EQ(reported(RanksDisagree("a; b"), std::nullopt, 76), "thinwire: a; b\n");
+  EXPECT_EQ(reported(ConfigurationMismatch("a; b"), std::nullopt, 78), "thinwire: a; b\n");
+}
+
+TEST(Exit, EverythingElseIsInternal) {
+  EXPECT_EQ(reported(Bug("bug: x"), std::nullopt, 70), "thinwire: bug: x\n");
+  EXPECT_EQ(reported(std::runtime_error("x"), 1, 70), "thinwire: rank 1: x\n");
+  EXPECT_THAT(reported(std::bad_alloc(), std::nullopt, 70), HasSubstr("out of memory; "));
+}
+
+TEST(Exit, LibtorchSaysWhatWithoutItsStack) {
+  const c10::Error error({"matmul", "matmul.cpp", 7}, "shapes differ");
+  ASSERT_THAT(error.what(), HasSubstr("raised from matmul"));
+  EXPECT_EQ(reported(error, std::nullopt, 70), "thinwire: libtorch: shapes differ\n");
+}
+
+TEST(Exit, TheTableHasEveryCodeOfTheEnum) {
+  const std::string table = exit_code_table();
+  for (const int code : {0, 2, 65, 70, 71, 73, 74, 75, 76, 78, 130, 143}) {
+    EXPECT_THAT(table, ContainsRegex("(^|\n) +" + std::to_string(code) + "  [a-z]"));
+  }
+}
+
+TEST(Info, ALineForEachPart) {
+  const std::string info = info_text();
+  EXPECT_THAT(info, ContainsRegex("thinwire +[0-9]+\\.[0-9]+\\.[0-9]+\n"));
+  EXPECT_THAT(info, ContainsRegex("compiler +[A-Za-z]+ [0-9.]+, "));
+  EXPECT_THAT(info, ContainsRegex("libtorch +2\\.[0-9]+"));
+  EXPECT_THAT(info, ContainsRegex("MPI +[Oo]"));
+  EXPECT_THAT(info, ContainsRegex("CUDA +.+ \\(no backend uses it yet\\)\n"));
+  EXPECT_THAT(info, ContainsRegex("NCCL +.+ \\(no backend uses it yet\\)\n"));
+}
+
+}  // namespace
+}  // namespace thinwire

@@ -1,0 +1,57 @@
+"""What the tests of the command share: running it, alone and under mpirun."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+
+SMALL = ["--model", "mlp:hidden=24", "--data", "synthetic:samples=256,test_samples=64,size=8",
+         "--batch-size", "8", "--lr", "0.05", "--momentum", "0", "--report-every", "10"]
+
+
+def environment(**variables):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("OMPI_")}
+    return {**clean, **variables}
+
+
+def mpi_environment():
+    return environment(
+        OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+        OMPI_MCA_rmaps_base_oversubscribe="1", OMPI_MCA_hwloc_base_binding_policy="none",
+        OMPI_MCA_btl_vader_single_copy_mechanism="none", OMPI_MCA_mpi_yield_when_idle="1",
+        ASAN_OPTIONS="detect_leaks=0")
+
+
+def mpirun():
+    """The launcher, or None where there is none."""
+    return shutil.which("mpirun")
+
+
+def metrics(folder):
+    return [json.loads(line)
+            for line in (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def end_of(folder):
+    end = metrics(folder)[-1]
+    assert end.get("event") == "end", end
+    return end
+
+
+class Program:
+    def __init__(self, path):
+        self.path = path
+
+    def run(self, *arguments, timeout=120, **variables):
+        return subprocess.run([self.path, *map(str, arguments)], env=environment(**variables),
+                              text=True, capture_output=True, timeout=timeout, check=False)
+
+    def mpirun(self, ranks, *arguments, timeout=120):
+        command = [mpirun(), "-np", str(ranks), self.path, *map(str, arguments)]
+        return subprocess.run(command, env=mpi_environment(), text=True, capture_output=True,
+                              timeout=timeout, check=False)
+
+    def start(self, *arguments):
+        return subprocess.Popen([self.path, *map(str, arguments)], env=environment(), text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -1,0 +1,323 @@
+"""Runs `thinwire train` and `thinwire verify`: results, exit codes and messages."""
+
+import gzip
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+from support import SMALL, Program, end_of, metrics, mpi_environment, mpirun
+
+PROGRAM = Program(sys.argv.pop(1))
+HAS_MPI = mpirun() is not None and "off" not in re.search(
+    r"MPI +(.*)", PROGRAM.run("info").stdout).group(1)
+
+
+def idx(shape, values, code=0x08):
+    return struct.pack(f">HBB{len(shape)}I", 0, code, len(shape), *shape) + bytes(values)
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="thinwire-"))
+        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+
+    def train(self, *arguments, name="run", code=0, **keywords):
+        given = {a for a in arguments if str(a).startswith("--")}
+        kept = [x for pair in zip(SMALL[::2], SMALL[1::2]) if pair[0] not in given for x in pair]
+        result = PROGRAM.run("train", *kept, "--output", self.folder / name, *arguments,
+                             **keywords)
+        self.assertEqual(result.returncode, code, result.stdout + result.stderr)
+        return result
+
+    def hash_of(self, name="run"):
+        return end_of(self.folder / name)["parameters_hash"]
+
+
+class Results(Case):
+    def test_metrics(self):
+        self.train("--ranks", 3, "--steps", 25, "--compressor", "sign:block=64")
+        lines = metrics(self.folder / "run")
+        self.assertEqual([line["step"] for line in lines], [10, 20, 25, 25])
+        for line in lines:
+            for key in ("step loss lr samples_per_second bytes_dense bytes_wire residual_ratio "
+                        "skipped").split():
+                self.assertIsInstance(line[key], (int, float), key)
+        end = lines[-1]
+        self.assertEqual(end["event"], "end")
+        self.assertRegex(end["parameters_hash"], r"\A[0-9a-f]{16}\Z")
+        self.assertGreater(end["test_accuracy"], 0.5)
+        self.assertGreater(end["seconds"], 0)
+        self.assertGreater(end["bytes_dense"], 10 * end["bytes_wire"])
+
+    def test_two_runs_have_the_same_bits(self):
+        for compressor in ("none", "sign"):
+            job = ("--ranks", 4, "--steps", 30, "--compressor", compressor)
+            self.train(*job, name="a")
+            self.train(*job, name="b")
+            self.assertEqual(self.hash_of("a"), self.hash_of("b"))
+
+    @unittest.skipUnless(HAS_MPI, "built without MPI")
+    def test_threads_and_mpi_have_the_same_bits(self):
+        for compressor in ("none", "sign"):
+            job = ("--steps", "30", "--compressor", compressor)
+            self.train("--ranks", 4, *job, name="threads")
+            result = PROGRAM.mpirun(4, "train", *SMALL, *job, "--output", self.folder / "mpi")
+            self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+            self.assertEqual(self.hash_of("threads"), self.hash_of("mpi"))
+            ends = [end_of(self.folder / name) for name in ("threads", "mpi")]
+            self.assertEqual(ends[0]["bytes_wire"], ends[1]["bytes_wire"])
+
+    def test_trace_shows_exchanges_while_backward_runs(self):
+        trace = self.folder / "trace.json"
+        self.train("--ranks", 2, "--steps", 5, "--model", "mlp:hidden=512,512,512", "--bucket-mb",
+                   "0.5", "--trace", trace)
+        events = json.loads(trace.read_text())
+        spans = [e for e in events if e["ph"] == "X"]
+        self.assertEqual({e["pid"] for e in spans}, {0, 1})
+
+        def named(prefix, pid):
+            return [(e["ts"], e["ts"] + e["dur"]) for e in spans
+                    if e["name"].startswith(prefix) and e["pid"] == pid]
+
+        overlaps = sum(b[0] < w[0] < b[1] for b in named("backward", 0) for w in named("bucket", 0))
+        self.assertGreater(overlaps, 0)
+
+    def test_print_config_is_a_config(self):
+        arguments = ("--ranks", "2", "--compressor", "sign", "--steps", "7")
+        text = PROGRAM.run("train", *SMALL, *arguments, "--print-config").stdout
+        config = self.folder / "a.ini"
+        config.write_text(text)
+        again = PROGRAM.run("train", "--config", config, "--print-config").stdout
+        self.assertEqual(text, again)
+        self.train(*arguments, name="a")
+        result = PROGRAM.run("train", "--config", config, "--output", self.folder / "b")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(self.hash_of("a"), self.hash_of("b"))
+
+    def test_a_new_run_moves_an_earlier_one_aside(self):
+        self.train("--steps", 5)
+        result = self.train("--steps", 6)
+        self.assertIn("moved the earlier run", result.stdout)
+        self.assertTrue((self.folder / "run/earlier-1/checkpoints/step-00000005").is_dir())
+        self.assertTrue((self.folder / "run/checkpoints/step-00000006").is_dir())
+
+
+class Stopping(Case):
+    JOB = ("--ranks", 3, "--compressor", "sign", "--steps", 40000, "--report-every", 1)
+
+    def stop_with(self, process, number):
+        deadline = time.monotonic() + 60
+        while not (self.folder / "run/metrics.jsonl").exists() or not metrics(self.folder / "run"):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        return out + err
+
+    def check_resumed(self, text, returncode):
+        self.assertEqual(returncode, 75, text)
+        stopped = end_of(self.folder / "run")
+        self.assertTrue(stopped["stopped"])
+        step = stopped["step"]
+        self.assertTrue(stopped["checkpoint"].endswith(f"step-{step:08d}"))
+        # Ten steps further, the bits are those of a run without a stop.
+        job = list(self.JOB)
+        job[job.index("--steps") + 1] = step + 10
+        self.train(*job, "--resume", "auto")
+        self.train(*job, name="whole")
+        self.assertEqual(self.hash_of("run"), self.hash_of("whole"))
+
+    def test_signals_stop_all_ranks_at_the_same_step(self):
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            with self.subTest(signal=number):
+                shutil.rmtree(self.folder / "run", ignore_errors=True)
+                process = PROGRAM.start("train", *SMALL_WITHOUT_REPORT, *self.JOB, "--output",
+                                        self.folder / "run")
+                text = self.stop_with(process, number)
+                self.check_resumed(text, process.returncode)
+                shutil.rmtree(self.folder / "whole")
+
+    @unittest.skipUnless(HAS_MPI, "built without MPI")
+    def test_sigusr1_to_mpirun(self):
+        job = list(self.JOB)
+        job[1] = 1
+        command = [mpirun(), "-np", "3", PROGRAM.path, "train", *SMALL_WITHOUT_REPORT,
+                   *map(str, job), "--output", str(self.folder / "run")]
+        process = subprocess.Popen(command, env=mpi_environment(), text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        text = self.stop_with(process, signal.SIGUSR1)
+        self.check_resumed(text, process.returncode)
+
+
+SMALL_WITHOUT_REPORT = SMALL[:SMALL.index("--report-every")]
+
+
+class Checkpoints(Case):
+    def test_flipped_bytes_are_rejected_and_the_previous_one_is_used(self):
+        self.train("--ranks", 2, "--steps", 20, "--checkpoint-every", 10, "--compressor", "sign")
+        folder = self.folder / "run/checkpoints/step-00000020"
+        self.assertEqual(PROGRAM.run("verify", folder).returncode, 0)
+        draw = random.Random(1)
+        for path in sorted(folder.iterdir()):
+            content = path.read_bytes()
+            place = draw.randrange(len(content))
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << draw.randrange(8)
+            path.write_bytes(damaged)
+            result = PROGRAM.run("verify", folder)
+            self.assertEqual(result.returncode, 65, f"{path.name} byte {place}")
+            self.assertIn(path.name, result.stderr)
+            path.write_bytes(content)
+        (folder / "model.safetensors").write_bytes(b"")
+        result = self.train("--ranks", 2, "--steps", 21, "--compressor", "sign", "--resume", "auto")
+        self.assertRegex(result.stdout, r"warning: .*step-00000020")
+        self.assertRegex(result.stdout, r"resumed from .*step-00000010 at step 10")
+        self.train("--ranks", 2, "--steps", 21, "--compressor", "sign", name="whole")
+        self.assertEqual(self.hash_of("run"), self.hash_of("whole"))
+
+    def test_another_world_size(self):
+        self.train("--ranks", 4, "--steps", 10, "--compressor", "sign")
+        result = self.train("--ranks", 2, "--steps", 14, "--compressor", "sign", "--resume", "auto")
+        self.assertIn("the checkpoint is of 4 ranks, this run has 2", result.stdout)
+
+    def test_the_last_two_are_kept(self):
+        self.train("--steps", 50, "--checkpoint-every", 10)
+        self.assertEqual(sorted(os.listdir(self.folder / "run/checkpoints")),
+                         ["step-00000040", "step-00000050"])
+
+    def test_a_full_disk_costs_the_checkpoint_not_the_run(self):
+        disk = self.folder / "disk"
+        disk.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "none", disk],
+                                 capture_output=True, check=False).returncode == 0
+        if not mounted:
+            self.skipTest("mounting a small file system needs root")
+        self.addCleanup(subprocess.run, ["umount", disk], check=False)
+        result = self.train("--ranks", 2, "--steps", 20, "--checkpoint-every", 10, "--model",
+                            "mlp:hidden=512", name="disk/run")
+        self.assertRegex(result.stdout, r"warning: .*No space left on device")
+        self.assertIn("done: test accuracy", result.stdout)
+
+    def test_python_reads_the_weights(self):
+        try:
+            from safetensors.numpy import load_file
+        except ImportError:
+            self.skipTest("this Python has no safetensors package")
+        self.train("--steps", 5)
+        tensors = load_file(self.folder / "run/checkpoints/step-00000005/model.safetensors")
+        self.assertEqual(tensors["fc1.weight"].shape, (24, 64))
+
+
+class BadInput(Case):
+    def test_table(self):
+        good = self.folder / "good"
+        good.mkdir()
+        images = idx((6, 28, 28), [7] * 6 * 784)
+        labels = idx((6,), [0, 1, 2, 3, 4, 5])
+        names = {"train-images-idx3-ubyte": images, "train-labels-idx1-ubyte": labels,
+                 "t10k-images-idx3-ubyte": images, "t10k-labels-idx1-ubyte": labels}
+        for name, content in names.items():
+            (good / name).write_bytes(content)
+
+        def data(change, content):
+            folder = self.folder / f"data-{change}-{len(content)}"
+            shutil.copytree(good, folder)
+            (folder / change).unlink()
+            name = change + (".gz" if content[:2] == b"\x1f\x8b" else "")
+            (folder / name).write_bytes(content)
+            return ["--data", f"fashion-mnist:{folder}"]
+
+        config = self.folder / "bad.ini"
+        a_file = self.folder / "file"
+        a_file.write_text("not a folder")
+        image_name, label_name = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+
+        def with_config(text):
+            path = self.folder / f"{abs(hash(text))}.ini"
+            path.write_text(text)
+            return ["--config", path]
+
+        cases = [
+            # arguments, exit code, what stderr says
+            (["--compressor", "sing"], 2, r"'sing' is not known; did you mean 'sign'"),
+            (["--compressor", "sign:blok=8"], 2, r"unknown key 'blok'; did you mean 'block'"),
+            (["--compressor", "sign:block=7"], 2, r"multiple of 8|from 8"),
+            (["--compressor", "sign:block"], 2, r"is no KEY=VALUE"),
+            (["--compressor", "none", "--feedback", "error_feedback"], 2,
+             r"makes no sense; .*none x none x all_reduce"),
+            (["--feedback", "err"], 2, r"--feedback 'err' is not known"),
+            (["--model", "resnet9"], 2, r"did you mean 'resnet8'"),
+            (["--model", "mlp:hidden=0"], 2, r"'hidden'"),
+            (["--model", "mlp:width=3"], 2, r"unknown key 'width'"),
+            (["--data", "mnist"], 2, r"'mnist' is not known"),
+            (["--data", "synthetic:samples=0"], 2, r"samples"),
+            (["--optimizer", "sgdd"], 2, r"did you mean 'sgd'"),
+            (["--optimizer", "adam:beta1=1.5"], 2, r"beta1"),
+            (["--lr-schedule", "cosin"], 2, r"did you mean 'cosine'"),
+            (["--lr-schedule", "step"], 2, r"every"),
+            (["--lr", "nan"], 2, r"--lr"),
+            (["--clip-norm", "-1"], 2, r"--clip-norm"),
+            (with_config("lr = fast\n"), 2, r"lr.* is 'fast'"),
+            (with_config("learning-rate = 1\n"), 2, r"learning-rate"),
+            (with_config("momentun = .9\n"), 2, r"momentum"),
+            (["--data", f"fashion-mnist:{self.folder / 'nowhere'}"], 65, r"dataset-fashion-mnist"),
+            (data(image_name, b""), 65, image_name),
+            (data(image_name, images[:-1]), 65, image_name),
+            (data(image_name, images + b"x"), 65, image_name),
+            (data(image_name, b"PNG" + images), 65, image_name),
+            (data(image_name, gzip.compress(images)[:-9]), 65, image_name),
+            (data(label_name, idx((5,), [0, 1, 2, 3, 4])), 65, r"labels"),
+            (data(label_name, idx((6,), [0, 1, 2, 3, 4, 10])), 65, label_name),
+            (data(label_name, idx((6,), [0] * 24, 0x0C)), 65, label_name),
+            (["--resume", self.folder / "nowhere"], 65, r"nowhere"),
+            (["--resume", a_file], 65, r"file"),
+            (["--output", a_file / "sub"], 73, r"cannot make the output folder"),
+            (["--trace", "/nonexistent/trace.json", "--steps", "1"], 74, r"cannot write the trace"),
+        ]
+        for arguments, code, pattern in cases:
+            with self.subTest(arguments=[str(a) for a in arguments]):
+                base = ["--model", "mlp:hidden=8", "--data", "synthetic:samples=64,size=8",
+                        "--steps", "2", "--ranks", "2", "--output", self.folder / "run"]
+                given = {a for a in arguments if str(a).startswith("--")}
+                kept = [x for pair in zip(base[::2], base[1::2]) if pair[0] not in given
+                        for x in pair]
+                result = PROGRAM.run("train", *kept, *arguments)
+                self.assertEqual(result.returncode, code, result.stdout + result.stderr)
+                self.assertRegex(result.stderr, r"\Athinwire: ")
+                self.assertRegex(result.stderr, pattern)
+                self.assertNotIn("bug:", result.stderr)
+
+    @unittest.skipUnless(HAS_MPI, "built without MPI")
+    def test_ranks_under_mpirun(self):
+        result = PROGRAM.mpirun(2, "train", *SMALL, "--ranks", 2, "--steps", 2)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("--ranks", result.stderr)
+
+    @unittest.skipUnless(HAS_MPI, "built without MPI")
+    def test_different_configurations_are_a_diff_of_keys(self):
+        common = ["train", *SMALL, "--steps", "3", "--output", str(self.folder / "run")]
+        other = [a if a != "0.05" else "0.1" for a in common]
+        command = [mpirun(), "-np", "1", PROGRAM.path, *common, ":", "-np", "1", PROGRAM.path,
+                   *other, "--seed", "2"]
+        start = time.monotonic()
+        result = subprocess.run(command, env=mpi_environment(), text=True, capture_output=True,
+                                timeout=60, check=False)
+        self.assertLess(time.monotonic() - start, 30)
+        self.assertEqual(result.returncode, 78, result.stdout + result.stderr)
+        self.assertIn("lr: 0.05 (rank 0), 0.1 (rank 1)", result.stderr)
+        self.assertIn("seed: 1 (rank 0), 2 (rank 1)", result.stderr)
+        self.assertNotIn("model:", result.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)
