@@ -78,10 +78,10 @@ class CheckedCommunicator final : public Communicator {
     for (int a = 0; a < size(); ++a) {
       for (int b = a + 1; b < size(); ++b) {
         if (!match(records + a * width, a, records + b * width, b)) {
-          const std::string problem =
-              fmt::format("rank {} is about to {}, rank {} to {}; every rank must call the same "
-                          "operations with matching sizes in the same order",
-                          a, describe(records + a * width), b, describe(records + b * width));
+          const std::string problem = fmt::format(
+              "rank {} is about to {}, rank {} to {}; every rank must call the same "
+              "operations with matching sizes in the same order",
+              a, describe(records + a * width), b, describe(records + b * width));
           inner_->abort(problem);
           throw RanksDisagree(problem);
         }

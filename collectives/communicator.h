@@ -44,10 +44,10 @@ class Work {
 // A fixed group of ranks that act together.
 //
 // Every rank calls the same operations, with matching arguments, in the same order. Tensors are
-// contiguous, of dtype float32, float64, int32, int64 or uint8 (also int8 and bool as bytes), of any
-// size including empty. One thread at a time may call a communicator. Sums are formed in rank order,
-// so a result is the same bits on every rank and in every run (backends whose library reduces on
-// its own, such as NCCL, only promise equality between ranks).
+// contiguous, of dtype float32, float64, int32, int64 or uint8 (also int8 and bool as bytes), of
+// any size including empty. One thread at a time may call a communicator. Sums are formed in rank
+// order, so a result is the same bits on every rank and in every run (backends whose library
+// reduces on its own, such as NCCL, only promise equality between ranks).
 //
 // After an error (`PeerLost`, `RanksDisagree`) the communicator is poisoned: every further call
 // throws.
@@ -75,8 +75,8 @@ class Communicator {
   virtual std::unique_ptr<Work> all_gather(at::Tensor output, at::Tensor input, Counts counts) = 0;
   // Rank i's input part j (input_counts[j] elements) becomes rank j's output part i.
   // The tensors must not overlap.
-  virtual std::unique_ptr<Work> all_to_all(at::Tensor output, at::Tensor input, Counts output_counts,
-                                           Counts input_counts) = 0;
+  virtual std::unique_ptr<Work> all_to_all(at::Tensor output, at::Tensor input,
+                                           Counts output_counts, Counts input_counts) = 0;
   // tensor := root's tensor.
   virtual std::unique_ptr<Work> broadcast(at::Tensor tensor, int root) = 0;
   virtual std::unique_ptr<Work> barrier() = 0;

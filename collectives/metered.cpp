@@ -3,7 +3,9 @@
 namespace thinwire {
 namespace {
 
-std::int64_t bytes_of(const at::Tensor& tensor) { return static_cast<std::int64_t>(tensor.nbytes()); }
+std::int64_t bytes_of(const at::Tensor& tensor) {
+  return static_cast<std::int64_t>(tensor.nbytes());
+}
 
 class MeteredWork final : public Work {
  public:

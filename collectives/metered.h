@@ -13,10 +13,10 @@ namespace thinwire {
 
 // One finished operation, as an observer sees it.
 struct OperationRecord {
-  std::string name;                // e.g. "all_to_all"
-  std::int64_t bytes_sent = 0;     // on the wire, by this rank
-  Clock::time_point start;         // the call
-  Clock::time_point end;           // its wait returned
+  std::string name;             // e.g. "all_to_all"
+  std::int64_t bytes_sent = 0;  // on the wire, by this rank
+  Clock::time_point start;      // the call
+  Clock::time_point end;        // its wait returned
 };
 
 struct Traffic {

@@ -37,8 +37,8 @@ void check_tensor(const at::Tensor& tensor, std::string_view what) {
 // Fills in equal shares and checks that the shares add up.
 Counts complete(Counts counts, std::int64_t total, int size, std::string_view what) {
   if (counts.empty()) {
-    check(total % size == 0, fmt::format("{}: {} elements are no equal shares for {} ranks", what,
-                                         total, size));
+    check(total % size == 0,
+          fmt::format("{}: {} elements are no equal shares for {} ranks", what, total, size));
     counts.assign(static_cast<std::size_t>(size), total / size);
   }
   check_equal(counts.size(), static_cast<std::size_t>(size), what);
@@ -156,10 +156,11 @@ std::int64_t direct_bytes_sent(const Operation& operation, int rank, int size) {
       elements = total - operation.output_counts[me] + operation.output_counts[me] * (size - 1);
       break;
     case OperationKind::broadcast:
-      // The root scatters and then sends its own share on; the others send theirs to all but the root.
-      elements = rank == operation.root
-                     ? total - operation.output_counts[me] + operation.output_counts[me] * (size - 1)
-                     : operation.output_counts[me] * (size - 2);
+      // The root scatters and then sends its own share on; the others send theirs to all but the
+      // root.
+      elements = rank == operation.root ? total - operation.output_counts[me] +
+                                              operation.output_counts[me] * (size - 1)
+                                        : operation.output_counts[me] * (size - 2);
       break;
     case OperationKind::reduce_scatter:
     case OperationKind::all_to_all:

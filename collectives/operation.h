@@ -1,5 +1,5 @@
-// What one collective call is: its arguments as plain data, its name for messages, the bytes that it
-// moves. Shared by the backends and the decorators.
+// What one collective call is: its arguments as plain data, its name for messages, the bytes that
+// it moves. Shared by the backends and the decorators.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -27,11 +27,11 @@ const char* name(OperationKind kind);
 struct Operation {
   OperationKind kind = OperationKind::barrier;
   ReduceOp op = ReduceOp::sum;
-  at::Tensor input;   // all_reduce and broadcast work in place: input and output are the same
+  at::Tensor input;  // all_reduce and broadcast work in place: input and output are the same
   at::Tensor output;
   Counts input_counts;   // per rank: shares of the input (reduce_scatter, all_to_all)
-  Counts output_counts;  // per rank: shares of the output (all_gather, all_to_all); for all_reduce and
-                         // broadcast the shares in which the work is split
+  Counts output_counts;  // per rank: shares of the output (all_gather, all_to_all); for all_reduce
+                         // and broadcast the shares in which the work is split
   int root = 0;
 
   // "all_reduce of 1000 float"

@@ -62,8 +62,8 @@ std::string describe(const Combination& row) {
 std::unique_ptr<Codec> make_codec(const CodecOptions& options) {
   if (const auto* sign = std::get_if<Sign>(&options)) {
     if (sign->block < 8 || sign->block % 8 != 0) {
-      throw UsageError(fmt::format("compressor sign: block is {}; give a multiple of 8 from 8 on",
-                                   sign->block));
+      throw UsageError(
+          fmt::format("compressor sign: block is {}; give a multiple of 8 from 8 on", sign->block));
     }
     return std::make_unique<SignCodec>(sign->block);
   }

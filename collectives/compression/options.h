@@ -42,8 +42,8 @@ struct CompressionOptions {
 // "error_feedback". Throws `UsageError` for unknown words and combinations that do not make sense.
 CompressionOptions parse_compression(const std::string& compressor, const std::string& feedback);
 
-// The options with `automatic` replaced by what it stands for. Throws `UsageError` for a combination
-// that does not make sense; the message lists those that do.
+// The options with `automatic` replaced by what it stands for. Throws `UsageError` for a
+// combination that does not make sense; the message lists those that do.
 CompressionOptions resolve(CompressionOptions options);
 
 // Matrices and kernels go through the codec; vectors and scalars (biases, norms) ride along

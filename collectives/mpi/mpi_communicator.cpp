@@ -23,8 +23,8 @@ void mpi_check(int code, const std::source_location& where = std::source_locatio
   int length = 0;
   MPI_Error_string(code, text, &length);
   throw PeerLost(fmt::format("MPI failed: {} ({}:{}); a peer or the network is gone",
-                             std::string(text, static_cast<std::size_t>(length)),
-                             where.file_name(), where.line()));
+                             std::string(text, static_cast<std::size_t>(length)), where.file_name(),
+                             where.line()));
 }
 
 constexpr int kAbortTag = 1;
@@ -145,7 +145,8 @@ class MpiWork final : public Work {
           link_->send_notices();
           link_->throw_if_aborted();
         }
-        std::this_thread::sleep_for(std::chrono::microseconds(std::min(20 * (polls - kYields), 200)));
+        std::this_thread::sleep_for(
+            std::chrono::microseconds(std::min(20 * (polls - kYields), 200)));
       } else {
         sched_yield();
       }
@@ -159,7 +160,9 @@ class MpiWork final : public Work {
 
   char* in() const { return static_cast<char*>(pending_->call.input.data_ptr()); }
   char* out() const { return static_cast<char*>(pending_->call.output.data_ptr()); }
-  std::int64_t width() const { return static_cast<std::int64_t>(pending_->call.input.element_size()); }
+  std::int64_t width() const {
+    return static_cast<std::int64_t>(pending_->call.input.element_size());
+  }
   static std::int64_t at(const Counts& counts, int rank) {
     return counts[static_cast<std::size_t>(rank)];
   }

@@ -38,8 +38,8 @@ struct Group {
   const ThreadGroupOptions options;
   std::mutex mutex;
   std::condition_variable changed;
-  std::vector<std::int64_t> next;                          // per rank: its next operation's number
-  std::map<std::int64_t, std::shared_ptr<Meeting>> open;   // not everybody has arrived yet
+  std::vector<std::int64_t> next;                         // per rank: its next operation's number
+  std::map<std::int64_t, std::shared_ptr<Meeting>> open;  // not everybody has arrived yet
   std::map<std::pair<std::int64_t, int>, std::weak_ptr<Group>> children;  // (operation, color)
   Clock::time_point wire_free{};
   std::optional<std::string> aborted;
@@ -57,7 +57,9 @@ struct Group {
   }
 };
 
-char* bytes_of(const at::Tensor& tensor) { return static_cast<char*>(tensor.data_ptr()); }
+char* bytes_of(const at::Tensor& tensor) {
+  return static_cast<char*>(tensor.data_ptr());
+}
 
 std::int64_t element_bytes(const at::Tensor& tensor) {
   return static_cast<std::int64_t>(tensor.element_size());
@@ -89,7 +91,8 @@ class ThreadWork final : public Work {
     waited_ = true;
     std::unique_lock lock(group_->mutex);
     await(lock, deadline, [&] { return meeting_->arrived == group_->size; });
-    await(lock, deadline, [&] { return Clock::now() >= meeting_->due; }, meeting_->due);
+    await(
+        lock, deadline, [&] { return Clock::now() >= meeting_->due; }, meeting_->due);
     unlocked(lock, [&] { first_phase(); });
     ++meeting_->finished_first;
     group_->changed.notify_all();
@@ -174,12 +177,11 @@ class ThreadWork final : public Work {
         const Counts to = offsets_of(me.output_counts);
         for (int rank = 0; rank < group_->size; ++rank) {
           const Operation& peer = call(rank);
-          const std::int64_t from =
-              offsets_of(peer.input_counts)[static_cast<std::size_t>(rank_)];
-          copy_bytes(bytes_of(me.output) +
-                         to[static_cast<std::size_t>(rank)] * element_bytes(me.output),
-                     bytes_of(peer.input) + from * element_bytes(me.output),
-                     me.output_counts[static_cast<std::size_t>(rank)] * element_bytes(me.output));
+          const std::int64_t from = offsets_of(peer.input_counts)[static_cast<std::size_t>(rank_)];
+          copy_bytes(
+              bytes_of(me.output) + to[static_cast<std::size_t>(rank)] * element_bytes(me.output),
+              bytes_of(peer.input) + from * element_bytes(me.output),
+              me.output_counts[static_cast<std::size_t>(rank)] * element_bytes(me.output));
         }
         return;
       }
@@ -230,9 +232,10 @@ std::string difference(const Operation& a, int rank_a, const Operation& b, int r
     same = a.input_counts == b.input_counts && a.output_counts == b.output_counts;
   }
   if (same) return {};
-  return fmt::format("rank {} called {}, rank {} called {}; every rank must call the same "
-                     "operations in the same order",
-                     rank_a, a.describe(), rank_b, b.describe());
+  return fmt::format(
+      "rank {} called {}, rank {} called {}; every rank must call the same "
+      "operations in the same order",
+      rank_a, a.describe(), rank_b, b.describe());
 }
 
 class ThreadCommunicator final : public Communicator {
@@ -337,8 +340,8 @@ class ThreadCommunicator final : public Communicator {
     const SimulatedLink& link = group_->options.link;
     Clock::duration takes = link.latency;
     if (link.bytes_per_second > 0) {
-      takes += std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(
-          static_cast<double>(bytes) / link.bytes_per_second));
+      takes += std::chrono::duration_cast<Clock::duration>(
+          std::chrono::duration<double>(static_cast<double>(bytes) / link.bytes_per_second));
     }
     return std::max(Clock::now(), group_->wire_free) + takes;
   }

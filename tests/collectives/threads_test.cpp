@@ -34,14 +34,13 @@ TEST_P(ThreadsConformance, HoldsThroughTheDecorators) {
   EXPECT_GT(meter->total().calls, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Threads, ThreadsConformance,
-    ::testing::Combine(::testing::ValuesIn(testing::kConformanceTests),
-                       ::testing::Values(1, 2, 3, 4, 7, 8)),
-    [](const auto& test) {
-      return std::string(std::get<0>(test.param).name) + "Over" +
-             std::to_string(std::get<1>(test.param));
-    });
+INSTANTIATE_TEST_SUITE_P(Threads, ThreadsConformance,
+                         ::testing::Combine(::testing::ValuesIn(testing::kConformanceTests),
+                                            ::testing::Values(1, 2, 3, 4, 7, 8)),
+                         [](const auto& test) {
+                           return std::string(std::get<0>(test.param).name) + "Over" +
+                                  std::to_string(std::get<1>(test.param));
+                         });
 
 // Runs `body` on `size` ranks and returns each rank's error text ("" where there was none).
 std::vector<std::string> errors_of(int size, std::function<void(Communicator&)> body,
@@ -63,15 +62,15 @@ std::vector<std::string> errors_of(int size, std::function<void(Communicator&)> 
 }
 
 TEST(Threads, ADeadlineNamesTheMissingRankAndPoisonsTheGroup) {
-  const auto errors = errors_of(
-      3,
-      [](Communicator& communicator) {
-        if (communicator.rank() == 1) return;
-        at::Tensor tensor = at::zeros({4});
-        EXPECT_THROW(communicator.all_reduce(tensor, ReduceOp::sum)->wait(), PeerLost);
-        communicator.barrier()->wait();  // poisoned: throws at once
-      },
-      {.timeout = 100ms, .link = {}});
+  const auto errors =
+      errors_of(3,
+                [](Communicator& communicator) {
+                  if (communicator.rank() == 1) return;
+                  at::Tensor tensor = at::zeros({4});
+                  EXPECT_THROW(communicator.all_reduce(tensor, ReduceOp::sum)->wait(), PeerLost);
+                  communicator.barrier()->wait();  // poisoned: throws at once
+                },
+                {.timeout = 100ms, .link = {}});
   EXPECT_NE(errors[0].find("all_reduce of 4 Float timed out"), std::string::npos) << errors[0];
   EXPECT_NE(errors[0].find("rank 1 did not arrive"), std::string::npos) << errors[0];
   EXPECT_EQ(errors[1], "");
@@ -140,17 +139,16 @@ TEST(Threads, DifferentCallsAreRefusedNotMixedUp) {
 TEST(Threads, TheSimulatedWireTakesItsTimeOneOperationAfterTheOther) {
   const auto start = Clock::now();
   // Two all_reduces of 1 MB on two ranks send 1 MB each: 2 x 50 ms, plus 2 x 5 ms latency.
-  run_ranks(
-      2,
-      [](auto communicator) {
-        at::Tensor a = at::zeros({250000});
-        at::Tensor b = at::zeros({250000});
-        auto first = communicator->all_reduce(a, ReduceOp::sum);
-        auto second = communicator->all_reduce(b, ReduceOp::sum);
-        first->wait();
-        second->wait();
-      },
-      {.timeout = 60s, .link = {.latency = 5ms, .bytes_per_second = 20e6}});
+  run_ranks(2,
+            [](auto communicator) {
+              at::Tensor a = at::zeros({250000});
+              at::Tensor b = at::zeros({250000});
+              auto first = communicator->all_reduce(a, ReduceOp::sum);
+              auto second = communicator->all_reduce(b, ReduceOp::sum);
+              first->wait();
+              second->wait();
+            },
+            {.timeout = 60s, .link = {.latency = 5ms, .bytes_per_second = 20e6}});
   EXPECT_GE(Clock::now() - start, 110ms);
 }
 
@@ -239,7 +237,8 @@ TEST(Checked, EveryRankGetsTheSameSentence) {
       const auto checked = make_checked(std::make_unique<Borrowed>(communicator));
       misuse.call(*checked);
     });
-    EXPECT_NE(errors[0].find(misuse.expected), std::string::npos) << misuse.name << ": " << errors[0];
+    EXPECT_NE(errors[0].find(misuse.expected), std::string::npos)
+        << misuse.name << ": " << errors[0];
     EXPECT_EQ(errors[0], errors[1]) << misuse.name;
   }
 }
@@ -247,8 +246,8 @@ TEST(Checked, EveryRankGetsTheSameSentence) {
 TEST(Metered, CountsCallsAndBytes) {
   run_ranks(4, [](auto communicator) {
     std::vector<std::string> seen;
-    const auto meter =
-        std::make_shared<Meter>([&](const OperationRecord& record) { seen.push_back(record.name); });
+    const auto meter = std::make_shared<Meter>(
+        [&](const OperationRecord& record) { seen.push_back(record.name); });
     const auto metered = make_metered(std::move(communicator), meter);
     at::Tensor tensor = at::zeros({400});
     metered->all_reduce(tensor, ReduceOp::sum)->wait();

@@ -111,9 +111,9 @@ TEST(Sign, PartsOfATensorCodeLikeTheWhole) {
 
 TEST(Sign, NonFiniteValuesAreSeenAnywhere) {
   const SignCodec codec(64);
-  for (const float bad : {std::numeric_limits<float>::infinity(),
-                          -std::numeric_limits<float>::infinity(),
-                          std::numeric_limits<float>::quiet_NaN()}) {
+  for (const float bad :
+       {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+        std::numeric_limits<float>::quiet_NaN()}) {
     for (const std::int64_t place : {0, 31, 63, 64, 130}) {
       at::Tensor x = values_of(131, at::kFloat);
       x[place] = bad;

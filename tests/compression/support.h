@@ -12,8 +12,8 @@
 
 namespace thinwire::testing {
 
-// A bucket whose slices have these shapes and are named "p0", "p1", ...; slices start at multiples of
-// 16 elements, so that there are gaps.
+// A bucket whose slices have these shapes and are named "p0", "p1", ...; slices start at multiples
+// of 16 elements, so that there are gaps.
 inline Bucket make_bucket(const std::vector<std::vector<std::int64_t>>& shapes,
                           at::ScalarType dtype = at::kFloat, int index = 0) {
   Bucket bucket;
@@ -54,7 +54,9 @@ inline at::Tensor random_gradient(const Bucket& bucket, std::int64_t step, int r
 // Copies of everything a visit shows, by name; ranged entries by name and begin.
 class Snapshot final : public StateVisitor {
  public:
-  void tensor(const StateEntry& entry) override { entries.push_back({entry, entry.tensor.clone()}); }
+  void tensor(const StateEntry& entry) override {
+    entries.push_back({entry, entry.tensor.clone()});
+  }
   void counter(const std::string& name, std::int64_t& value) override {
     counters.emplace_back(name, value);
   }
@@ -63,7 +65,8 @@ class Snapshot final : public StateVisitor {
     for (std::size_t i = 0; i < entries.size(); ++i) {
       const at::Tensor& a = entries[i].second;
       const at::Tensor& b = other.entries[i].second;
-      if (entries[i].first.name != other.entries[i].first.name || a.sizes() != b.sizes()) return false;
+      if (entries[i].first.name != other.entries[i].first.name || a.sizes() != b.sizes())
+        return false;
       if (a.nbytes() > 0 && std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) != 0) {
         return false;
       }

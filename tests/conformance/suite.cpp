@@ -11,7 +11,9 @@ namespace thinwire::testing {
 namespace {
 
 // A small integer that is unique enough per (rank, index) to notice a misplaced element.
-std::int64_t value(int rank, std::int64_t index) { return (rank * 31 + index * 7 + index / 5) % 97; }
+std::int64_t value(int rank, std::int64_t index) {
+  return (rank * 31 + index * 7 + index / 5) % 97;
+}
 
 at::Tensor input_of(int rank, std::int64_t count, at::ScalarType dtype = at::kFloat) {
   at::Tensor tensor = at::empty({count}, at::kLong);
@@ -87,10 +89,10 @@ void all_gather_uneven_shares(Communicator& communicator) {
     const Counts counts = uneven(size, unit);
     at::Tensor output = at::full({sum(counts)}, -1.0f);
     communicator
-        .all_gather(output,
-                    input_of(communicator.rank(),
-                             counts[static_cast<std::size_t>(communicator.rank())]),
-                    counts)
+        .all_gather(
+            output,
+            input_of(communicator.rank(), counts[static_cast<std::size_t>(communicator.rank())]),
+            counts)
         ->wait();
     std::vector<at::Tensor> parts;
     for (int rank = 0; rank < size; ++rank) {
@@ -176,7 +178,9 @@ void operations_wait_in_any_order(Communicator& communicator) {
 void sums_are_formed_in_rank_order(Communicator& communicator) {
   // 2^24 + 1 rounds to 2^24, so the order of the additions shows in the result.
   const int size = communicator.size();
-  const auto term = [](int rank) { return rank == 0 ? 16777216.0f : 1.0f + static_cast<float>(rank); };
+  const auto term = [](int rank) {
+    return rank == 0 ? 16777216.0f : 1.0f + static_cast<float>(rank);
+  };
   float expected = term(0);
   for (int rank = 1; rank < size; ++rank) expected += term(rank);
   at::Tensor tensor = at::full({9}, term(communicator.rank()));
@@ -218,7 +222,9 @@ void bytes_sent_are_those_of_direct_algorithms(Communicator& communicator) {
 }
 
 void texts_travel(Communicator& communicator) {
-  const auto text = [](int rank) { return std::string(static_cast<std::size_t>(rank * 3), 'a') + "z"; };
+  const auto text = [](int rank) {
+    return std::string(static_cast<std::size_t>(rank * 3), 'a') + "z";
+  };
   const auto all = all_gather_text(communicator, text(communicator.rank()));
   ASSERT_EQ(all.size(), static_cast<std::size_t>(communicator.size()));
   for (int rank = 0; rank < communicator.size(); ++rank) {

@@ -14,8 +14,8 @@ namespace thinwire {
 // `payload_bytes`. Scales travel inside the payload. A block with a NaN or an infinity, or whose
 // scale overflows, makes the payload say so: it decodes to NaN, and `finite` is false.
 //
-// To add a codec: derive from this, add its options to CompressionOptions (options.h) and its row to
-// the table of valid combinations (options.cpp).
+// To add a codec: derive from this, add its options to CompressionOptions (options.h) and its row
+// to the table of valid combinations (options.cpp).
 class Codec {
  public:
   virtual ~Codec() = default;
@@ -32,7 +32,8 @@ class Codec {
                       std::uint64_t rounding_key) const = 0;
   // into += weight * decoded; weight is 1 or -1, so nothing is rounded on the way.
   virtual void decode_add(const at::Tensor& payload, double weight, at::Tensor into) const = 0;
-  virtual bool finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype) const = 0;
+  virtual bool finite(const at::Tensor& payload, std::int64_t count,
+                      at::ScalarType dtype) const = 0;
 };
 
 }  // namespace thinwire

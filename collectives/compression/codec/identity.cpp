@@ -15,7 +15,8 @@ bool all_finite(const T* values, std::int64_t count) {
   T lanes[kLanes] = {};
   std::int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
-    for (std::int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += values[i + lane] - values[i + lane];
+    for (std::int64_t lane = 0; lane < kLanes; ++lane)
+      lanes[lane] += values[i + lane] - values[i + lane];
   }
   for (; i < count; ++i) lanes[0] += values[i] - values[i];
   T sum = 0;

@@ -14,7 +14,9 @@ namespace {
 
 constexpr std::int64_t kLanes = 32;
 
-std::int64_t bit_bytes(std::int64_t count) { return (count + 7) / 8; }
+std::int64_t bit_bytes(std::int64_t count) {
+  return (count + 7) / 8;
+}
 
 template <typename T>
 T sum_of_magnitudes(const T* values, std::int64_t count) {

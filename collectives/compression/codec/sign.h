@@ -9,9 +9,9 @@ namespace thinwire {
 // |x - C(x)|^2 = (1 - rho^2) |x|^2 for rho = |x|_1 / (sqrt(d) |x|_2). sign(0) = +1.
 //
 // Payload per block: the scale in the values' type, then one bit per value, least significant bit
-// first, padded with zero bits to a byte. Only the block's own values enter its scale. A block whose
-// scale is zero or denormal decodes to exact zeros. The sum of |x| is formed in 32 lanes and a
-// butterfly, so that its bits do not depend on the machine.
+// first, padded with zero bits to a byte. Only the block's own values enter its scale. A block
+// whose scale is zero or denormal decodes to exact zeros. The sum of |x| is formed in 32 lanes and
+// a butterfly, so that its bits do not depend on the machine.
 class SignCodec final : public Codec {
  public:
   explicit SignCodec(std::int64_t block) : block_(block) {}

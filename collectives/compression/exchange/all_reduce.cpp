@@ -1,5 +1,6 @@
 #include "collectives/compression/codec/identity.h"
 #include "collectives/compression/exchange/exchange.h"
+#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {
@@ -11,15 +12,24 @@ class AllReduceExchange final : public Exchange {
   void stage(Bucket& bucket, Feedback&, Communicator& communicator, std::uint64_t) override {
     communicator.all_reduce(bucket.gradient, ReduceOp::sum)->wait();
     // A sum with a NaN or an infinity in it is not finite on any rank.
-    finite_ = all_finite(bucket.gradient);
+    non_finite_.reset();
+    if (!all_finite(bucket.gradient)) non_finite_ = culprit(bucket);
     if (communicator.size() > 1) bucket.gradient.div_(communicator.size());
   }
 
-  bool finite() const override { return finite_; }
+  std::optional<std::size_t> non_finite() const override { return non_finite_; }
   void decode(Bucket&, Feedback&) override {}
 
  private:
-  bool finite_ = true;
+  static std::size_t culprit(const Bucket& bucket) {
+    for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+      const Slice& slice = bucket.slices[i];
+      if (!all_finite(bucket.gradient.narrow(0, slice.offset, slice.numel))) return i;
+    }
+    throw Bug("bug: a value between the slices of a bucket is not finite");
+  }
+
+  std::optional<std::size_t> non_finite_;
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "collectives/bucket.h"
@@ -11,10 +12,10 @@
 
 namespace thinwire {
 
-// The way of one bucket from gradients to what is needed for the estimate. One object per bucket and
-// rank. `stage` sends and keeps; `finite` says whether every rank's contribution was finite, with
-// the same answer on every rank and no further message; `decode` writes the estimate of the mean
-// into the bucket's gradient buffer (after the feedback's commit).
+// The way of one bucket from gradients to what is needed for the estimate. One object per bucket
+// and rank. `stage` sends and keeps; `non_finite` names a slice to which some rank's contribution
+// was not finite, with the same answer on every rank and no further message; `decode` writes the
+// estimate of the mean into the bucket's gradient buffer (after the feedback's commit).
 class Exchange {
  public:
   virtual ~Exchange() = default;
@@ -22,7 +23,7 @@ class Exchange {
   virtual Range owned() const = 0;
   virtual void stage(Bucket& bucket, Feedback& feedback, Communicator& communicator,
                      std::uint64_t rounding_key) = 0;
-  virtual bool finite() const = 0;
+  virtual std::optional<std::size_t> non_finite() const = 0;
   virtual void decode(Bucket& bucket, Feedback& feedback) = 0;
 };
 

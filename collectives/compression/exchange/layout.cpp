@@ -29,7 +29,8 @@ std::vector<Chunk> cut_into_chunks(const Bucket& bucket, const std::vector<const
     const std::int64_t block_bytes = codecs[i]->payload_bytes(block, dtype);
     std::int64_t done = 0;  // elements of this slice
     while (done < slice.numel) {
-      // The last owner takes the rest; the others as many blocks as bring them nearest to their end.
+      // The last owner takes the rest; the others as many blocks as bring them nearest to their
+      // end.
       std::int64_t count = slice.numel - done;
       if (owner + 1 < chunks.size()) {
         const std::int64_t end = total * static_cast<std::int64_t>(owner + 1) / size;

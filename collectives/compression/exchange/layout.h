@@ -33,8 +33,8 @@ std::vector<Chunk> cut_into_chunks(const Bucket& bucket, const std::vector<const
 // Payload bytes of the chunk's pieces that are not frozen.
 std::int64_t payload_bytes(const Bucket& bucket, const Chunk& chunk);
 
-// Calls `body(piece, payload)` for each piece of `chunk` that is not frozen, in order, with its part
-// of the chunk's packed payload.
+// Calls `body(piece, payload)` for each piece of `chunk` that is not frozen, in order, with its
+// part of the chunk's packed payload.
 void for_each_payload(const Bucket& bucket, const Chunk& chunk, const at::Tensor& packed,
                       const std::function<void(const Piece&, at::Tensor)>& body);
 

@@ -30,10 +30,10 @@ class TwoStageExchange final : public Exchange {
     const at::Tensor reply = reduce_own_chunk(bucket, feedback, arrived, rounding_key);
     received_ = byte_tensor(messages.numel());
     communicator.all_gather(received_, reply, bytes_)->wait();
-    finite_ = payload_finite(bucket);
+    non_finite_ = culprit(bucket);
   }
 
-  bool finite() const override { return finite_; }
+  std::optional<std::size_t> non_finite() const override { return non_finite_; }
 
   void decode(Bucket& bucket, Feedback& feedback) override {
     bucket.gradient.zero_();
@@ -108,20 +108,21 @@ class TwoStageExchange final : public Exchange {
     }
   }
 
-  bool payload_finite(const Bucket& bucket) {
-    bool finite = true;
+  std::optional<std::size_t> culprit(const Bucket& bucket) {
+    std::optional<std::size_t> slice;
     for_each_received(bucket, [&](const Piece& piece, const at::Tensor& payload) {
-      finite = finite &&
-               piece.codec->finite(payload, piece.count, bucket.gradient.scalar_type());
+      if (slice) return;
+      const auto dtype = bucket.gradient.scalar_type();
+      if (!piece.codec->finite(payload, piece.count, dtype)) slice = piece.slice;
     });
-    return finite;
+    return slice;
   }
 
   std::vector<Chunk> chunks_;  // one per owner
   std::size_t rank_;
   Counts bytes_;         // payload bytes of each chunk in this step (frozen slices are left out)
   at::Tensor received_;  // what the owners sent, kept for the commit
-  bool finite_ = true;
+  std::optional<std::size_t> non_finite_;
 };
 
 }  // namespace

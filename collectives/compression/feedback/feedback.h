@@ -26,8 +26,8 @@ struct Range {
 //   worker   compensate  g := message            from the gradient and the state
 //            absorb      g := new residual       from the message and what was sent of it
 //            hold        g := residual           the piece is not sent in this step (frozen)
-//   owner    owner_*                             the same for the piece of the mean that this rank owns
-//   all      estimate    d := estimate of mean   from what was received
+//   owner    owner_*                             the same for the piece of the mean that this rank
+//   owns all      estimate    d := estimate of mean   from what was received
 //
 // `commit` may exchange its storage with the gradient buffer, which holds the new residual then;
 // afterwards the buffer's content is free to be overwritten.

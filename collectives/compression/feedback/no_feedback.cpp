@@ -20,6 +20,8 @@ class NoFeedback final : public Feedback {
 
 }  // namespace
 
-std::unique_ptr<Feedback> make_no_feedback() { return std::make_unique<NoFeedback>(); }
+std::unique_ptr<Feedback> make_no_feedback() {
+  return std::make_unique<NoFeedback>();
+}
 
 }  // namespace thinwire

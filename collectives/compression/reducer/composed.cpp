@@ -45,7 +45,11 @@ void ComposedReducer::stage(Bucket& bucket, Communicator& communicator, const St
   here.used().stage(bucket, *here.feedback, communicator, draws.bits(place));
 }
 
-bool ComposedReducer::finite(const Bucket& bucket) { return path(bucket).used().finite(); }
+std::optional<std::string> ComposedReducer::non_finite(const Bucket& bucket) {
+  const auto slice = path(bucket).used().non_finite();
+  if (!slice) return std::nullopt;
+  return bucket.slices[*slice].name;
+}
 
 void ComposedReducer::commit(Bucket& bucket) {
   Path& here = path(bucket);
@@ -57,7 +61,9 @@ void ComposedReducer::commit(Bucket& bucket) {
   here.compressed->decode(bucket, *here.feedback);
 }
 
-void ComposedReducer::rollback(Bucket& bucket) { path(bucket).feedback->rollback(); }
+void ComposedReducer::rollback(Bucket& bucket) {
+  path(bucket).feedback->rollback();
+}
 
 void ComposedReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
   path(bucket).feedback->visit(bucket, visitor);

@@ -19,7 +19,7 @@ class ComposedReducer final : public GradientReducer {
 
   void prepare(const Bucket& bucket, int rank, int size) override;
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;
-  bool finite(const Bucket& bucket) override;
+  std::optional<std::string> non_finite(const Bucket& bucket) override;
   void commit(Bucket& bucket) override;
   void rollback(Bucket& bucket) override;
   void visit(const Bucket& bucket, StateVisitor& visitor) override;

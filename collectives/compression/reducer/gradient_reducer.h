@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,7 +25,7 @@ struct StepContext {
 struct SlicePlan {
   std::string name;
   std::int64_t numel = 0;
-  std::string coding;  // "sign, one scale per 1024 values" or "uncompressed: a vector"
+  std::string coding;              // "sign, one scale per 1024 values" or "uncompressed: a vector"
   std::int64_t payload_bytes = 0;  // of one message with all of this slice
   bool compressed = false;
 };
@@ -33,8 +34,9 @@ struct SlicePlan {
 // mean over ranks on every rank, bit for bit.
 //
 // Per step and bucket: `stage`, then `commit` or `rollback`. Between them the gradient buffer's
-// content belongs to the reducer. A rollback leaves every state as before the stage and the gradient
-// undefined. `stage` is called by one thread at a time, in bucket order, the same on all ranks.
+// content belongs to the reducer. A rollback leaves every state as before the stage and the
+// gradient undefined. `stage` is called by one thread at a time, in bucket order, the same on all
+// ranks.
 class GradientReducer {
  public:
   virtual ~GradientReducer() = default;
@@ -43,9 +45,9 @@ class GradientReducer {
   virtual void prepare(const Bucket& bucket, int rank, int size) = 0;
   // Sends and receives; blocks until the bucket is through.
   virtual void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) = 0;
-  // After `stage`: whether every rank's quantity was finite; the same answer on every rank. On a
-  // device this is the only call that makes the host wait.
-  virtual bool finite(const Bucket& bucket) = 0;
+  // After `stage`: a parameter for which some rank's quantity was NaN or infinite, if there is one;
+  // the same answer on every rank. On a device this is the only call that makes the host wait.
+  virtual std::optional<std::string> non_finite(const Bucket& bucket) = 0;
   // May exchange `bucket.gradient`'s storage with its own.
   virtual void commit(Bucket& bucket) = 0;
   virtual void rollback(Bucket& bucket) = 0;

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Set-up, build, all tests. The last lines are ctest's.
+#
+#   ./test.sh [CTEST_ARGUMENTS]    e.g. ./test.sh -R checkpoint
+#   BUILD=folder                   the build folder; default: build
+set -euo pipefail
+cd "$(dirname "$0")"
+build=${BUILD:-build}
+./setup.sh "$build"
+./build.sh "$build"
+ctest --test-dir "$build" --output-on-failure --no-tests=error -j2 "$@"

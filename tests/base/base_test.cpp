@@ -1,0 +1,112 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "runtime/base/error.h"
+#include "runtime/base/hash.h"
+#include "runtime/base/philox.h"
+#include "runtime/base/spec.h"
+
+namespace thinwire {
+namespace {
+
+template <typename Body>
+std::string usage_error(Body body) {
+  try {
+    body();
+  } catch (const UsageError& error) {
+    return error.what();
+  }
+  return "accepted";
+}
+
+// The known answers of the Random123 distribution.
+TEST(Philox, KnownAnswers) {
+  EXPECT_EQ(philox(0, 0, 0), (PhiloxBlock{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  EXPECT_EQ(philox(~0ull, ~0ull, ~0ull),
+            (PhiloxBlock{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  EXPECT_EQ(philox(0x299f31d0a4093822, 0x0370734413198a2e, 0x85a308d3243f6a88),
+            (PhiloxBlock{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+}
+
+TEST(Philox, DrawsAreInRangeAndStreamsDiffer) {
+  const Philox a(1, PhiloxStream::data_order, 0);
+  const Philox b(1, PhiloxStream::data_order, 1);
+  const Philox c(1, PhiloxStream::rounding, 0);
+  double sum = 0;
+  for (std::uint64_t i = 0; i < 10000; ++i) {
+    EXPECT_LT(a.below(i, 7), 7u);
+    const double u = a.uniform(i);
+    EXPECT_TRUE(u >= 0 && u < 1);
+    sum += u;
+  }
+  EXPECT_NEAR(sum / 10000, 0.5, 6 / std::sqrt(12.0 * 10000));
+  EXPECT_NE(a.bits(5), b.bits(5));
+  EXPECT_NE(a.bits(5), c.bits(5));
+}
+
+TEST(Hash, KnownAnswers) {
+  EXPECT_EQ(hex64(hash64("")), "2d06800538d394c2");  // XXH3_64bits of nothing
+  EXPECT_EQ(hash128_hex("", 0), "99aa06d3014798d86001c324468d497f");
+  EXPECT_NE(hash64("a"), hash64("b"));
+  EXPECT_NE(hash64("a", 1), hash64("a", 2));
+}
+
+TEST(Spec, ReadsNamesKeysAndLists) {
+  Spec spec("--model", "mlp:hidden=64,32,dropout=0.5");
+  EXPECT_EQ(spec.name(), "mlp");
+  EXPECT_EQ(spec.integers("hidden", {1}, 1, 100), (std::vector<std::int64_t>{64, 32}));
+  EXPECT_EQ(spec.number("dropout", 0, 0, 1), 0.5);
+  EXPECT_EQ(spec.integer("missing", 7, 0, 10), 7);
+  EXPECT_NO_THROW(spec.done());
+}
+
+TEST(Spec, RefusesWithTheNearestWord) {
+  EXPECT_EQ(usage_error([] {
+              Spec spec("--x", "sign:blok=3");
+              spec.integer("block", 1, 0, 10);
+              spec.done();
+            }),
+            "--x sign: unknown key 'blok'; did you mean 'block'? it takes block");
+  EXPECT_EQ(usage_error([] {
+              Spec("--x", "sgn").unknown_name({"none", "sign"});
+            }),
+            "--x 'sgn' is not known; did you mean 'sign'? choose from none, sign");
+  EXPECT_EQ(usage_error([] {
+              Spec spec("--x", "none:a=1");
+              spec.done();
+            }),
+            "--x none: unknown key 'a'; none takes no options");
+  for (const char* text : {"", ":a=1", "s:", "s:=1", "s:a=", "s:a", "s:a=1,a=2", "s:,a=1"}) {
+    EXPECT_NE(usage_error([&] { Spec("--x", text); }), "accepted") << text;
+  }
+}
+
+TEST(Spec, NumbersAreWholeAndInRange) {
+  EXPECT_EQ(parse_integer("n", "12", 0, 20), 12);
+  EXPECT_EQ(parse_number("x", "1e-3", 0, 1), 1e-3);
+  for (const char* text : {"", "x", "1x", "1.5", "21", "-1", "99999999999999999999"}) {
+    EXPECT_NE(usage_error([&] { parse_integer("n", text, 0, 20); }), "accepted") << text;
+  }
+  for (const char* text : {"nan", "inf", "2", "-0.1", "0,5", "0x1p-2"}) {
+    EXPECT_NE(usage_error([&] { parse_number("x", text, 0, 1); }), "accepted") << text;
+  }
+}
+
+TEST(Spec, NearestWord) {
+  EXPECT_EQ(nearest("momentun", {"lr", "momentum"}), "momentum");
+  EXPECT_EQ(nearest("zzzzzzzz", {"lr", "momentum"}), "");
+}
+
+TEST(Check, SaysWhatAndWhereAndBothValues) {
+  try {
+    check_equal(1, 2, "sizes agree");
+    FAIL();
+  } catch (const Bug& bug) {
+    EXPECT_NE(std::string(bug.what()).find("sizes agree (1 vs 2), at "), std::string::npos);
+    EXPECT_NE(std::string(bug.what()).find("base_test.cpp:"), std::string::npos);
+  }
+}
+
+}  // namespace
+}  // namespace thinwire

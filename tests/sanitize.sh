@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Builds and runs the unit and threads tests under sanitizers, in build folders of their own.
+#
+#   tests/sanitize.sh address    AddressSanitizer and UndefinedBehaviorSanitizer
+#   tests/sanitize.sh thread     ThreadSanitizer: the threads backend and the communication thread
+#                                with synthetic gradients (libtorch itself is not instrumented)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+torch=$(echo "$PWD"/build/venv/lib/python3*/site-packages/torch)
+case ${1:-} in
+  address)
+    build=build-asan
+    preset=asan
+    tests=(base_test threads_test compression_test optimizers_test bucket_reducer_test buckets_test
+           trainer_test file_system_test safetensors_test checkpoint_test test_data)
+    # libtorch keeps what it allocated for the whole process.
+    export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+    ;;
+  thread)
+    build=build-tsan
+    preset=tsan
+    tests=(threads_test compression_test bucket_reducer_test)
+    export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp halt_on_error=1"
+    ;;
+  *)
+    echo "usage: tests/sanitize.sh address|thread" >&2
+    exit 2
+    ;;
+esac
+cmake --preset "$preset" -DTHINWIRE_TORCH="$torch" >/dev/null
+./build.sh "$build" "${tests[@]}"
+names=$(IFS='|'; echo "${tests[*]}")
+ctest --test-dir "$build" --output-on-failure --no-tests=error -R "^($names)\$"
