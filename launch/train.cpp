@@ -2,7 +2,6 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
-#include <filesystem>
 #include <iostream>
 #include <thread>
 
@@ -12,6 +11,7 @@
 #include "launch/agreement.h"
 #include "launch/commands.h"
 #include "launch/exit.h"
+#include "launch/output_folder.h"
 #include "launch/progress.h"
 #include "launch/signals.h"
 #include "launch/version.h"
@@ -22,7 +22,6 @@
 #include "runtime/data/load.h"
 #include "runtime/data_parallel.h"
 #include "runtime/telemetry/metrics.h"
-#include "runtime/trainer/resume.h"
 #include "runtime/trainer/trainer.h"
 
 #if THINWIRE_HAVE_MPI
@@ -98,33 +97,14 @@ std::string fingerprint(const DataSplit& data) {
                      hex64(data.test->fingerprint()));
 }
 
-[[noreturn]] void cannot_write(const std::string& what, const std::error_code& error) {
-  throw Error(
-      ExitCode::cannot_write,
-      fmt::format("cannot {}: {}; give another folder with --output", what, error.message()));
-}
-
-// A run that starts anew in a folder that holds another run's results moves these aside: it neither
-// deletes nor mixes up anything. Returns what to tell the user, empty if there was nothing.
-std::string prepare_output_folder(const TrainOptions& options) {
-  namespace fs = std::filesystem;
-  std::error_code error;
-  const fs::path folder = options.output;
-  fs::create_directories(folder, error);
-  if (error) cannot_write(fmt::format("make the output folder '{}'", options.output), error);
-  if (!options.resume.empty() || !fs::exists(checkpoint_root(options))) return {};
-
-  int number = 1;
-  const auto earlier = [&] { return folder / fmt::format("earlier-{}", number); };
-  while (fs::exists(earlier())) ++number;
-  fs::create_directories(earlier(), error);
-  if (!error) fs::rename(checkpoint_root(options), earlier() / "checkpoints", error);
-  if (!error && fs::exists(folder / "metrics.jsonl")) {
-    fs::rename(folder / "metrics.jsonl", earlier() / "metrics.jsonl", error);
-  }
-  if (error) cannot_write(fmt::format("move the earlier run in '{}' aside", options.output), error);
-  return fmt::format("moved the earlier run in {} to {}; --resume auto would have continued it",
-                     options.output, earlier().string());
+// What a user should know of the options that he chose; empty if there is nothing to say.
+std::string advice(const TrainOptions& options) {
+  const bool dense = parse_compression(options.compressor, options.feedback).codec.index() == 0;
+  if (dense || options.momentum < 0.5 || !options.optimizer.starts_with("sgd")) return {};
+  return fmt::format(
+      "note: momentum {} behind compressed gradients needs a smaller learning rate than without "
+      "compression; with --momentum 0 the same rate per step works",
+      options.momentum);
 }
 
 // Everything that can be known to be wrong before ranks meet.
@@ -156,8 +136,7 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
   facts["dataset"] = fingerprint(data);
   require_same_everywhere(*communicator, facts);
 
-  std::string moved;
-  if (rank == 0) moved = prepare_output_folder(options);
+  if (rank == 0) make_output_folder(options);
   communicator->barrier()->wait();
 
   std::unique_ptr<Console> console;
@@ -167,8 +146,6 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
   }
   Silence silence;
   TrainerObserver& observer = console ? static_cast<TrainerObserver&>(*console) : silence;
-
-  if (!moved.empty()) observer.on_line(moved);
 
   PosixFileSystem files;
   Trainer trainer({.model = model,
@@ -187,7 +164,13 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
                                communicator->size(), options.model, values, options.data,
                                communicator->size() * options.batch_size * options.accumulate));
   trainer.resume();
+  communicator->barrier()->wait();  // everybody has read what it resumes from
+  if (rank == 0) {
+    const std::string moved = set_aside_earlier_runs(options);
+    if (!moved.empty()) observer.on_line(moved);
+  }
   for (const auto& way : trainer.describe_compression()) observer.on_line(way);
+  if (!advice(options).empty()) observer.on_line(advice(options));
 
   const EndReport end = trainer.run();
   if (console) console->on_end(end);

@@ -23,7 +23,7 @@ nlohmann::ordered_json as_json(const StepReport& report) {
 }  // namespace
 
 MetricsFile::MetricsFile(const std::string& path, MetricsStart start)
-    : path_(path), file_(path, start == MetricsStart::anew ? std::ios::trunc : std::ios::app) {}
+    : path_(path), mode_(start == MetricsStart::anew ? std::ios::trunc : std::ios::app) {}
 
 void MetricsFile::write(const StepReport& report) {
   line(as_json(report).dump());
@@ -47,6 +47,7 @@ std::string MetricsFile::take_warning() {
 
 void MetricsFile::line(const std::string& text) {
   if (failed_) return;
+  if (!file_.is_open()) file_.open(path_, mode_);
   file_ << text << '\n' << std::flush;
   if (file_) return;
   failed_ = true;

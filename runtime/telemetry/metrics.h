@@ -29,7 +29,8 @@ class MetricsFile {
   void line(const std::string& text);
 
   std::string path_;
-  std::ofstream file_;
+  std::ios::openmode mode_;
+  std::ofstream file_;  // opened by the first line
   std::string warning_;
   bool failed_ = false;
 };

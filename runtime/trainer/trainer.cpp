@@ -242,7 +242,9 @@ StepReport Trainer::make_report(const Interval& interval, double lr) {
       static_cast<double>(position_.epoch) +
       static_cast<double>(position_.consumed) / static_cast<double>(order_.dataset_size());
   report.lr = lr;
-  report.samples_per_second = static_cast<double>(interval.samples) / interval.seconds;
+  if (interval.seconds > 0) {
+    report.samples_per_second = static_cast<double>(interval.samples) / interval.seconds;
+  }
   report.seconds_left =
       static_cast<double>(report.total_steps - report.step) * interval.seconds / steps;
   report.skipped = skipped_;

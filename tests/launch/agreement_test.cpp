@@ -2,6 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <thread>
+
+#include "collectives/threads/thread_communicator.h"
+#include "runtime/base/error.h"
+
 namespace thinwire {
 namespace {
 
@@ -43,6 +48,26 @@ TEST(Agreement, LongValuesAreShortenedToTheFirstLineThatDiffers) {
 TEST(Agreement, ALineEndAtTheEndCounts) {
   EXPECT_EQ(differences({{{"k", "a"}}, {{"k", "a\n"}}}),
             "k, line 2: (ends before) (rank 0), (empty) (rank 1)");
+}
+
+TEST(Agreement, EveryRankThrowsTheSameDifference) {
+  std::vector<std::string> errors(3);
+  auto group = make_thread_group(3);
+  std::vector<std::thread> threads;
+  for (auto& ranks : group) {
+    threads.emplace_back([&] {
+      try {
+        require_same_everywhere(*ranks,
+                                {{"lr", ranks->rank() == 1 ? "0.2" : "0.1"}, {"seed", "1"}});
+      } catch (const ConfigurationMismatch& error) {
+        errors[static_cast<std::size_t>(ranks->rank())] = error.what();
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_NE(errors[0].find("lr: 0.1 (ranks 0, 2), 0.2 (rank 1)"), std::string::npos) << errors[0];
+  EXPECT_EQ(errors[1], errors[0]);
+  EXPECT_EQ(errors[2], errors[0]);
 }
 
 }  // namespace

@@ -107,9 +107,25 @@ class Results(Case):
     def test_a_new_run_moves_an_earlier_one_aside(self):
         self.train("--steps", 5)
         result = self.train("--steps", 6)
-        self.assertIn("moved the earlier run", result.stdout)
+        self.assertIn("moved 1 checkpoints of an earlier run", result.stdout)
         self.assertTrue((self.folder / "run/earlier-1/checkpoints/step-00000005").is_dir())
+        self.assertEqual(end_of(self.folder / "run/earlier-1")["step"], 5)
         self.assertTrue((self.folder / "run/checkpoints/step-00000006").is_dir())
+
+    def test_going_back_moves_the_abandoned_checkpoints_aside(self):
+        self.train("--steps", 20, "--checkpoint-every", 10)
+        back = self.folder / "run/checkpoints/step-00000010"
+        self.train("--steps", 15, "--resume", back)
+        self.assertEqual(sorted(os.listdir(self.folder / "run/checkpoints")),
+                         ["step-00000010", "step-00000015"])
+        self.assertTrue((self.folder / "run/earlier-1/checkpoints/step-00000020").is_dir())
+
+    def test_nothing_left_to_do(self):
+        self.train("--steps", 10)
+        before = self.hash_of()
+        result = self.train("--steps", 5, "--resume", "auto")
+        self.assertIn("resumed from", result.stdout)
+        self.assertEqual(self.hash_of(), before)
 
 
 class Stopping(Case):
@@ -281,7 +297,7 @@ class BadInput(Case):
             (data(label_name, idx((6,), [0] * 24, 0x0C)), 65, label_name),
             (["--resume", self.folder / "nowhere"], 65, r"nowhere"),
             (["--resume", a_file], 65, r"file"),
-            (["--output", a_file / "sub"], 73, r"cannot make the output folder"),
+            (["--output", a_file / "sub"], 73, r"cannot prepare the output folder"),
             (["--trace", "/nonexistent/trace.json", "--steps", "1"], 74, r"cannot write the trace"),
         ]
         for arguments, code, pattern in cases:

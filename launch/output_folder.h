@@ -1,0 +1,20 @@
+// Where a run's results go.
+#pragma once
+
+#include <string>
+
+#include "runtime/trainer/options.h"
+
+namespace thinwire {
+
+// Both throw `Error` (exit 73).
+void make_output_folder(const TrainOptions& options);
+
+// Moves what does not belong to the history of this run into "earlier-N" in the output folder, so
+// that nothing is deleted or mixed up; to be called once the run has loaded what it resumes from. A
+// run that starts anew shares no history with what is there; one that resumes from "auto" shares
+// all of it; one that resumes from a checkpoint shares the checkpoints up to that one if it is
+// among them, else none. Returns what to tell the user, empty if nothing was moved.
+std::string set_aside_earlier_runs(const TrainOptions& options);
+
+}  // namespace thinwire
