@@ -3,7 +3,7 @@
 //
 //   build/examples/02_all_reduce
 //
-// Last line: 0 + 1 + 2 + 3 = 6, 2000000 bytes of traffic a rank
+// Last line: 0 + 1 + 2 + 3 = 6, 1500000 bytes sent by each rank
 #include <ATen/ATen.h>
 
 #include <cstdio>
@@ -12,13 +12,13 @@
 
 int main() {
   thinwire::run_ranks(4, [](std::unique_ptr<thinwire::Communicator> ranks) {
-    at::Tensor tensor = at::full({333333 + 1}, static_cast<float>(ranks->rank()));
+    at::Tensor tensor = at::full({250000}, static_cast<float>(ranks->rank()));
     const auto work = ranks->all_reduce(tensor, thinwire::ReduceOp::sum);
     // ... other work ...
     work->wait();
     if (ranks->rank() == 0) {
-      std::printf("0 + 1 + 2 + 3 = %.0f, %lld bytes of traffic a rank\n", tensor[0].item<float>(),
-                  static_cast<long long>(work->bytes_sent()) / 1000 * 1000);
+      std::printf("0 + 1 + 2 + 3 = %.0f, %lld bytes sent by each rank\n", tensor[0].item<float>(),
+                  static_cast<long long>(work->bytes_sent()));
     }
   });
 }

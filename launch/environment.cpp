@@ -13,6 +13,7 @@ namespace {
 constexpr const char* kRank = "OMPI_COMM_WORLD_RANK";
 constexpr const char* kSize = "OMPI_COMM_WORLD_SIZE";
 constexpr const char* kLocalRank = "OMPI_COMM_WORLD_LOCAL_RANK";
+constexpr const char* kLocalSize = "OMPI_COMM_WORLD_LOCAL_SIZE";
 constexpr std::int64_t kLargestWorld = 1 << 20;
 
 }  // namespace
@@ -36,6 +37,9 @@ JobEnvironment job_environment(const std::function<const char*(const char*)>& va
   environment.world_size = number(kSize, 1, kLargestWorld);
   environment.rank = number(kRank, 0, environment.world_size - 1);
   environment.local_rank = number(kLocalRank, 0, environment.rank);
+  environment.local_size =
+      variable(kLocalSize) ? number(kLocalSize, environment.local_rank + 1, environment.world_size)
+                           : environment.world_size;
   return environment;
 }
 

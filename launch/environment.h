@@ -13,10 +13,12 @@ struct JobEnvironment {
   int rank = 0;
   int world_size = 1;
   int local_rank = 0;  // among the processes of this host
+  int local_size = 1;  // how many those are
 };
 
-// Reads Open MPI's OMPI_COMM_WORLD_RANK, _SIZE and _LOCAL_RANK through `variable`, which returns
-// null for what is not set, like std::getenv. Throws `UsageError` if they contradict one another.
+// Reads Open MPI's OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK and, if it is set, _LOCAL_SIZE through
+// `variable`, which returns null for what is not set, like std::getenv. Throws `UsageError` if they
+// contradict one another.
 JobEnvironment job_environment(const std::function<const char*(const char*)>& variable);
 
 // Ranks are threads or processes: throws `UsageError` if `ranks` > 1 among several processes.

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <optional>
 #include <vector>
 
 #include "runtime/base/error.h"
@@ -14,15 +15,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool shares_history(const fs::path& checkpoint, const std::string& resume) {
-  if (resume.empty()) return false;
-  if (resume == "auto") return true;
+// The step of the checkpoint in `root` that the run resumes from; none if it is not in there.
+std::optional<std::int64_t> resumed_step(const fs::path& root, const std::string& resume) {
+  if (resume.empty()) return std::nullopt;
   fs::path from = fs::weakly_canonical(resume);
   if (from.filename().empty()) from = from.parent_path();  // it ended in a slash
-  if (from.parent_path() != fs::weakly_canonical(checkpoint).parent_path()) return false;
-  const auto step = step_of_folder(checkpoint.filename().string());
-  const auto from_step = step_of_folder(from.filename().string());
-  return step && from_step && *step <= *from_step;
+  if (from.parent_path() != fs::weakly_canonical(root)) return std::nullopt;
+  return step_of_folder(from.filename().string());
 }
 
 [[noreturn]] void cannot_write(const TrainOptions& options, const fs::filesystem_error& error) {
@@ -41,16 +40,24 @@ void make_output_folder(const TrainOptions& options) {
   }
 }
 
-std::string set_aside_earlier_runs(const TrainOptions& options) {
+OutputHistory set_aside_earlier_runs(const TrainOptions& options) {
   const fs::path folder = options.output;
+  const fs::path root = checkpoint_root(options);
   try {
+    if (options.resume == "auto") return {.moved = "", .continued = true};
+    const auto from = resumed_step(root, options.resume);
+    OutputHistory history{.moved = "", .continued = from.has_value()};
+
     std::vector<fs::path> strangers;
-    if (fs::is_directory(checkpoint_root(options))) {
-      for (const auto& entry : fs::directory_iterator(checkpoint_root(options))) {
-        if (!shares_history(entry.path(), options.resume)) strangers.push_back(entry.path());
+    if (fs::is_directory(root)) {
+      for (const auto& entry : fs::directory_iterator(root)) {
+        const auto step = step_of_folder(entry.path().filename().string());
+        if (!from || !step || *step > *from) strangers.push_back(entry.path());
       }
     }
-    if (strangers.empty()) return {};
+    const fs::path metrics = folder / "metrics.jsonl";
+    const bool has_metrics = fs::exists(metrics) && fs::file_size(metrics) > 0;
+    if (strangers.empty() && (history.continued || !has_metrics)) return history;
 
     int number = 1;
     while (fs::exists(folder / fmt::format("earlier-{}", number))) ++number;
@@ -59,11 +66,10 @@ std::string set_aside_earlier_runs(const TrainOptions& options) {
     for (const auto& path : strangers) {
       fs::rename(path, earlier / "checkpoints" / path.filename());
     }
-    if (fs::exists(folder / "metrics.jsonl")) {
-      fs::copy_file(folder / "metrics.jsonl", earlier / "metrics.jsonl");
-    }
-    return fmt::format("moved {} checkpoints of an earlier run in {} to {}", strangers.size(),
-                       options.output, earlier.string());
+    if (has_metrics) fs::copy_file(metrics, earlier / "metrics.jsonl");
+    history.moved = fmt::format("moved what an earlier run left in {} to {}: {} checkpoints",
+                                options.output, earlier.string(), strangers.size());
+    return history;
   } catch (const fs::filesystem_error& error) {
     cannot_write(options, error);
   }

@@ -10,11 +10,17 @@ namespace thinwire {
 // Both throw `Error` (exit 73).
 void make_output_folder(const TrainOptions& options);
 
+// What the output folder holds of this run's history.
+struct OutputHistory {
+  std::string moved;       // what to tell the user; empty if nothing was moved
+  bool continued = false;  // the metrics that are there belong to this run
+};
+
 // Moves what does not belong to the history of this run into "earlier-N" in the output folder, so
 // that nothing is deleted or mixed up; to be called once the run has loaded what it resumes from. A
 // run that starts anew shares no history with what is there; one that resumes from "auto" shares
-// all of it; one that resumes from a checkpoint shares the checkpoints up to that one if it is
-// among them, else none. Returns what to tell the user, empty if nothing was moved.
-std::string set_aside_earlier_runs(const TrainOptions& options);
+// all of it; one that resumes from a checkpoint shares what is up to that one if it is among them,
+// else nothing.
+OutputHistory set_aside_earlier_runs(const TrainOptions& options);
 
 }  // namespace thinwire

@@ -2,7 +2,9 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
+#include <fstream>
 #include <iostream>
+#include <optional>
 #include <thread>
 
 #include "collectives/threads/thread_communicator.h"
@@ -34,13 +36,17 @@ namespace {
 // What rank 0 shows and writes.
 class Console final : public TrainerObserver {
  public:
-  Console(const TrainOptions& options, MetricsStart start)
-      : metrics_(options.output + "/metrics.jsonl", start),
-        progress_(std::cout, Progress::mode_for(1), Progress::columns_of(1)) {}
+  explicit Console(Progress::Mode mode) : progress_(std::cout, mode, Progress::columns_of(1)) {}
+
+  // Once it is known what the run resumes from.
+  void open_metrics(const TrainOptions& options, std::int64_t resumed_at) {
+    metrics_.emplace(options.output + "/metrics.jsonl", resumed_at);
+    warn();
+  }
 
   void on_line(const std::string& line) override { progress_.line(line); }
   void on_step(const StepReport& report) override {
-    metrics_.write(report);
+    metrics_->write(report);
     warn();
     progress_.report({.step = report.step,
                       .total_steps = report.total_steps,
@@ -52,7 +58,7 @@ class Console final : public TrainerObserver {
                       .ratio = ratio(report)});
   }
   void on_end(const EndReport& report) {
-    metrics_.write(report);
+    metrics_->write(report);
     warn();
     progress_.line(fmt::format(
         "{}: test accuracy {:.2f} %, {:.0f} samples/s, {:.0f} bytes a step ({:.1f} times fewer "
@@ -67,11 +73,11 @@ class Console final : public TrainerObserver {
     return report.bytes_wire > 0 ? report.bytes_dense / report.bytes_wire : 1;
   }
   void warn() {
-    const std::string warning = metrics_.take_warning();
+    const std::string warning = metrics_->take_warning();
     if (!warning.empty()) progress_.line("warning: " + warning);
   }
 
-  MetricsFile metrics_;
+  std::optional<MetricsFile> metrics_;
   Progress progress_;
 };
 
@@ -113,11 +119,14 @@ void validate(const TrainOptions& options, const DataSplit& data) {
   parse_schedule(options.lr_schedule, options.lr, 1);
   make_optimizer(options.optimizer, {options.momentum, options.weight_decay}, {});
   make_model(options.model, data.train->sample_shape(), data.train->classes());
+  if (!options.trace.empty() && !std::ofstream(options.trace, std::ios::app)) {
+    throw IoError(fmt::format("cannot write the trace to '{}'; check the folder", options.trace));
+  }
 }
 
 // One rank's run. Returns the exit code.
 int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
-               const DataSplit& data, const SignalWatcher& signals) {
+               const DataSplit& data, const SignalWatcher& signals, Progress::Mode mode) {
   const TrainOptions& options = line.train;
   const int rank = transport->rank();
   Trace trace(rank);
@@ -140,10 +149,7 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
   communicator->barrier()->wait();
 
   std::unique_ptr<Console> console;
-  if (rank == 0) {
-    console = std::make_unique<Console>(
-        options, options.resume.empty() ? MetricsStart::anew : MetricsStart::append);
-  }
+  if (rank == 0) console = std::make_unique<Console>(mode);
   Silence silence;
   TrainerObserver& observer = console ? static_cast<TrainerObserver&>(*console) : silence;
 
@@ -166,8 +172,9 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
   trainer.resume();
   communicator->barrier()->wait();  // everybody has read what it resumes from
   if (rank == 0) {
-    const std::string moved = set_aside_earlier_runs(options);
-    if (!moved.empty()) observer.on_line(moved);
+    const OutputHistory history = set_aside_earlier_runs(options);
+    if (!history.moved.empty()) observer.on_line(history.moved);
+    console->open_metrics(options, history.continued ? trainer.attempted_steps() : 0);
   }
   for (const auto& way : trainer.describe_compression()) observer.on_line(way);
   if (!advice(options).empty()) observer.on_line(advice(options));
@@ -191,16 +198,20 @@ int train_over_mpi(const CommandLine& line, const JobEnvironment& environment,
                    const DataSplit& data, const SignalWatcher& signals) {
   MpiEnvironment mpi;
   try {
-    return train_rank(make_mpi_communicator(MPI_COMM_WORLD,
-                                            {.timeout = std::chrono::seconds(line.train.timeout)}),
-                      line, data, signals);
-  } catch (const ConfigurationMismatch& error) {
-    // Every rank throws it: they end together, and one of them says why.
+    auto world = make_mpi_communicator(MPI_COMM_WORLD,
+                                       {.timeout = std::chrono::seconds(line.train.timeout)});
+    // Open MPI gives its ranks a terminal of its own, wherever its output goes.
+    return train_rank(std::move(world), line, data, signals, Progress::Mode::lines);
+  } catch (const AgreedError& error) {
+    // They end together, and one of them says why.
     if (environment.rank == 0) report(error, std::nullopt);
     return exit_code(error);
   } catch (const std::exception& error) {
+    const int code = report(error, environment.rank);
+    // A rank that failed on its own tells its peers before it says why itself: let it come first.
+    if (dynamic_cast<const PeerLost*>(&error)) std::this_thread::sleep_for(std::chrono::seconds(1));
     // The others may be waiting for this rank.
-    MpiEnvironment::abort_job(report(error, environment.rank));
+    MpiEnvironment::abort_job(code);
   }
 }
 #else
@@ -217,17 +228,19 @@ int train_over_mpi(const CommandLine&, const JobEnvironment&, const DataSplit&,
 int run_train(const TrainOptions& options, const CommandLine& line,
               const JobEnvironment& environment) {
   const SignalWatcher signals;  // before any other thread
-  share_cores(std::max<std::int64_t>(line.train.ranks, environment.world_size));
+  share_cores(std::max<std::int64_t>(line.train.ranks, environment.local_size));
   const DataSplit data = load_data(options.data);
   validate(options, data);
-  if (environment.launcher == JobEnvironment::Launcher::mpirun) {
+  const bool alone_with_threads = environment.world_size == 1 && line.train.ranks > 1;
+  if (environment.launcher == JobEnvironment::Launcher::mpirun && !alone_with_threads) {
     return train_over_mpi(line, environment, data, signals);
   }
 
   std::atomic<int> code{0};
   run_ranks(static_cast<int>(line.train.ranks),
             [&](std::unique_ptr<Communicator> communicator) {
-              const int rank_code = train_rank(std::move(communicator), line, data, signals);
+              const int rank_code =
+                  train_rank(std::move(communicator), line, data, signals, Progress::mode_for(1));
               if (rank_code != 0) code = rank_code;
             },
             {.timeout = std::chrono::seconds(options.timeout), .link = {}});

@@ -2,6 +2,8 @@
 
 #include <torch/torch.h>
 
+#include <set>
+
 namespace thinwire {
 namespace {
 
@@ -14,7 +16,9 @@ BucketOptions for_attaching(BucketOptions options) {
 
 std::vector<Parameter> parameters_of(const torch::nn::Module& module) {
   std::vector<Parameter> parameters;
+  std::set<const void*> seen;
   for (const auto& item : module.named_parameters()) {
+    if (!seen.insert(item.value().unsafeGetTensorImpl()).second) continue;
     parameters.push_back({item.key(), item.value()});
   }
   return parameters;
@@ -34,23 +38,34 @@ void broadcast_tensors(Communicator& communicator, const std::vector<at::Tensor>
 
 DataParallel::DataParallel(const torch::nn::Module& module, Communicator& communicator,
                            CompressionOptions compression, BucketOptions buckets)
-    : DataParallel(parameters_of(module), communicator, compression, buckets) {
-  broadcast_tensors(communicator, module.buffers(), 0);
-}
+    : DataParallel(parameters_of(module), ModelBuffers(module), communicator, compression,
+                   buckets) {}
 
 DataParallel::DataParallel(std::vector<Parameter> parameters, Communicator& communicator,
                            CompressionOptions compression, BucketOptions buckets)
+    : DataParallel(std::move(parameters), ModelBuffers(), communicator, compression, buckets) {}
+
+DataParallel::DataParallel(std::vector<Parameter> parameters, ModelBuffers module_buffers,
+                           Communicator& communicator, CompressionOptions compression,
+                           BucketOptions buckets)
     : buckets_(std::move(parameters), for_attaching(buckets)),
+      module_buffers_(std::move(module_buffers)),
       reducer_(make_reducer(compression)),
       bucket_reducer_(buckets_, *reducer_, communicator) {
-  std::vector<at::Tensor> tensors;
+  std::vector<at::Tensor> tensors = module_buffers_.tensors();
   for (const auto& parameter : buckets_.parameters()) tensors.push_back(parameter.tensor);
   broadcast_tensors(communicator, tensors, 0);
+  committed_buffers_ = module_buffers_.clone();
 }
 
 Verdict DataParallel::finish() {
   const Verdict verdict = bucket_reducer_.finish();
-  if (!verdict.committed()) ++skipped_;
+  if (verdict.committed()) {
+    committed_buffers_ = module_buffers_.clone();
+  } else {
+    ++skipped_;
+    module_buffers_.assign(committed_buffers_);
+  }
   bucket_reducer_.set_step({.step = ++attempted_});
   return verdict;
 }
@@ -59,6 +74,7 @@ void DataParallel::visit(StateVisitor& visitor) {
   visitor.counter("attempted", attempted_);
   visitor.counter("skipped", skipped_);
   for (const Bucket& bucket : buckets_.buckets()) reducer_->visit(bucket, visitor);
+  bucket_reducer_.set_step({.step = attempted_});  // the visitor may have filled it in
 }
 
 }  // namespace thinwire

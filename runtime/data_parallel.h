@@ -10,10 +10,11 @@
 #include "runtime/buckets/bucket_reducer.h"
 #include "runtime/buckets/gradient_buckets.h"
 #include "runtime/trainer/model.h"
+#include "runtime/trainer/model_state.h"
 
 namespace thinwire {
 
-// The parameters of a module under their names.
+// The parameters of a module under their names; a tied one once, under its first name.
 std::vector<Parameter> parameters_of(const torch::nn::Module& module);
 
 // Makes the gradients of a module the mean over ranks, whichever optimizer uses them:
@@ -27,7 +28,8 @@ std::vector<Parameter> parameters_of(const torch::nn::Module& module);
 // At construction every rank's parameters and buffers become rank 0's. Communication overlaps with
 // backward. Clip after `finish`; do not keep handles of gradients across it. When a gradient is not
 // finite on some rank, the step is rolled back on all: every grad() is undefined, so that
-// optimizer.step() moves nothing. Loss must be a mean over the rank's samples.
+// optimizer.step() moves nothing, and the module's buffers are what they were after the step
+// before. Loss must be a mean over the rank's samples. Buffers are each rank's own after the start.
 class DataParallel {
  public:
   DataParallel(const torch::nn::Module& module, Communicator& communicator,
@@ -58,7 +60,12 @@ class DataParallel {
   void visit(StateVisitor& visitor);
 
  private:
+  DataParallel(std::vector<Parameter> parameters, ModelBuffers module_buffers,
+               Communicator& communicator, CompressionOptions compression, BucketOptions buckets);
+
   GradientBuckets buckets_;
+  ModelBuffers module_buffers_;
+  std::vector<at::Tensor> committed_buffers_;  // their values after the last committed step
   std::unique_ptr<GradientReducer> reducer_;
   BucketReducer bucket_reducer_;
   std::int64_t attempted_ = 0;

@@ -1,6 +1,7 @@
 #include "collectives/mpi/mpi_communicator.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <cstdio>
 #include <cstring>
 #include <mutex>
+#include <set>
 #include <source_location>
 #include <thread>
 
@@ -101,6 +103,7 @@ struct Pending {
   Operation call;
   std::vector<char> shares;
   std::vector<MPI_Request> requests;
+  std::vector<int> peers;  // of each request that has one
 };
 
 class MpiWork final : public Work {
@@ -109,7 +112,6 @@ class MpiWork final : public Work {
       : Work(link->options.timeout), link_(std::move(link)), pending_(std::make_unique<Pending>()) {
     pending_->call = std::move(call);
     tag_ = kFirstTag + static_cast<int>(2 * (link_->sequence++ % (1 << 13)));
-    start();
   }
 
   ~MpiWork() override {
@@ -117,6 +119,7 @@ class MpiWork final : public Work {
     if (!link_->aborted.load()) {
       link_->poison(fmt::format("rank {} dropped {} without waiting for it", link_->rank,
                                 pending_->call.describe()));
+      link_->send_notices();
     }
     // MPI may still write into the buffers of requests that never ended.
     [[maybe_unused]] const Pending* leaked = pending_.release();
@@ -128,8 +131,13 @@ class MpiWork final : public Work {
     while (!done_) {
       link_->throw_if_aborted();
       int flag = 0;
-      mpi_check(MPI_Testall(static_cast<int>(pending_->requests.size()), pending_->requests.data(),
-                            &flag, MPI_STATUSES_IGNORE));
+      try {
+        mpi_check(MPI_Testall(static_cast<int>(pending_->requests.size()),
+                              pending_->requests.data(), &flag, MPI_STATUSES_IGNORE));
+      } catch (const PeerLost& error) {
+        link_->poison(error.what());
+        throw;
+      }
       if (flag) {
         advance();
         polls = 0;
@@ -139,9 +147,8 @@ class MpiWork final : public Work {
         link_->poll_notice();
         link_->throw_if_aborted();
         if (Clock::now() >= deadline) {
-          link_->poison(fmt::format(
-              "{} timed out on rank {}: a peer did not take part; see why, or raise the timeout",
-              pending_->call.describe(), link_->rank));
+          link_->poison(fmt::format("{} timed out on rank {}: {}; see why, or raise the timeout",
+                                    pending_->call.describe(), link_->rank, missing()));
           link_->send_notices();
           link_->throw_if_aborted();
         }
@@ -155,80 +162,8 @@ class MpiWork final : public Work {
 
   std::int64_t bytes_sent() const override { return bytes_sent_; }
 
- private:
-  static constexpr int kYields = 50;
-
-  char* in() const { return static_cast<char*>(pending_->call.input.data_ptr()); }
-  char* out() const { return static_cast<char*>(pending_->call.output.data_ptr()); }
-  std::int64_t width() const {
-    return static_cast<std::int64_t>(pending_->call.input.element_size());
-  }
-  static std::int64_t at(const Counts& counts, int rank) {
-    return counts[static_cast<std::size_t>(rank)];
-  }
-
-  void send(const char* from, std::int64_t bytes, int peer, int tag) {
-    bytes_sent_ += bytes;
-    for (std::int64_t done = 0; done < bytes; done += link_->options.max_message_bytes) {
-      const auto piece = static_cast<int>(std::min(link_->options.max_message_bytes, bytes - done));
-      pending_->requests.emplace_back();
-      mpi_check(MPI_Isend(from + done, piece, MPI_BYTE, peer, tag, link_->comm,
-                          &pending_->requests.back()));
-    }
-  }
-  void receive(char* to, std::int64_t bytes, int peer, int tag) {
-    for (std::int64_t done = 0; done < bytes; done += link_->options.max_message_bytes) {
-      const auto piece = static_cast<int>(std::min(link_->options.max_message_bytes, bytes - done));
-      pending_->requests.emplace_back();
-      mpi_check(MPI_Irecv(to + done, piece, MPI_BYTE, peer, tag, link_->comm,
-                          &pending_->requests.back()));
-    }
-  }
-
-  template <typename Body>
-  void each_peer(Body body) {
-    // Starting behind oneself spreads the load: no two ranks send to the same peer first.
-    for (int step = 1; step < link_->size; ++step) body((link_->rank + step) % link_->size);
-  }
-
-  void scatter_shares_to_owners(const Counts& counts) {
-    const Counts offsets = offsets_of(counts);
-    const std::int64_t mine = at(counts, link_->rank) * width();
-    pending_->shares.resize(static_cast<std::size_t>(mine * link_->size));
-    each_peer([&](int peer) {
-      receive(pending_->shares.data() + mine * peer, mine, peer, tag_);
-      send(in() + at(offsets, peer) * width(), at(counts, peer) * width(), peer, tag_);
-    });
-  }
-
-  // to := the reduction of this rank's share, in rank order.
-  void reduce_shares(char* to, const Counts& counts) {
-    const std::int64_t count = at(counts, link_->rank);
-    const std::int64_t bytes = count * width();
-    char* own = pending_->shares.data() + bytes * link_->rank;
-    if (bytes > 0) {
-      std::memcpy(own, in() + at(offsets_of(counts), link_->rank) * width(),
-                  static_cast<std::size_t>(bytes));
-      std::memcpy(to, pending_->shares.data(), static_cast<std::size_t>(bytes));
-    }
-    for (int rank = 1; rank < link_->size; ++rank) {
-      reduce_into(pending_->call.input.scalar_type(), pending_->call.op, to,
-                  pending_->shares.data() + bytes * rank, count);
-    }
-  }
-
-  void gather(const char* mine, const Counts& counts, int tag) {
-    const Counts offsets = offsets_of(counts);
-    each_peer([&](int peer) {
-      receive(out() + at(offsets, peer) * width(), at(counts, peer) * width(), peer, tag);
-      send(mine, at(counts, link_->rank) * width(), peer, tag);
-    });
-  }
-
-  void copy_own(char* to, const char* from, std::int64_t bytes) {
-    if (bytes > 0 && to != from) std::memcpy(to, from, static_cast<std::size_t>(bytes));
-  }
-
+  // Posts the first messages. Apart from the constructor, so that the destructor looks after what
+  // was posted before a failure.
   void start() {
     const Operation& call = pending_->call;
     switch (call.kind) {
@@ -278,10 +213,99 @@ class MpiWork final : public Work {
     }
   }
 
+ private:
+  static constexpr int kYields = 50;
+
+  // Whom this rank still waits for.
+  std::string missing() {
+    std::set<int> peers;
+    for (std::size_t i = 0; i < pending_->requests.size(); ++i) {
+      int ended = 0;  // Testall says nothing of single requests
+      MPI_Test(&pending_->requests[i], &ended, MPI_STATUS_IGNORE);
+      if (!ended && i < pending_->peers.size()) peers.insert(pending_->peers[i]);
+    }
+    if (peers.empty()) return "a peer did not take part";
+    return fmt::format("rank {} did not take part", fmt::join(peers, ", "));
+  }
+
+  char* in() const { return static_cast<char*>(pending_->call.input.data_ptr()); }
+  char* out() const { return static_cast<char*>(pending_->call.output.data_ptr()); }
+  std::int64_t width() const {
+    return static_cast<std::int64_t>(pending_->call.input.element_size());
+  }
+  static std::int64_t at(const Counts& counts, int rank) {
+    return counts[static_cast<std::size_t>(rank)];
+  }
+
+  void send(const char* from, std::int64_t bytes, int peer, int tag) {
+    bytes_sent_ += bytes;
+    for (std::int64_t done = 0; done < bytes; done += link_->options.max_message_bytes) {
+      const auto piece = static_cast<int>(std::min(link_->options.max_message_bytes, bytes - done));
+      pending_->requests.emplace_back();
+      pending_->peers.push_back(peer);
+      mpi_check(MPI_Isend(from + done, piece, MPI_BYTE, peer, tag, link_->comm,
+                          &pending_->requests.back()));
+    }
+  }
+  void receive(char* to, std::int64_t bytes, int peer, int tag) {
+    for (std::int64_t done = 0; done < bytes; done += link_->options.max_message_bytes) {
+      const auto piece = static_cast<int>(std::min(link_->options.max_message_bytes, bytes - done));
+      pending_->requests.emplace_back();
+      pending_->peers.push_back(peer);
+      mpi_check(MPI_Irecv(to + done, piece, MPI_BYTE, peer, tag, link_->comm,
+                          &pending_->requests.back()));
+    }
+  }
+
+  template <typename Body>
+  void each_peer(Body body) {
+    // Starting behind oneself spreads the load: no two ranks send to the same peer first.
+    for (int step = 1; step < link_->size; ++step) body((link_->rank + step) % link_->size);
+  }
+
+  void scatter_shares_to_owners(const Counts& counts) {
+    const Counts offsets = offsets_of(counts);
+    const std::int64_t mine = at(counts, link_->rank) * width();
+    pending_->shares.resize(static_cast<std::size_t>(mine * link_->size));
+    each_peer([&](int peer) {
+      receive(pending_->shares.data() + mine * peer, mine, peer, tag_);
+      send(in() + at(offsets, peer) * width(), at(counts, peer) * width(), peer, tag_);
+    });
+  }
+
+  // to := the reduction of this rank's share, in rank order.
+  void reduce_shares(char* to, const Counts& counts) {
+    const std::int64_t count = at(counts, link_->rank);
+    const std::int64_t bytes = count * width();
+    char* own = pending_->shares.data() + bytes * link_->rank;
+    if (bytes > 0) {
+      std::memcpy(own, in() + at(offsets_of(counts), link_->rank) * width(),
+                  static_cast<std::size_t>(bytes));
+      std::memcpy(to, pending_->shares.data(), static_cast<std::size_t>(bytes));
+    }
+    for (int rank = 1; rank < link_->size; ++rank) {
+      reduce_into(pending_->call.input.scalar_type(), pending_->call.op, to,
+                  pending_->shares.data() + bytes * rank, count);
+    }
+  }
+
+  void gather(const char* mine, const Counts& counts, int tag) {
+    const Counts offsets = offsets_of(counts);
+    each_peer([&](int peer) {
+      receive(out() + at(offsets, peer) * width(), at(counts, peer) * width(), peer, tag);
+      send(mine, at(counts, link_->rank) * width(), peer, tag);
+    });
+  }
+
+  void copy_own(char* to, const char* from, std::int64_t bytes) {
+    if (bytes > 0 && to != from) std::memcpy(to, from, static_cast<std::size_t>(bytes));
+  }
+
   // The messages in flight have ended: go on to the next phase, or be done.
   void advance() {
     const Operation& call = pending_->call;
     pending_->requests.clear();
+    pending_->peers.clear();
     if (second_phase_) {
       done_ = true;
       return;
@@ -372,7 +396,9 @@ class MpiCommunicator final : public Communicator {
  private:
   std::unique_ptr<Work> post(Operation call) {
     link_->throw_if_aborted();
-    return std::make_unique<MpiWork>(link_, std::move(call));
+    auto work = std::make_unique<MpiWork>(link_, std::move(call));
+    work->start();
+    return work;
   }
 
   std::shared_ptr<Link> link_;

@@ -1,5 +1,6 @@
 #include "collectives/threads/thread_communicator.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -24,6 +25,7 @@ struct Meeting {
   std::vector<std::optional<Operation>> calls;  // per rank; empty until it arrived
   int arrived = 0;
   int finished_first = 0;  // ranks that are through the first phase
+  std::int64_t bytes = 0;  // the most that a rank sends
   Clock::time_point due;   // when the simulated wire has delivered; set once all have arrived
   std::vector<std::vector<char>> shares;  // all_reduce: each rank's reduced share
 };
@@ -87,9 +89,10 @@ class ThreadWork final : public Work {
 
   using Work::wait;
   void wait(Deadline deadline) override {
+    std::unique_lock lock(group_->mutex);
+    if (waited_ && !done_) throw PeerLost(*group_->aborted);
     if (waited_) return;
     waited_ = true;
-    std::unique_lock lock(group_->mutex);
     await(lock, deadline, [&] { return meeting_->arrived == group_->size; });
     await(
         lock, deadline, [&] { return Clock::now() >= meeting_->due; }, meeting_->due);
@@ -98,6 +101,7 @@ class ThreadWork final : public Work {
     group_->changed.notify_all();
     await(lock, deadline, [&] { return meeting_->finished_first == group_->size; });
     if (mine().kind == OperationKind::all_reduce) unlocked(lock, [&] { gather_shares(); });
+    done_ = true;
   }
 
   std::int64_t bytes_sent() const override { return bytes_; }
@@ -115,7 +119,8 @@ class ThreadWork final : public Work {
       if (group_->aborted) break;
       group_->changed.wait_until(lock, std::min(deadline, look_again));
     }
-    if (!group_->aborted) return;
+    // What all have done their part of has succeeded, whatever happened since.
+    if (meeting_->finished_first == group_->size || !group_->aborted) return;
     // Nobody may still read this rank's tensors when it unwinds and frees them.
     group_->changed.wait(lock, [&] { return group_->copying == 0; });
     throw PeerLost(*group_->aborted);
@@ -136,10 +141,10 @@ class ThreadWork final : public Work {
     for (int rank = 0; rank < group_->size; ++rank) {
       if (!meeting_->calls[static_cast<std::size_t>(rank)]) ranks.push_back(rank);
     }
-    return fmt::format("{} timed out on rank {}: {} not arrive; see why, or raise the timeout",
-                       mine().describe(), rank_,
-                       ranks.empty() ? std::string("a peer was too slow and did")
-                                     : fmt::format("rank {} did", fmt::join(ranks, ", ")));
+    return fmt::format(
+        "{} timed out on rank {}: {}; see why, or raise the timeout", mine().describe(), rank_,
+        ranks.empty() ? "all ranks arrived, but not all of them went on"
+                      : fmt::format("rank {} did not arrive", fmt::join(ranks, ", ")));
   }
 
   void first_phase() {
@@ -216,6 +221,7 @@ class ThreadWork final : public Work {
   int rank_;
   std::int64_t bytes_;
   bool waited_ = false;
+  bool done_ = false;
 };
 
 // Empty when `b` may meet `a` in one operation, else what differs.
@@ -327,9 +333,10 @@ class ThreadCommunicator final : public Communicator {
       }
     }
     meeting->calls[static_cast<std::size_t>(rank())] = std::move(call);
+    meeting->bytes = std::max(meeting->bytes, bytes);
     if (++meeting->arrived == size()) {
       group_->open.erase(number);
-      meeting->due = group_->wire_free = delivery(bytes);
+      meeting->due = group_->wire_free = delivery(meeting->bytes);
       group_->changed.notify_all();
     }
     return std::make_unique<ThreadWork>(group_, meeting, rank(), bytes);
@@ -348,6 +355,16 @@ class ThreadCommunicator final : public Communicator {
 
   std::shared_ptr<Group> group_;
 };
+
+bool is_peer_lost(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const PeerLost&) {
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
 
 }  // namespace
 
@@ -368,13 +385,20 @@ void run_ranks(int size, const std::function<void(std::unique_ptr<Communicator>)
   std::exception_ptr first;  // guarded by the group's mutex
   const auto failed = [&](int rank, const char* why) {
     const std::lock_guard lock(group->mutex);
-    if (!first) first = std::current_exception();
+    // A rank that fails aborts the group while it unwinds, so a peer that lost it may be here
+    // before.
+    const auto current = std::current_exception();
+    if (!first || (is_peer_lost(first) && !is_peer_lost(current))) first = current;
     group->abort_locked(fmt::format("rank {} failed: {}", rank, why));
   };
+  const int threads_per_rank = at::get_num_threads();
   std::vector<std::thread> threads;
   for (int rank = 0; rank < size; ++rank) {
     threads.emplace_back([&, rank] {
       try {
+        // libtorch keeps this per thread and sets it on the first parallel operation; a matrix
+        // product before that would use all cores, and round differently.
+        at::set_num_threads(threads_per_rank);
         body(std::make_unique<ThreadCommunicator>(group, rank));
       } catch (const std::exception& error) {
         failed(rank, error.what());

@@ -26,8 +26,9 @@ struct ThreadGroupOptions {
 std::vector<std::unique_ptr<Communicator>> make_thread_group(int size,
                                                              ThreadGroupOptions options = {});
 
-// Runs `body` once per rank, each on a thread of its own, and joins them all. The first exception
-// (in time) aborts the group, so that no other rank waits for the one that failed, and is rethrown.
+// Runs `body` once per rank, each on a thread of its own that uses as many cores for one operation
+// as the caller's (at::set_num_threads), and joins them all. The first exception (in time) aborts
+// the group, so that no other rank waits for the one that failed, and is rethrown.
 void run_ranks(int size, const std::function<void(std::unique_ptr<Communicator>)>& body,
                ThreadGroupOptions options = {});
 

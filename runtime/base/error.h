@@ -54,10 +54,14 @@ struct IoError : Error {
 struct RanksDisagree : Error {
   explicit RanksDisagree(const std::string& message) : Error(ExitCode::ranks_disagree, message) {}
 };
+// An error that every rank of the group throws alike, so that they can end together.
+struct AgreedError : Error {
+  using Error::Error;
+};
 // Ranks were started with different configurations, layouts or data (exit 78).
-struct ConfigurationMismatch : Error {
+struct ConfigurationMismatch : AgreedError {
   explicit ConfigurationMismatch(const std::string& message)
-      : Error(ExitCode::configuration_mismatch, message) {}
+      : AgreedError(ExitCode::configuration_mismatch, message) {}
 };
 
 // A broken invariant: a bug in this program or in the code that calls it (exit 70).

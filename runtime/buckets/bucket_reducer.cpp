@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include "runtime/base/error.h"
+#include "runtime/base/hash.h"
 
 namespace thinwire {
 
@@ -19,10 +20,30 @@ struct BucketReducer::Hooks {
     std::uintptr_t after = 0;
   };
 
-  explicit Hooks(std::size_t count) : entries(count) {}
+  explicit Hooks(BucketReducer& reducer) {
+    const auto& parameters = reducer.buckets_.parameters();
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      Entry entry;
+      entry.parameter = parameters[i].tensor;
+      // A frozen parameter gets its hooks too, for the day when it thaws.
+      const bool frozen = !entry.parameter.requires_grad();
+      if (frozen) entry.parameter.set_requires_grad(true);
+      entry.before =
+          entry.parameter.register_hook([&reducer, i](const at::Tensor&) { reducer.arriving(i); });
+      entry.accumulator = torch::autograd::impl::grad_accumulator(entry.parameter);
+      entry.after =
+          entry.accumulator->add_post_hook(std::make_unique<torch::autograd::utils::LambdaPostHook>(
+              [&reducer, i](const torch::autograd::variable_list& outputs,
+                            const torch::autograd::variable_list&) {
+                reducer.arrived(i);
+                return outputs;
+              }));
+      if (frozen) entry.parameter.set_requires_grad(false);
+      entries.push_back(std::move(entry));
+    }
+  }
   ~Hooks() {
     for (auto& entry : entries) {
-      if (!entry.accumulator) continue;
       entry.parameter.remove_hook(entry.before);
       entry.accumulator->del_post_hook(entry.after);
     }
@@ -43,62 +64,64 @@ BucketReducer::BucketReducer(GradientBuckets& buckets, GradientReducer& reducer,
       touched_(buckets.parameters().size()),
       complete_(buckets.parameters().size()),
       pending_(buckets.buckets().size()),
-      hooks_(std::make_unique<Hooks>(buckets.parameters().size())) {
+      hooks_(std::make_unique<Hooks>(*this)) {
   for (const Bucket& bucket : buckets_.buckets()) {
     reducer_.prepare(bucket, communicator_.rank(), communicator_.size());
   }
-  install_hooks();
 }
 
 BucketReducer::~BucketReducer() {
   hooks_.reset();
-  if (!thread_.idle()) {
+  if (open_) {
     communicator_.abort(fmt::format("rank {} left in the middle of a step", communicator_.rank()));
   }
 }
 
-void BucketReducer::install_hooks() {
-  for (std::size_t i = 0; i < hooks_->entries.size(); ++i) {
-    Hooks::Entry& entry = hooks_->entries[i];
-    const at::Tensor& parameter = buckets_.parameters()[i].tensor;
-    if (entry.accumulator || !parameter.requires_grad()) continue;
-    entry.parameter = parameter;
-    entry.before = parameter.register_hook([this, i](const at::Tensor&) { arriving(i); });
-    entry.accumulator = torch::autograd::impl::grad_accumulator(parameter);
-    entry.after =
-        entry.accumulator->add_post_hook(std::make_unique<torch::autograd::utils::LambdaPostHook>(
-            [this, i](const torch::autograd::variable_list& outputs,
-                      const torch::autograd::variable_list&) {
-              arrived(i);
-              return outputs;
-            }));
-  }
+void BucketReducer::begin_step(std::int64_t vote) {
+  const std::lock_guard lock(mutex_);
+  open_step(vote);
 }
 
-void BucketReducer::open_step() {
+void BucketReducer::open_step(std::int64_t vote) {
   if (open_) return;
   open_ = true;
   launched_ = 0;
-  install_hooks();  // of parameters that have been thawed
   std::fill(pending_.begin(), pending_.end(), 0);
+  std::uint64_t frozen = 0;
   for (std::size_t i = 0; i < touched_.size(); ++i) {
     const auto place = buckets_.place(i);
     Slice& slice = buckets_.buckets()[place.bucket].slices[place.slice];
     slice.frozen = !buckets_.parameters()[i].tensor.requires_grad();
     touched_[i] = false;
     complete_[i] = slice.frozen;
-    if (!slice.frozen) ++pending_[place.bucket];
+    if (slice.frozen) {
+      frozen = hash64(slice.name, frozen + 1);
+    } else {
+      ++pending_[place.bucket];
+    }
+  }
+  submit([this, vote, frozen] { agree_on_control(vote, frozen); });
+}
+
+void BucketReducer::agree_on_control(std::int64_t vote, std::uint64_t frozen) {
+  const auto hash = static_cast<std::int64_t>(frozen);
+  // The largest complement tells the smallest hash: equal on all ranks or not, in one message.
+  const auto largest = all_reduce_max(communicator_, {vote, hash, ~hash});
+  vote_ = largest[0];
+  if (largest[1] != ~largest[2]) {
+    throw RanksDisagree(
+        "ranks have frozen different parameters; freeze and thaw the same ones on every rank");
   }
 }
 
 void BucketReducer::arriving(std::size_t parameter) {
   const std::lock_guard lock(mutex_);
-  open_step();
+  open_step(0);
   if (complete_[parameter]) {
     // Its bucket may be on its way already.
     throw UsageError(
-        fmt::format("a second gradient of {} arrived in one step; call finish() after "
-                    "each backward(), or accumulate() before all but the last",
+        fmt::format("a second gradient of {} arrived in one step; call finish() after each "
+                    "backward(), or accumulate() before all but the last",
                     buckets_.parameters()[parameter].name));
   }
   if (touched_[parameter]) return;
@@ -109,6 +132,12 @@ void BucketReducer::arriving(std::size_t parameter) {
 
 void BucketReducer::arrived(std::size_t parameter) {
   const std::lock_guard lock(mutex_);
+  if (!buckets_.attached(parameter)) {
+    throw UsageError(fmt::format(
+        "the gradient of {} was replaced instead of accumulated into; backward(create_graph=true) "
+        "does that, and cannot be used here",
+        buckets_.parameters()[parameter].name));
+  }
   if (paused_) return;
   complete_[parameter] = true;
   --pending_[buckets_.place(parameter).bucket];
@@ -124,7 +153,19 @@ void BucketReducer::launch(std::size_t index) {
   for (std::size_t i = 0; i < touched_.size(); ++i) {
     if (buckets_.place(i).bucket == index && !touched_[i]) buckets_.zero(i);
   }
-  thread_.submit([this, &bucket = buckets_.buckets()[index]] { stage(bucket); });
+  submit([this, &bucket = buckets_.buckets()[index]] { stage(bucket); });
+}
+
+// A job that fails on this rank alone must not leave the others waiting.
+void BucketReducer::submit(std::function<void()> job) {
+  thread_.submit([this, job = std::move(job)] {
+    try {
+      job();
+    } catch (const std::exception& error) {
+      communicator_.abort(fmt::format("rank {} failed: {}", communicator_.rank(), error.what()));
+      throw;
+    }
+  });
 }
 
 void BucketReducer::stage(Bucket& bucket) {
@@ -141,12 +182,13 @@ Verdict BucketReducer::finish() {
   const c10::NoGradGuard no_grad;
   {
     const std::lock_guard lock(mutex_);
-    open_step();
+    open_step(0);
     while (launched_ < pending_.size()) launch(launched_++);
   }
   thread_.drain();
 
   Verdict verdict;
+  verdict.vote = vote_;
   for (const Bucket& bucket : buckets_.buckets()) {
     verdict.non_finite = reducer_.non_finite(bucket);
     if (verdict.non_finite) break;

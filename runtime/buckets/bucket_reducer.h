@@ -21,6 +21,8 @@ namespace thinwire {
 struct Verdict {
   // A parameter with a NaN or infinite gradient on some rank; the step is rolled back then.
   std::optional<std::string> non_finite;
+  // The largest of the ranks' votes (see begin_step).
+  std::int64_t vote = 0;
   bool committed() const { return !non_finite; }
 };
 
@@ -33,7 +35,8 @@ struct Verdict {
 // its alias again, whatever the user's zero_grad() did in between.
 //
 // A parameter that gets no gradient counts as zero; one that does not require a gradient is frozen:
-// its slice is not sent and holds its residual, and ranks must agree on which those are.
+// it is in no update and holds its residual. Before anything else of a step is sent, all ranks
+// compare which parameters are frozen, and throw `RanksDisagree` where they differ.
 class BucketReducer {
  public:
   // Turns a bucket's gradient into what is to be reduced, on the communication thread.
@@ -42,21 +45,22 @@ class BucketReducer {
   // All must outlive this. `trace` may be null.
   BucketReducer(GradientBuckets& buckets, GradientReducer& reducer, Communicator& communicator,
                 BeforeReduce before_reduce = {}, Trace* trace = nullptr);
-  // If a step is in flight, aborts the group, so that neither this rank nor a peer waits for it.
+  // If a step is open, aborts the group, so that neither this rank nor a peer waits for it.
   ~BucketReducer();
   BucketReducer(const BucketReducer&) = delete;
   BucketReducer& operator=(const BucketReducer&) = delete;
 
-  // How the next `finish` reduces; once per step, before its last backward.
+  // How the next step reduces; before its first gradient.
   void set_step(const StepContext& step) { step_ = step; }
+  // Opens the step now rather than at its first gradient, so that the ranks' control message
+  // travels while forward runs. `vote` reaches everybody through the verdict.
+  void begin_step(std::int64_t vote);
   // Gradients accumulate and are not sent until `resume`: all micro-batches but the last.
   void pause() { paused_ = true; }
   void resume() { paused_ = false; }
-  // Runs a job on the communication thread, before the buckets that fill later.
-  void submit(std::function<void()> job) { thread_.submit(std::move(job)); }
 
   // Sends what was not sent yet, waits for everything, then commits or rolls back every bucket.
-  // Rethrows the first error of the communication thread.
+  // Rethrows the first error of the communication thread; the group is aborted then.
   Verdict finish();
 
   // What the autograd hooks call, also to drive this without autograd: a gradient of `parameter`
@@ -67,11 +71,12 @@ class BucketReducer {
  private:
   struct Hooks;
 
-  void install_hooks();
-  void open_step();
+  void open_step(std::int64_t vote);
+  void agree_on_control(std::int64_t vote, std::uint64_t frozen);
   void launch_ready_buckets();
   void launch(std::size_t bucket);
   void stage(Bucket& bucket);
+  void submit(std::function<void()> job);
 
   GradientBuckets& buckets_;
   GradientReducer& reducer_;
@@ -87,6 +92,7 @@ class BucketReducer {
   std::vector<bool> complete_;        // per parameter: no more will come in this step
   std::vector<std::size_t> pending_;  // per bucket: parameters that are not complete
   std::size_t launched_ = 0;          // buckets before this one are staged or queued
+  std::int64_t vote_ = 0;  // what the ranks voted; the communication thread's until drained
 
   CommunicationThread thread_;
   std::unique_ptr<Hooks> hooks_;  // last: no hook may run into a half-destroyed object

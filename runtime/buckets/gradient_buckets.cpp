@@ -50,11 +50,16 @@ GradientBuckets::GradientBuckets(std::vector<Parameter> parameters, BucketOption
       places_(parameters_.size()),
       aliases_(parameters_.size()) {
   const c10::NoGradGuard no_grad;
+  check(!parameters_.empty(), "there is at least one parameter");
   std::set<std::string> names;
+  std::set<const void*> tensors;
   for (const auto& parameter : parameters_) {
     check_parameter(parameter);
     check(names.insert(parameter.name).second,
           fmt::format("parameter name {} is unique", parameter.name));
+    // A tied weight in two slots would be reduced in one and stepped in the other.
+    check(tensors.insert(parameter.tensor.unsafeGetTensorImpl()).second,
+          fmt::format("parameter {} is no other name of one before it", parameter.name));
   }
 
   // Backward reaches the last parameter first, so buckets fill from the end.
@@ -110,9 +115,7 @@ GradientBuckets::GradientBuckets(std::vector<Parameter> parameters, BucketOption
         place.copy_(tensor);
         tensor.set_data(place);
       }
-      if (is_16_bit(tensor.scalar_type()) && tensor.requires_grad()) {
-        tensor.set_grad_dtype(at::kFloat);
-      }
+      if (is_16_bit(tensor.scalar_type())) tensor.set_grad_dtype(at::kFloat);
       const std::int64_t unit =
           kAlignment / static_cast<std::int64_t>(bucket.gradient.element_size());
       offset += (slice.numel + unit - 1) / unit * unit;
@@ -138,6 +141,12 @@ void GradientBuckets::attach(std::size_t parameter) {
     found = aliases.emplace(buffer, make_alias(parameter)).first;
   }
   parameters_[parameter].tensor.mutable_grad() = found->second;
+}
+
+bool GradientBuckets::attached(std::size_t parameter) const {
+  const at::Tensor& gradient = parameters_[parameter].tensor.grad();
+  const Bucket& bucket = buckets_[places_[parameter].bucket];
+  return gradient.defined() && gradient.storage().is_alias_of(bucket.gradient.storage());
 }
 
 void GradientBuckets::detach(std::size_t parameter) {

@@ -37,7 +37,8 @@ struct BucketOptions {
 // in the list given to the constructor.
 class GradientBuckets {
  public:
-  // Throws `Bug` for parameters that are no dense floating-point leaves, or share a name.
+  // Throws `Bug` for parameters that are no dense floating-point leaves, for none at all, and for a
+  // name or a tensor that is there twice.
   GradientBuckets(std::vector<Parameter> parameters, BucketOptions options = {});
 
   struct Place {
@@ -53,6 +54,8 @@ class GradientBuckets {
 
   // Makes the parameter's grad() an alias of its slot in the current gradient buffer.
   void attach(std::size_t parameter);
+  // Whether grad() is that alias now.
+  bool attached(std::size_t parameter) const;
   // Makes its grad() undefined.
   void detach(std::size_t parameter);
   void zero(std::size_t parameter);

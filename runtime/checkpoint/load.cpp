@@ -96,7 +96,19 @@ class Loader {
         }
       }
     }
-    for (const auto& entry : asked) finish(entry, sums, found[entry.name]);
+    std::vector<std::string> absent;
+    for (const auto& entry : asked) {
+      if (found[entry.name] == 0) {
+        absent.push_back(entry.name);
+      } else {
+        finish(entry, sums, found[entry.name]);
+      }
+    }
+    if (!absent.empty()) {
+      warnings_.push_back(
+          fmt::format("{} tensors are not in the checkpoint and start at zero: '{}'{}",
+                      absent.size(), absent.front(), absent.size() > 1 ? " and so on" : ""));
+    }
   }
 
   // Warns of what was read since the last such call and is not in `asked`.
@@ -115,7 +127,10 @@ class Loader {
   std::vector<StateEntry> read(std::string_view name) {
     path_ = fmt::format("{}/{}", folder_, name);
     auto saved = read_state(read_listed_file(files_, folder_, manifest_, name), path_);
-    for (const auto& entry : saved) saved_names_.insert(entry.name);
+    for (const auto& entry : saved) {
+      // Another rank may own a range now.
+      if (entry.kind != StateKind::ranged) saved_names_.insert(entry.name);
+    }
     return saved;
   }
 
@@ -168,9 +183,7 @@ class Loader {
   }
 
   void finish(const StateEntry& entry, std::map<std::string, at::Tensor>& sums, int found) {
-    if (found == 0) {
-      warnings_.push_back(fmt::format("the checkpoint has no '{}'; it starts at zero", entry.name));
-    } else if (entry.kind == StateKind::averaged) {
+    if (entry.kind == StateKind::averaged) {
       if (found != manifest_.world_size) {
         throw DataError(fmt::format("{}: only {} of {} ranks saved '{}'; use another checkpoint",
                                     folder_, found, manifest_.world_size, entry.name));

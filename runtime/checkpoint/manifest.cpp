@@ -124,6 +124,9 @@ Manifest parse_manifest(std::string_view text, const std::string& place) {
 
 Manifest read_manifest(FileSystem& files, const std::string& folder) {
   const std::string path = path_of(folder, manifest_name);
+  if (!files.exists(folder)) {
+    throw DataError(fmt::format("{}: there is no such checkpoint; check the path", folder));
+  }
   if (!files.exists(path)) {
     throw DataError(fmt::format(
         "{}: holds no manifest.json, so its saving was not finished; use an earlier checkpoint",

@@ -2,6 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -20,13 +24,35 @@ nlohmann::ordered_json as_json(const StepReport& report) {
           {"skipped", report.skipped}};
 }
 
+std::string to_text(const nlohmann::ordered_json& json) {
+  return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+// The whole lines of the file at `path` that report steps up to `step`; none where there is no
+// file.
+std::string lines_up_to(const std::string& path, std::int64_t step) {
+  std::string kept;
+  std::ifstream file(path);
+  for (std::string line; step > 0 && std::getline(file, line);) {
+    const auto report = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!report.is_object() || report.contains("event")) continue;
+    if (report.value("step", step + 1) <= step) kept += line + '\n';
+  }
+  return kept;
+}
+
 }  // namespace
 
-MetricsFile::MetricsFile(const std::string& path, MetricsStart start)
-    : path_(path), mode_(start == MetricsStart::anew ? std::ios::trunc : std::ios::app) {}
+MetricsFile::MetricsFile(const std::string& path, std::int64_t resumed_at) : path_(path) {
+  const std::string kept = lines_up_to(path, resumed_at);
+  const std::string beside = path + ".partial";
+  file_.open(beside, std::ios::trunc);
+  file_ << kept << std::flush;
+  if (!file_ || std::rename(beside.c_str(), path.c_str()) != 0) fail();
+}
 
 void MetricsFile::write(const StepReport& report) {
-  line(as_json(report).dump());
+  line(to_text(as_json(report)));
 }
 
 void MetricsFile::write(const EndReport& report) {
@@ -38,7 +64,7 @@ void MetricsFile::write(const EndReport& report) {
   end["seconds"] = report.seconds;
   end["stopped"] = report.stopped;
   end["checkpoint"] = report.checkpoint ? nlohmann::ordered_json(*report.checkpoint) : nullptr;
-  line(end.dump());
+  line(to_text(end));
 }
 
 std::string MetricsFile::take_warning() {
@@ -47,14 +73,14 @@ std::string MetricsFile::take_warning() {
 
 void MetricsFile::line(const std::string& text) {
   if (failed_) return;
-  if (!file_.is_open()) file_.open(path_, mode_);
   file_ << text << '\n' << std::flush;
-  if (file_) return;
+  if (!file_) fail();
+}
+
+void MetricsFile::fail() {
   failed_ = true;
-  warning_ = fmt::format(
-      "cannot write metrics to {}: the disk may be full; training goes on, "
-      "numbers from here on are missing",
-      path_);
+  warning_ = fmt::format("cannot write metrics to {}: {}; training goes on, numbers are missing",
+                         path_, std::strerror(errno));
 }
 
 }  // namespace thinwire

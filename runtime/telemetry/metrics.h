@@ -8,17 +8,18 @@
 
 namespace thinwire {
 
-// Whether a metrics file starts empty or goes on.
-enum class MetricsStart { anew, append };
-
 // One JSON object per line: each reported step with step, loss, lr, samples_per_second,
 // bytes_dense, bytes_wire, residual_ratio, skipped, epoch; a last one with "event": "end". Bytes
 // are per rank and step. Values that JSON cannot say (NaN) are null.
 //
+// A run that resumes keeps the lines of the steps before, and drops those that it will report
+// again.
+//
 // A file that cannot be written to costs a warning, once, and the numbers; never the run.
 class MetricsFile {
  public:
-  MetricsFile(const std::string& path, MetricsStart start);
+  // `resumed_at`: the step that the run goes on from; 0 starts an empty file.
+  MetricsFile(const std::string& path, std::int64_t resumed_at);
 
   void write(const StepReport& report);
   void write(const EndReport& report);
@@ -27,10 +28,10 @@ class MetricsFile {
 
  private:
   void line(const std::string& text);
+  void fail();
 
   std::string path_;
-  std::ios::openmode mode_;
-  std::ofstream file_;  // opened by the first line
+  std::ofstream file_;
   std::string warning_;
   bool failed_ = false;
 };

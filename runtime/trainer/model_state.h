@@ -19,7 +19,10 @@ namespace thinwire {
 // over ranks (of integers: rank 0's); each rank's own are in its own file of the checkpoint.
 class ModelBuffers {
  public:
+  ModelBuffers() = default;  // none
   explicit ModelBuffers(const torch::nn::Module& module);
+
+  const std::vector<at::Tensor>& tensors() const { return buffers_; }
 
   // Collective: the mean over ranks of every buffer, as new tensors.
   std::vector<at::Tensor> mean(Communicator& communicator) const;

@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
+
 #include "runtime/base/error.h"
 #include "runtime/trainer/trainer.h"
 
@@ -19,11 +22,37 @@ void visit_parameters(const std::vector<Parameter>& parameters, StateVisitor& vi
   }
 }
 
+void require_same_lineage(const FoundCheckpoint& found,
+                          const std::map<std::string, std::string>& lineage) {
+  for (const auto& [key, now] : lineage) {
+    const auto before = found.manifest.info.find(key);
+    if (before == found.manifest.info.end() || before->second == now) continue;
+    throw AgreedError(ExitCode::bad_data,
+                      fmt::format("{}: was made with {} {}, this run has {}; resume with the same "
+                                  "seed and data, or start anew",
+                                  found.folder, key, before->second, now));
+  }
+}
+
+std::string describe_changes(const std::map<std::string, std::string>& before,
+                             const std::map<std::string, std::string>& now) {
+  static constexpr std::array kFree = {"output", "resume",       "steps", "epochs",
+                                       "trace",  "report-every", "ranks", "checkpoint-every"};
+  std::string text;
+  for (const auto& [key, value] : now) {
+    const auto old = before.find(key);
+    if (old == before.end() || old->second == value) continue;
+    if (std::find(kFree.begin(), kFree.end(), key) != kFree.end()) continue;
+    text += fmt::format("{}{} {}, was {}", text.empty() ? "" : "; ", key, value, old->second);
+  }
+  return text;
+}
+
 std::optional<FoundCheckpoint> choose_checkpoint(FileSystem& files, Communicator& communicator,
                                                  const TrainOptions& options,
                                                  TrainerObserver& observer) {
-  // One rank decides, or ranks could choose differently while a file system settles. An error
-  // travels as a text with a mark, so that every rank throws it.
+  // One rank decides, or ranks could choose differently while a file system settles. "=FOLDER" is a
+  // choice, "65:MESSAGE" an error with its exit code, nothing means none.
   std::string choice;
   if (communicator.rank() == 0) {
     try {
@@ -36,7 +65,7 @@ std::optional<FoundCheckpoint> choose_checkpoint(FileSystem& files, Communicator
         choice = "=" + options.resume;
       }
     } catch (const Error& error) {
-      choice = std::string("!") + error.what();
+      choice = fmt::format("{}:{}", static_cast<int>(error.code()), error.what());
     }
   }
   choice = broadcast_text(communicator, choice, 0);
@@ -44,10 +73,13 @@ std::optional<FoundCheckpoint> choose_checkpoint(FileSystem& files, Communicator
     observer.on_line(fmt::format("no checkpoint in {}: starting anew", checkpoint_root(options)));
     return std::nullopt;
   }
-  const std::string text = choice.substr(1);
-  if (choice[0] == '!') throw DataError(text);
+  if (choice[0] != '=') {
+    const std::size_t colon = choice.find(':');
+    throw AgreedError(static_cast<ExitCode>(std::stoi(choice.substr(0, colon))),
+                      choice.substr(colon + 1));
+  }
 
-  FoundCheckpoint found{text, read_manifest(files, text)};
+  FoundCheckpoint found{choice.substr(1), read_manifest(files, choice.substr(1))};
   if (found.manifest.world_size != communicator.size()) {
     observer.on_line(fmt::format(
         "the checkpoint is of {} ranks, this run has {}: parameters and optimizer are exact, "

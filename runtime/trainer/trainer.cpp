@@ -97,7 +97,6 @@ EndReport Trainer::run() {
     const RankBatch batch = next_step();
     const double loss = forward_backward(batch);
     const Verdict verdict = bucket_reducer_.finish();
-    check_control();
     if (verdict.committed()) {
       update(lr);
     } else {
@@ -106,7 +105,7 @@ EndReport Trainer::run() {
     ++attempted_;
     const bool epoch_ended = batch.next.epoch != position_.epoch;
     position_ = batch.next;
-    stop = control_[0] != 0;
+    stop = verdict.vote != 0;
 
     for (Interval* sums : {&whole, &interval}) {
       ++sums->steps;
@@ -155,12 +154,13 @@ std::int64_t Trainer::total_steps() const {
   return attempted_ + whole_epochs * steps_per_epoch(size, layout_) - done;
 }
 
-// Begins a step: its samples, and the control word on its way to the other ranks.
+// Begins a step: its samples, and the ranks' question whether anybody wants to stop.
 RankBatch Trainer::next_step() {
   bucket_reducer_.set_step({.step = attempted_,
                             .seed = options_.seed,
                             .transmission = optimizer_->plan(committed_).transmission});
-  agree_on_control();
+  bucket_reducer_.begin_step(parts_.stop_requested() ? 1 : 0);
+  buffers_before_ = model_buffers_.clone();
   return next_batch(order_, position_, layout_, parts_.communicator.rank());
 }
 
@@ -190,26 +190,6 @@ double Trainer::forward_backward(const RankBatch& batch) {
   return sum;
 }
 
-// Does anybody want to stop, and are the same parameters frozen everywhere? Sent while forward
-// runs, so it costs no time; read after `finish`.
-void Trainer::agree_on_control() {
-  std::uint64_t frozen = 0;
-  for (const auto& parameter : parameters()) {
-    if (!parameter.tensor.requires_grad()) frozen = hash64(parameter.name, frozen + 1);
-  }
-  const auto hash = static_cast<std::int64_t>(frozen);
-  const std::int64_t stop = parts_.stop_requested() ? 1 : 0;
-  bucket_reducer_.submit([this, stop, hash] {
-    control_ = all_reduce_max(parts_.communicator, {stop, hash, ~hash});
-  });
-}
-
-void Trainer::check_control() const {
-  if (control_[1] == ~control_[2]) return;
-  throw RanksDisagree(
-      "ranks have frozen different parameters; freeze and thaw the same ones on every rank");
-}
-
 void Trainer::update(double lr) {
   StepParameters step{.lr = lr, .gradient_scale = 1, .committed_step = committed_};
   if (options_.clip_norm > 0) {
@@ -226,11 +206,14 @@ void Trainer::update(double lr) {
 
 void Trainer::skip(const std::string& parameter) {
   ++skipped_;
+  // Forward has put the step's samples, finite or not, into running statistics.
+  model_buffers_.assign(buffers_before_);
   if (++skipped_in_a_row_ < kMaximumSkipsInARow) return;
-  throw Error(ExitCode::internal,
-              fmt::format("{} steps in a row were rolled back: the gradient of {} is not finite; "
-                          "lower the learning rate, clip, or check the data",
-                          skipped_in_a_row_, parameter));
+  throw AgreedError(
+      ExitCode::internal,
+      fmt::format("{} steps in a row were rolled back: the gradient of {} is not finite; lower the "
+                  "learning rate, clip, or check the data",
+                  skipped_in_a_row_, parameter));
 }
 
 StepReport Trainer::make_report(const Interval& interval, double lr) {
@@ -255,7 +238,8 @@ StepReport Trainer::make_report(const Interval& interval, double lr) {
              static_cast<double>(bucket.gradient.element_size());
   }
   report.bytes_dense = ring_bytes(bytes, parts_.communicator.size());
-  const double norm = std::sqrt(squared_norm(buckets_.buckets()));
+  // After a rollback the buckets hold no estimate.
+  const double norm = skipped_in_a_row_ > 0 ? 0 : std::sqrt(squared_norm(buckets_.buckets()));
   if (norm > 0) report.residual_ratio = residual_norm() / norm;
   const double loss = all_reduce_sum(parts_.communicator, {interval.loss})[0];
   report.loss = loss / static_cast<double>(std::max<std::int64_t>(interval.samples, 1));
@@ -316,14 +300,22 @@ void Trainer::save() {
   model_buffers_.visit_mean(model, mean);
   StateCollector other;
   visit(other);
+  std::map<std::string, std::string> info = parts_.info;
+  info.merge(lineage());
   const SaveResult result = save_checkpoint(
       parts_.files, parts_.communicator,
-      {.root = checkpoint_root(options_), .step = attempted_, .info = parts_.info}, model, other);
+      {.root = checkpoint_root(options_), .step = attempted_, .info = info}, model, other);
   if (result.complete) {
     last_checkpoint_ = result.folder;
     last_saved_step_ = attempted_;
   }
   if (!result.warning.empty()) parts_.observer.on_line("warning: " + result.warning);
+}
+
+std::map<std::string, std::string> Trainer::lineage() const {
+  return {{"seed", std::to_string(options_.seed)},
+          {"training samples", std::to_string(parts_.data.train->size())},
+          {"training data", hex64(parts_.data.train->fingerprint())}};
 }
 
 void Trainer::resume() {
@@ -332,6 +324,7 @@ void Trainer::resume() {
   const auto found =
       choose_checkpoint(parts_.files, parts_.communicator, options_, parts_.observer);
   if (!found) return;
+  require_same_lineage(*found, lineage());
   const std::vector<at::Tensor> unused = model_buffers_.clone();
   const auto warnings = load_checkpoint(
       parts_.files, found->folder, found->manifest, parts_.communicator.rank(),
@@ -345,6 +338,12 @@ void Trainer::resume() {
   last_checkpoint_ = found->folder;
   last_saved_step_ = attempted_;
   parts_.observer.on_line(fmt::format("resumed from {} at step {}", found->folder, attempted_));
+  const std::string changes = describe_changes(found->manifest.info, parts_.info);
+  if (!changes.empty()) parts_.observer.on_line("resumed with changes: " + changes);
+  if (finished()) {
+    parts_.observer.on_line(
+        fmt::format("nothing left to train: step {} of {}", attempted_, total_steps()));
+  }
 }
 
 std::vector<std::string> Trainer::describe_compression() const {

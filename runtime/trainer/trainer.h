@@ -94,6 +94,7 @@ class Trainer {
   };
   Evaluation evaluate();
 
+  std::int64_t attempted_steps() const { return attempted_; }
   const std::vector<Parameter>& parameters() const { return buckets_.parameters(); }
   // Everything but the model's parameters and buffers.
   void visit(StateVisitor& visitor);
@@ -107,13 +108,13 @@ class Trainer {
   std::int64_t total_steps() const;
   RankBatch next_step();
   double forward_backward(const RankBatch& batch);
-  void agree_on_control();
   void update(double lr);
   void skip(const std::string& parameter);
   StepReport make_report(const Interval& interval, double lr);
   double residual_norm();
   void save();
-  void check_control() const;
+  // What a checkpoint and the run that resumes from it must have in common.
+  std::map<std::string, std::string> lineage() const;
 
   TrainerParts parts_;
   TrainOptions options_;
@@ -131,7 +132,7 @@ class Trainer {
   std::int64_t skipped_ = 0;
   std::int64_t skipped_in_a_row_ = 0;
 
-  std::vector<std::int64_t> control_;  // what the ranks agreed on in this step
+  std::vector<at::Tensor> buffers_before_;  // the module's, when the step began
   std::optional<std::string> last_checkpoint_;
   std::int64_t last_saved_step_ = -1;
   BucketReducer bucket_reducer_;  // last: its thread uses the others

@@ -115,6 +115,24 @@ TEST(Threads, AnExceptionOnOneRankEndsTheOthersAndIsRethrown) {
   }
 }
 
+TEST(Threads, TheRankThatFailedIsNamedNotThePeerThatLostIt) {
+  // Rank 0's Work aborts the group while rank 0 unwinds, so rank 1 is first to report.
+  EXPECT_THROW(run_ranks(2,
+                         [](auto communicator) {
+                           at::Tensor tensor = at::zeros({1});
+                           if (communicator->rank() == 1) {
+                             communicator->barrier()->wait();
+                             return;
+                           }
+                           struct Slow {
+                             ~Slow() { std::this_thread::sleep_for(100ms); }
+                           } after;
+                           const auto work = communicator->all_reduce(tensor, ReduceOp::sum);
+                           throw DataError("the cause; mend it");
+                         }),
+               DataError);
+}
+
 TEST(Threads, ADroppedWorkAbortsTheGroup) {
   const auto errors = errors_of(2, [](Communicator& communicator) {
     at::Tensor tensor = at::zeros({1});

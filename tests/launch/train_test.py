@@ -107,7 +107,7 @@ class Results(Case):
     def test_a_new_run_moves_an_earlier_one_aside(self):
         self.train("--steps", 5)
         result = self.train("--steps", 6)
-        self.assertIn("moved 1 checkpoints of an earlier run", result.stdout)
+        self.assertIn("moved what an earlier run left", result.stdout)
         self.assertTrue((self.folder / "run/earlier-1/checkpoints/step-00000005").is_dir())
         self.assertEqual(end_of(self.folder / "run/earlier-1")["step"], 5)
         self.assertTrue((self.folder / "run/checkpoints/step-00000006").is_dir())
@@ -120,11 +120,41 @@ class Results(Case):
                          ["step-00000010", "step-00000015"])
         self.assertTrue((self.folder / "run/earlier-1/checkpoints/step-00000020").is_dir())
 
+    def test_resume_wants_the_same_seed_and_data(self):
+        self.train("--steps", 10)
+        for change in (["--seed", 9], ["--data", "synthetic:samples=128,test_samples=64,size=8"]):
+            result = self.train("--steps", 12, "--resume", "auto", *change, code=65)
+            self.assertRegex(result.stderr, "was made with (seed|training)")
+        result = self.train("--steps", 12, "--resume", "auto", "--lr", "0.01")
+        self.assertIn("resumed with changes: lr 0.01, was 0.05", result.stdout)
+
+    def test_metrics_go_on_without_doubles(self):
+        self.train("--steps", 40, "--checkpoint-every", 20, "--report-every", 5)
+        self.train("--steps", 50, "--report-every", 5, "--resume",
+                   self.folder / "run/checkpoints/step-00000020")
+        steps = [line["step"] for line in metrics(self.folder / "run")]
+        self.assertEqual(steps, [5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 50])
+
+    def test_metrics_of_an_earlier_run_without_checkpoint_are_kept(self):
+        self.train("--steps", 400, "--lr", 1000, "--optimizer", "sgd", code=70)
+        before = metrics(self.folder / "run")
+        self.train("--steps", 5)
+        self.assertEqual(metrics(self.folder / "run/earlier-1"), before)
+
+    def test_the_first_step_of_a_process_rounds_like_any_other(self):
+        # The resumed process starts with a batch that is not full, whose products have odd shapes.
+        job = ("--ranks", 3, "--compressor", "sign")
+        self.train(*job, "--steps", 10)
+        self.train(*job, "--steps", 20, "--resume", "auto")
+        self.train(*job, "--steps", 20, name="whole")
+        self.assertEqual(self.hash_of(), self.hash_of("whole"))
+
     def test_nothing_left_to_do(self):
         self.train("--steps", 10)
         before = self.hash_of()
         result = self.train("--steps", 5, "--resume", "auto")
         self.assertIn("resumed from", result.stdout)
+        self.assertIn("nothing left to train: step 10 of 5", result.stdout)
         self.assertEqual(self.hash_of(), before)
 
 
@@ -295,7 +325,7 @@ class BadInput(Case):
             (data(label_name, idx((5,), [0, 1, 2, 3, 4])), 65, r"labels"),
             (data(label_name, idx((6,), [0, 1, 2, 3, 4, 10])), 65, label_name),
             (data(label_name, idx((6,), [0] * 24, 0x0C)), 65, label_name),
-            (["--resume", self.folder / "nowhere"], 65, r"nowhere"),
+            (["--resume", self.folder / "nowhere"], 65, r"no such checkpoint"),
             (["--resume", a_file], 65, r"file"),
             (["--output", a_file / "sub"], 73, r"cannot prepare the output folder"),
             (["--trace", "/nonexistent/trace.json", "--steps", "1"], 74, r"cannot write the trace"),
@@ -312,6 +342,28 @@ class BadInput(Case):
                 self.assertRegex(result.stderr, r"\Athinwire: ")
                 self.assertRegex(result.stderr, pattern)
                 self.assertNotIn("bug:", result.stderr)
+
+    @unittest.skipUnless(HAS_MPI, "built without MPI")
+    def test_an_error_that_all_ranks_share_is_said_once(self):
+        result = PROGRAM.mpirun(2, "train", *SMALL, "--steps", 2, "--output", self.folder / "run",
+                                "--resume", self.folder / "nowhere")
+        self.assertEqual(result.returncode, 65, result.stderr)
+        self.assertEqual(result.stderr.count("no such checkpoint"), 1)
+
+    @unittest.skipUnless(HAS_MPI, "built without MPI")
+    def test_a_stopped_rank_ends_the_job_after_the_timeout(self):
+        command = [mpirun(), "-np", "3", PROGRAM.path, "train", *SMALL, "--steps", "1000000",
+                   "--timeout", "2", "--output", str(self.folder / "run")]
+        job = subprocess.Popen(command, env=mpi_environment(), text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+        while not (self.folder / "run/metrics.jsonl").exists():
+            time.sleep(0.05)
+        ranks = subprocess.run(["pgrep", "-P", str(job.pid)], text=True, capture_output=True,
+                               check=False).stdout.split()
+        os.kill(int(ranks[-1]), signal.SIGSTOP)
+        _, err = job.communicate(timeout=60)
+        self.assertEqual(job.returncode, 71, err)
+        self.assertRegex(err, r"timed out on rank \d: rank \d did not take part")
 
     @unittest.skipUnless(HAS_MPI, "built without MPI")
     def test_ranks_under_mpirun(self):

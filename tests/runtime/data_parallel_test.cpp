@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <atomic>
 #include <limits>
 #include <mutex>
 
@@ -226,6 +227,91 @@ TEST(DataParallel, ParametersOfSeveralDtypesTrainTogether) {
       (step == 0 ? first : last) = loss.item<double>();
     }
     EXPECT_LT(last, first / 2);
+  });
+}
+
+TEST(DataParallel, TiedWeightsAreReducedOnce) {
+  struct Tied : torch::nn::Module {
+    Tied() {
+      weight = register_parameter("weight", torch::ones({4, 4}));
+      register_parameter("same", weight);
+    }
+    at::Tensor weight;
+  };
+  run_ranks(2, [](auto communicator) {
+    Tied net;
+    ASSERT_EQ(parameters_of(net).size(), 1u);
+    DataParallel parallel(net, *communicator);
+    (net.weight.sum() * (1.0 + communicator->rank())).backward();
+    parallel.finish();
+    EXPECT_TRUE(net.weight.grad().equal(torch::full({4, 4}, 1.5f)));
+  });
+}
+
+TEST(DataParallel, ARolledBackStepKeepsTheRunningStatistics) {
+  run_ranks(2, [](auto communicator) {
+    torch::nn::BatchNorm1d norm(3);
+    DataParallel parallel(*norm, *communicator);
+    const auto step = [&](double bad) {
+      at::Tensor x = torch::sin(torch::arange(24, torch::kFloat)).view({8, 3});
+      if (communicator->rank() == 1) x = x + bad;
+      norm->forward(x).square().sum().backward();
+      return parallel.finish().committed();
+    };
+    EXPECT_TRUE(step(0));
+    const at::Tensor mean = norm->running_mean.clone();
+    EXPECT_FALSE(step(std::numeric_limits<double>::quiet_NaN()));
+    EXPECT_TRUE(norm->running_mean.equal(mean));
+    EXPECT_EQ(norm->num_batches_tracked.item<std::int64_t>(), 1);
+    EXPECT_TRUE(step(0));
+    EXPECT_FALSE(norm->running_mean.equal(mean));
+  });
+}
+
+TEST(DataParallel, AParameterFrozenFromTheStartTrainsOnceItThaws) {
+  run_ranks(2, [](auto communicator) {
+    const auto net = make_net(1);
+    net->first->weight.set_requires_grad(false);
+    DataParallel parallel(*net, *communicator, {Sign{8}});
+    const auto step = [&] {
+      torch::mse_loss(net->forward(input_of(0, communicator->rank())), target_of(0, 0)).backward();
+      EXPECT_TRUE(parallel.finish().committed());
+    };
+    step();
+    EXPECT_FALSE(net->first->weight.grad().defined());
+    net->first->weight.set_requires_grad(true);
+    step();
+    ASSERT_TRUE(net->first->weight.grad().defined());
+    EXPECT_GT(net->first->weight.grad().abs().max().item<double>(), 0);
+  });
+}
+
+TEST(DataParallel, DifferentFrozenParametersAreAnErrorOnEveryRank) {
+  std::atomic<int> thrown{0};
+  EXPECT_THROW(
+      run_ranks(2,
+                [&](auto communicator) {
+                  const auto net = make_net(1);
+                  if (communicator->rank() == 1) net->first->bias.set_requires_grad(false);
+                  DataParallel parallel(*net, *communicator, {Sign{8}});
+                  torch::mse_loss(net->forward(input_of(0, 0)), target_of(0, 0)).backward();
+                  try {
+                    parallel.finish();
+                  } catch (const Error&) {
+                    ++thrown;
+                    throw;
+                  }
+                }),
+      RanksDisagree);
+  EXPECT_EQ(thrown, 2);
+}
+
+TEST(DataParallel, AGradientThatIsReplacedIsAnError) {
+  run_ranks(1, [](auto communicator) {
+    const auto net = make_net(1);
+    DataParallel parallel(*net, *communicator);
+    const at::Tensor loss = torch::mse_loss(net->forward(input_of(0, 0)), target_of(0, 0));
+    EXPECT_THROW(loss.backward({}, /*retain_graph=*/true, /*create_graph=*/true), UsageError);
   });
 }
 

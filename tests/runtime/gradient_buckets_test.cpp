@@ -103,6 +103,9 @@ TEST(GradientBuckets, AliasesFollowAnExchangedBuffer) {
 
 TEST(GradientBuckets, RefusesWhatItCannotHold) {
   EXPECT_THROW(GradientBuckets({{"a", torch::zeros({2})}, {"a", torch::zeros({2})}}), Bug);
+  const at::Tensor tied = torch::zeros({2});
+  EXPECT_THROW(GradientBuckets({{"a", tied}, {"b", tied}}), Bug);
+  EXPECT_THROW(GradientBuckets({}), Bug);
   EXPECT_THROW(GradientBuckets({{"i", torch::zeros({2}, torch::kLong)}}), Bug);
   EXPECT_THROW(GradientBuckets({{"e", torch::zeros({1}).expand({4})}}), Bug);
 }

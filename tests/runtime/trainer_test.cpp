@@ -227,6 +227,7 @@ TEST_F(TrainerTest, ASkippedStepLeavesEveryByteOfState) {
   // 20 steps; or 20 steps and two more that are skipped: weights, optimizer and residuals equal.
   const auto state_after = [&](std::int64_t steps) {
     Job bad = job(3, "sign:block=64");
+    bad.options.model = "resnet8";  // its running statistics are state too
     bad.options.optimizer = "adam";
     bad.options.steps = steps;
     bad.disturbance = {.rank = 2,
