@@ -9,38 +9,12 @@
 namespace thinwire {
 namespace {
 
-class CheckedCommunicator final : public Communicator {
+class CheckedCommunicator final : public OperationCommunicator {
  public:
   explicit CheckedCommunicator(std::unique_ptr<Communicator> inner)
-      : Communicator(inner->rank(), inner->size(), inner->timeout()), inner_(std::move(inner)) {}
+      : OperationCommunicator(inner->rank(), inner->size(), inner->timeout()),
+        inner_(std::move(inner)) {}
 
-  std::unique_ptr<Work> all_reduce(at::Tensor tensor, ReduceOp op) override {
-    agree(make_all_reduce(tensor, op, size()));
-    return inner_->all_reduce(std::move(tensor), op);
-  }
-  std::unique_ptr<Work> reduce_scatter(at::Tensor output, at::Tensor input, ReduceOp op,
-                                       Counts counts) override {
-    agree(make_reduce_scatter(output, input, op, counts, rank(), size()));
-    return inner_->reduce_scatter(std::move(output), std::move(input), op, std::move(counts));
-  }
-  std::unique_ptr<Work> all_gather(at::Tensor output, at::Tensor input, Counts counts) override {
-    agree(make_all_gather(output, input, counts, rank(), size()));
-    return inner_->all_gather(std::move(output), std::move(input), std::move(counts));
-  }
-  std::unique_ptr<Work> all_to_all(at::Tensor output, at::Tensor input, Counts output_counts,
-                                   Counts input_counts) override {
-    agree(make_all_to_all(output, input, output_counts, input_counts, size()));
-    return inner_->all_to_all(std::move(output), std::move(input), std::move(output_counts),
-                              std::move(input_counts));
-  }
-  std::unique_ptr<Work> broadcast(at::Tensor tensor, int root) override {
-    agree(make_broadcast(tensor, root, size()));
-    return inner_->broadcast(std::move(tensor), root);
-  }
-  std::unique_ptr<Work> barrier() override {
-    agree(Operation{});
-    return inner_->barrier();
-  }
   std::unique_ptr<Communicator> split(int color, int key) override {
     Operation call;
     call.kind = OperationKind::split;
@@ -50,6 +24,11 @@ class CheckedCommunicator final : public Communicator {
   void abort(const std::string& reason) override { inner_->abort(reason); }
 
  private:
+  std::unique_ptr<Work> post(Operation call) override {
+    agree(call);
+    return forward(*inner_, call);
+  }
+
   // Fixed-size record, so that the comparison itself cannot mismatch: sequence, kind, op, dtype,
   // elements, root, then input counts and output counts per rank.
   static constexpr std::int64_t kHead = 6;

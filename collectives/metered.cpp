@@ -1,11 +1,9 @@
 #include "collectives/metered.h"
 
+#include "collectives/operation.h"
+
 namespace thinwire {
 namespace {
-
-std::int64_t bytes_of(const at::Tensor& tensor) {
-  return static_cast<std::int64_t>(tensor.nbytes());
-}
 
 class MeteredWork final : public Work {
  public:
@@ -36,45 +34,24 @@ class MeteredWork final : public Work {
   bool reported_ = false;
 };
 
-class MeteredCommunicator final : public Communicator {
+class MeteredCommunicator final : public OperationCommunicator {
  public:
   MeteredCommunicator(std::unique_ptr<Communicator> inner, std::shared_ptr<Meter> meter)
-      : Communicator(inner->rank(), inner->size(), inner->timeout()),
+      : OperationCommunicator(inner->rank(), inner->size(), inner->timeout()),
         inner_(std::move(inner)),
         meter_(std::move(meter)) {}
 
-  std::unique_ptr<Work> all_reduce(at::Tensor tensor, ReduceOp op) override {
-    return metered("all_reduce", tensor, inner_->all_reduce(tensor, op));
-  }
-  std::unique_ptr<Work> reduce_scatter(at::Tensor output, at::Tensor input, ReduceOp op,
-                                       Counts counts) override {
-    return metered("reduce_scatter", input,
-                   inner_->reduce_scatter(std::move(output), input, op, std::move(counts)));
-  }
-  std::unique_ptr<Work> all_gather(at::Tensor output, at::Tensor input, Counts counts) override {
-    return metered("all_gather", input,
-                   inner_->all_gather(std::move(output), input, std::move(counts)));
-  }
-  std::unique_ptr<Work> all_to_all(at::Tensor output, at::Tensor input, Counts output_counts,
-                                   Counts input_counts) override {
-    return metered("all_to_all", input,
-                   inner_->all_to_all(std::move(output), input, std::move(output_counts),
-                                      std::move(input_counts)));
-  }
-  std::unique_ptr<Work> broadcast(at::Tensor tensor, int root) override {
-    return metered("broadcast", tensor, inner_->broadcast(tensor, root));
-  }
-  std::unique_ptr<Work> barrier() override { return metered("barrier", {}, inner_->barrier()); }
   std::unique_ptr<Communicator> split(int color, int key) override {
     return make_metered(inner_->split(color, key), meter_);
   }
   void abort(const std::string& reason) override { inner_->abort(reason); }
 
  private:
-  std::unique_ptr<Work> metered(const char* name, const at::Tensor& input,
-                                std::unique_ptr<Work> work) {
-    return std::make_unique<MeteredWork>(std::move(work), meter_, name,
-                                         input.defined() ? bytes_of(input) : 0, timeout());
+  std::unique_ptr<Work> post(Operation call) override {
+    const std::int64_t bytes =
+        call.input.defined() ? static_cast<std::int64_t>(call.input.nbytes()) : 0;
+    return std::make_unique<MeteredWork>(forward(*inner_, call), meter_, name(call.kind), bytes,
+                                         timeout());
   }
 
   std::unique_ptr<Communicator> inner_;

@@ -140,6 +140,57 @@ Operation make_broadcast(at::Tensor tensor, int root, int size) {
   return call;
 }
 
+std::unique_ptr<Work> OperationCommunicator::all_reduce(at::Tensor tensor, ReduceOp op) {
+  return post(make_all_reduce(std::move(tensor), op, size()));
+}
+
+std::unique_ptr<Work> OperationCommunicator::reduce_scatter(at::Tensor output, at::Tensor input,
+                                                            ReduceOp op, Counts counts) {
+  return post(make_reduce_scatter(std::move(output), std::move(input), op, std::move(counts),
+                                  rank(), size()));
+}
+
+std::unique_ptr<Work> OperationCommunicator::all_gather(at::Tensor output, at::Tensor input,
+                                                        Counts counts) {
+  return post(
+      make_all_gather(std::move(output), std::move(input), std::move(counts), rank(), size()));
+}
+
+std::unique_ptr<Work> OperationCommunicator::all_to_all(at::Tensor output, at::Tensor input,
+                                                        Counts output_counts, Counts input_counts) {
+  return post(make_all_to_all(std::move(output), std::move(input), std::move(output_counts),
+                              std::move(input_counts), size()));
+}
+
+std::unique_ptr<Work> OperationCommunicator::broadcast(at::Tensor tensor, int root) {
+  return post(make_broadcast(std::move(tensor), root, size()));
+}
+
+std::unique_ptr<Work> OperationCommunicator::barrier() {
+  return post(Operation{});
+}
+
+std::unique_ptr<Work> forward(Communicator& communicator, const Operation& call) {
+  switch (call.kind) {
+    case OperationKind::all_reduce:
+      return communicator.all_reduce(call.input, call.op);
+    case OperationKind::reduce_scatter:
+      return communicator.reduce_scatter(call.output, call.input, call.op, call.input_counts);
+    case OperationKind::all_gather:
+      return communicator.all_gather(call.output, call.input, call.output_counts);
+    case OperationKind::all_to_all:
+      return communicator.all_to_all(call.output, call.input, call.output_counts,
+                                     call.input_counts);
+    case OperationKind::broadcast:
+      return communicator.broadcast(call.output, call.root);
+    case OperationKind::barrier:
+      return communicator.barrier();
+    case OperationKind::split:
+      break;
+  }
+  throw Bug("bug: a split is no operation that can be forwarded");
+}
+
 Counts offsets_of(const Counts& counts) {
   Counts offsets(counts.size() + 1, 0);
   std::partial_sum(counts.begin(), counts.end(), offsets.begin() + 1);

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "collectives/communicator.h"
@@ -47,6 +48,29 @@ Operation make_all_gather(at::Tensor output, at::Tensor input, Counts counts, in
 Operation make_all_to_all(at::Tensor output, at::Tensor input, Counts output_counts,
                           Counts input_counts, int size);
 Operation make_broadcast(at::Tensor tensor, int root, int size);
+
+// A communicator whose operations all come through one function: what backends and decorators
+// derive from.
+class OperationCommunicator : public Communicator {
+ public:
+  using Communicator::Communicator;
+
+  std::unique_ptr<Work> all_reduce(at::Tensor tensor, ReduceOp op) final;
+  std::unique_ptr<Work> reduce_scatter(at::Tensor output, at::Tensor input, ReduceOp op,
+                                       Counts counts) final;
+  std::unique_ptr<Work> all_gather(at::Tensor output, at::Tensor input, Counts counts) final;
+  std::unique_ptr<Work> all_to_all(at::Tensor output, at::Tensor input, Counts output_counts,
+                                   Counts input_counts) final;
+  std::unique_ptr<Work> broadcast(at::Tensor tensor, int root) final;
+  std::unique_ptr<Work> barrier() final;
+
+ protected:
+  // `call` is checked and its counts are filled in; never `split`.
+  virtual std::unique_ptr<Work> post(Operation call) = 0;
+};
+
+// Calls on `communicator` what `call` describes; for decorators.
+std::unique_ptr<Work> forward(Communicator& communicator, const Operation& call);
 
 // Prefix sums: where each rank's share starts; one longer than `counts`.
 Counts offsets_of(const Counts& counts);

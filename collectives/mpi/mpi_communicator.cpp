@@ -351,32 +351,11 @@ class MpiWork final : public Work {
   std::int64_t bytes_sent_ = 0;
 };
 
-class MpiCommunicator final : public Communicator {
+class MpiCommunicator final : public OperationCommunicator {
  public:
   explicit MpiCommunicator(std::shared_ptr<Link> link)
-      : Communicator(link->rank, link->size, link->options.timeout), link_(std::move(link)) {}
-
-  std::unique_ptr<Work> all_reduce(at::Tensor tensor, ReduceOp op) override {
-    return post(make_all_reduce(std::move(tensor), op, size()));
-  }
-  std::unique_ptr<Work> reduce_scatter(at::Tensor output, at::Tensor input, ReduceOp op,
-                                       Counts counts) override {
-    return post(make_reduce_scatter(std::move(output), std::move(input), op, std::move(counts),
-                                    rank(), size()));
-  }
-  std::unique_ptr<Work> all_gather(at::Tensor output, at::Tensor input, Counts counts) override {
-    return post(
-        make_all_gather(std::move(output), std::move(input), std::move(counts), rank(), size()));
-  }
-  std::unique_ptr<Work> all_to_all(at::Tensor output, at::Tensor input, Counts output_counts,
-                                   Counts input_counts) override {
-    return post(make_all_to_all(std::move(output), std::move(input), std::move(output_counts),
-                                std::move(input_counts), size()));
-  }
-  std::unique_ptr<Work> broadcast(at::Tensor tensor, int root) override {
-    return post(make_broadcast(std::move(tensor), root, size()));
-  }
-  std::unique_ptr<Work> barrier() override { return post(Operation{}); }
+      : OperationCommunicator(link->rank, link->size, link->options.timeout),
+        link_(std::move(link)) {}
 
   std::unique_ptr<Communicator> split(int color, int key) override {
     // MPI_Comm_split knows no deadline, so it is entered only once everybody is here.
@@ -394,7 +373,7 @@ class MpiCommunicator final : public Communicator {
   }
 
  private:
-  std::unique_ptr<Work> post(Operation call) {
+  std::unique_ptr<Work> post(Operation call) override {
     link_->throw_if_aborted();
     auto work = std::make_unique<MpiWork>(link_, std::move(call));
     work->start();

@@ -244,36 +244,11 @@ std::string difference(const Operation& a, int rank_a, const Operation& b, int r
       rank_a, a.describe(), rank_b, b.describe());
 }
 
-class ThreadCommunicator final : public Communicator {
+class ThreadCommunicator final : public OperationCommunicator {
  public:
   ThreadCommunicator(std::shared_ptr<Group> group, int rank)
-      : Communicator(rank, group->size, group->options.timeout), group_(std::move(group)) {}
-
-  std::unique_ptr<Work> all_reduce(at::Tensor tensor, ReduceOp op) override {
-    return post(make_all_reduce(std::move(tensor), op, size()));
-  }
-  std::unique_ptr<Work> reduce_scatter(at::Tensor output, at::Tensor input, ReduceOp op,
-                                       Counts counts) override {
-    return post(make_reduce_scatter(std::move(output), std::move(input), op, std::move(counts),
-                                    rank(), size()));
-  }
-  std::unique_ptr<Work> all_gather(at::Tensor output, at::Tensor input, Counts counts) override {
-    return post(
-        make_all_gather(std::move(output), std::move(input), std::move(counts), rank(), size()));
-  }
-  std::unique_ptr<Work> all_to_all(at::Tensor output, at::Tensor input, Counts output_counts,
-                                   Counts input_counts) override {
-    return post(make_all_to_all(std::move(output), std::move(input), std::move(output_counts),
-                                std::move(input_counts), size()));
-  }
-  std::unique_ptr<Work> broadcast(at::Tensor tensor, int root) override {
-    return post(make_broadcast(std::move(tensor), root, size()));
-  }
-  std::unique_ptr<Work> barrier() override {
-    Operation call;
-    call.kind = OperationKind::barrier;
-    return post(std::move(call));
-  }
+      : OperationCommunicator(rank, group->size, group->options.timeout),
+        group_(std::move(group)) {}
 
   std::unique_ptr<Communicator> split(int color, int key) override {
     at::Tensor mine = at::empty({2}, at::kLong);
@@ -311,7 +286,7 @@ class ThreadCommunicator final : public Communicator {
   }
 
  private:
-  std::unique_ptr<Work> post(Operation call) {
+  std::unique_ptr<Work> post(Operation call) override {
     const std::int64_t bytes = direct_bytes_sent(call, rank(), size());
     const std::lock_guard lock(group_->mutex);
     if (group_->aborted) throw PeerLost(*group_->aborted);

@@ -8,6 +8,7 @@
 
 #include "collectives/checked.h"
 #include "collectives/metered.h"
+#include "collectives/operation.h"
 #include "runtime/base/error.h"
 #include "tests/conformance/suite.h"
 
@@ -226,31 +227,16 @@ TEST(Checked, EveryRankGetsTheSameSentence) {
   };
   for (const auto& misuse : misuses) {
     const auto errors = errors_of(2, [&](Communicator& communicator) {
-      // A second group, so that the decorator can own it.
-      struct Borrowed : Communicator {
-        explicit Borrowed(Communicator& c) : Communicator(c.rank(), c.size(), c.timeout()), c_(c) {}
-        std::unique_ptr<Work> all_reduce(at::Tensor t, ReduceOp op) override {
-          return c_.all_reduce(t, op);
-        }
-        std::unique_ptr<Work> reduce_scatter(at::Tensor o, at::Tensor i, ReduceOp op,
-                                             Counts n) override {
-          return c_.reduce_scatter(o, i, op, n);
-        }
-        std::unique_ptr<Work> all_gather(at::Tensor o, at::Tensor i, Counts n) override {
-          return c_.all_gather(o, i, n);
-        }
-        std::unique_ptr<Work> all_to_all(at::Tensor o, at::Tensor i, Counts a, Counts b) override {
-          return c_.all_to_all(o, i, a, b);
-        }
-        std::unique_ptr<Work> broadcast(at::Tensor t, int root) override {
-          return c_.broadcast(t, root);
-        }
-        std::unique_ptr<Work> barrier() override { return c_.barrier(); }
+      // The decorator owns what it is given; the group belongs to the test.
+      struct Borrowed final : OperationCommunicator {
+        explicit Borrowed(Communicator& c)
+            : OperationCommunicator(c.rank(), c.size(), c.timeout()), owner(c) {}
+        std::unique_ptr<Work> post(Operation call) override { return forward(owner, call); }
         std::unique_ptr<Communicator> split(int color, int key) override {
-          return c_.split(color, key);
+          return owner.split(color, key);
         }
-        void abort(const std::string& reason) override { c_.abort(reason); }
-        Communicator& c_;
+        void abort(const std::string& reason) override { owner.abort(reason); }
+        Communicator& owner;
       };
       const auto checked = make_checked(std::make_unique<Borrowed>(communicator));
       misuse.call(*checked);
