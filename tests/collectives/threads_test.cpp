@@ -122,7 +122,7 @@ TEST(Threads, TheRankThatFailedIsNamedNotThePeerThatLostIt) {
                          [](auto communicator) {
                            at::Tensor tensor = at::zeros({1});
                            if (communicator->rank() == 1) {
-                             communicator->barrier()->wait();
+                             communicator->all_reduce(tensor, ReduceOp::sum)->wait();
                              return;
                            }
                            struct Slow {
