@@ -31,11 +31,6 @@ void CommunicationThread::drain() {
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
-bool CommunicationThread::idle() const {
-  const std::lock_guard lock(mutex_);
-  return jobs_.empty() && !running_;
-}
-
 void CommunicationThread::run() {
   std::unique_lock lock(mutex_);
   while (true) {

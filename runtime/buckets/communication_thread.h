@@ -23,12 +23,11 @@ class CommunicationThread {
   void submit(std::function<void()> job);
   // Returns when everything submitted has run; rethrows the first exception.
   void drain();
-  bool idle() const;
 
  private:
   void run();
 
-  mutable std::mutex mutex_;
+  std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> jobs_;
   bool running_ = false;
