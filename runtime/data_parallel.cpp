@@ -29,7 +29,7 @@ void broadcast_tensors(Communicator& communicator, const std::vector<at::Tensor>
   const torch::NoGradGuard no_grad;
   for (const at::Tensor& tensor : tensors) {
     // As bytes: any dtype and any dense layout travels.
-    at::Tensor flat = tensor.detach().contiguous().flatten();
+    at::Tensor flat = tensor.detach().cpu().contiguous().flatten();
     at::Tensor bytes = flat.view(at::kByte);
     communicator.broadcast(bytes, root)->wait();
     tensor.detach().copy_(flat.view(tensor.sizes()));

@@ -55,10 +55,13 @@ struct BucketReducer::Hooks {
 };
 
 BucketReducer::BucketReducer(GradientBuckets& buckets, GradientReducer& reducer,
-                             Communicator& communicator, BeforeReduce before_reduce, Trace* trace)
+                             Communicator& communicator, BeforeReduce before_reduce, Trace* trace,
+                             const GradientPath* path)
     : buckets_(buckets),
       reducer_(reducer),
       communicator_(communicator),
+      host_queue_(make_host_queue()),
+      path_(path ? *path : GradientPath{communicator, *host_queue_, *host_queue_}),
       before_reduce_(std::move(before_reduce)),
       trace_(trace),
       touched_(buckets.parameters().size()),
@@ -73,7 +76,10 @@ BucketReducer::BucketReducer(GradientBuckets& buckets, GradientReducer& reducer,
 BucketReducer::~BucketReducer() {
   hooks_.reset();
   if (open_) {
-    communicator_.abort(fmt::format("rank {} left in the middle of a step", communicator_.rank()));
+    const std::string reason =
+        fmt::format("rank {} left in the middle of a step", communicator_.rank());
+    communicator_.abort(reason);
+    path_.communicator.abort(reason);
   }
 }
 
@@ -153,7 +159,10 @@ void BucketReducer::launch(std::size_t index) {
   for (std::size_t i = 0; i < touched_.size(); ++i) {
     if (buckets_.place(i).bucket == index && !touched_[i]) buckets_.zero(i);
   }
-  submit([this, &bucket = buckets_.buckets()[index]] { stage(bucket); });
+  // The bucket is ready once what was enqueued until now has run.
+  submit([this, &bucket = buckets_.buckets()[index], ready = path_.compute.mark()] {
+    stage(bucket, *ready);
+  });
 }
 
 // A job that fails on this rank alone must not leave the others waiting.
@@ -162,17 +171,21 @@ void BucketReducer::submit(std::function<void()> job) {
     try {
       job();
     } catch (const std::exception& error) {
-      communicator_.abort(fmt::format("rank {} failed: {}", communicator_.rank(), error.what()));
+      const std::string reason =
+          fmt::format("rank {} failed: {}", communicator_.rank(), error.what());
+      communicator_.abort(reason);
+      path_.communicator.abort(reason);
       throw;
     }
   });
 }
 
-void BucketReducer::stage(Bucket& bucket) {
+void BucketReducer::stage(Bucket& bucket, const Queue::Mark& ready) {
   const c10::NoGradGuard no_grad;  // thread-local: this thread needs its own
   const auto start = Clock::now();
+  path_.communication.wait_for(ready);
   if (before_reduce_) before_reduce_(bucket);
-  reducer_.stage(bucket, communicator_, step_);
+  reducer_.stage(bucket, path_.communicator, step_);
   if (trace_) {
     trace_->span("communication", fmt::format("bucket {}", bucket.index), start, Clock::now());
   }
@@ -200,6 +213,8 @@ Verdict BucketReducer::finish() {
       reducer_.rollback(bucket);
     }
   }
+  // Whoever reads the estimates, or accumulates into their buffers next, comes after them.
+  path_.compute.wait_for(*path_.communication.mark());
   for (std::size_t i = 0; i < touched_.size(); ++i) {
     if (verdict.committed() && !buckets_.slice(i).frozen) {
       buckets_.attach(i);

@@ -13,6 +13,7 @@
 #include "collectives/compression/reducer/gradient_reducer.h"
 #include "runtime/buckets/communication_thread.h"
 #include "runtime/buckets/gradient_buckets.h"
+#include "runtime/buckets/gradient_path.h"
 #include "runtime/telemetry/trace.h"
 
 namespace thinwire {
@@ -42,9 +43,11 @@ class BucketReducer {
   // Turns a bucket's gradient into what is to be reduced, on the communication thread.
   using BeforeReduce = std::function<void(Bucket&)>;
 
-  // All must outlive this. `trace` may be null.
+  // All must outlive this. `trace` may be null. Without `path` gradients are in host memory and
+  // take the way of the control word: `communicator`, which carries host memory.
   BucketReducer(GradientBuckets& buckets, GradientReducer& reducer, Communicator& communicator,
-                BeforeReduce before_reduce = {}, Trace* trace = nullptr);
+                BeforeReduce before_reduce = {}, Trace* trace = nullptr,
+                const GradientPath* path = nullptr);
   // If a step is open, aborts the group, so that neither this rank nor a peer waits for it.
   ~BucketReducer();
   BucketReducer(const BucketReducer&) = delete;
@@ -75,12 +78,14 @@ class BucketReducer {
   void agree_on_control(std::int64_t vote, std::uint64_t frozen);
   void launch_ready_buckets();
   void launch(std::size_t bucket);
-  void stage(Bucket& bucket);
+  void stage(Bucket& bucket, const Queue::Mark& ready);
   void submit(std::function<void()> job);
 
   GradientBuckets& buckets_;
   GradientReducer& reducer_;
   Communicator& communicator_;
+  std::unique_ptr<Queue> host_queue_;
+  GradientPath path_;
   BeforeReduce before_reduce_;
   Trace* trace_;
   StepContext step_;

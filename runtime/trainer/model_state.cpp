@@ -22,12 +22,13 @@ std::vector<at::Tensor> ModelBuffers::mean(Communicator& communicator) const {
   if (communicator.size() == 1) return values;
   for (at::Tensor& value : values) {
     if (value.is_floating_point()) {
-      at::Tensor sum = value.to(at::kDouble).contiguous();
+      at::Tensor sum = value.cpu().to(at::kDouble).contiguous();
       communicator.all_reduce(sum, ReduceOp::sum)->wait();
       value.copy_(sum / communicator.size());
     } else {
-      at::Tensor bytes = value.flatten().view(at::kByte);
-      communicator.broadcast(bytes, 0)->wait();
+      const at::Tensor flat = value.cpu().flatten();
+      communicator.broadcast(flat.view(at::kByte), 0)->wait();
+      value.copy_(flat.view(value.sizes()));
     }
   }
   return values;

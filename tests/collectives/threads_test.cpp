@@ -9,6 +9,7 @@
 #include "collectives/checked.h"
 #include "collectives/metered.h"
 #include "collectives/operation.h"
+#include "collectives/staged.h"
 #include "runtime/base/error.h"
 #include "tests/conformance/suite.h"
 
@@ -33,6 +34,14 @@ TEST_P(ThreadsConformance, HoldsThroughTheDecorators) {
     test.run(*decorated);
   });
   EXPECT_GT(meter->total().calls, 0);
+}
+
+TEST_P(ThreadsConformance, HoldsThroughStaging) {
+  const auto& [test, size] = GetParam();
+  run_ranks(size, [&](auto communicator) {
+    const auto queue = make_host_queue();
+    test.run(*make_staged(std::move(communicator), *queue));
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadsConformance,

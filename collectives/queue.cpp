@@ -1,0 +1,31 @@
+#include "collectives/queue.h"
+
+#include <cstring>
+
+namespace thinwire {
+namespace {
+
+class HostQueue final : public Queue {
+ public:
+  StreamHandle stream() const override { return nullptr; }
+  std::shared_ptr<const Mark> mark() override { return std::make_shared<Mark>(); }
+  void wait_for(const Mark&) override {}
+  void synchronize(Deadline) override {}
+  void copy(void* to, const void* from, std::size_t bytes) override {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+  void fill(void* to, int byte, std::size_t bytes) override {
+    if (bytes > 0) std::memset(to, byte, bytes);
+  }
+  std::shared_ptr<void> host_memory(std::size_t bytes) override {
+    return std::make_shared<std::byte[]>(bytes);
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Queue> make_host_queue() {
+  return std::make_unique<HostQueue>();
+}
+
+}  // namespace thinwire

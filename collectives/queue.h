@@ -1,0 +1,54 @@
+// Where a rank's work on gradients is put.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "collectives/communicator.h"
+
+namespace thinwire {
+
+// What the CUDA headers call cudaStream_t.
+using StreamHandle = struct CUstream_st*;
+
+// A place where work runs in the order in which it is put there: at once on the host, or later on a
+// stream of a device. One thread at a time may use a queue; `mark` alone may be called while
+// another thread enqueues.
+class Queue {
+ public:
+  // A point in a queue: what was enqueued before it.
+  class Mark {
+   public:
+    Mark() = default;
+    virtual ~Mark() = default;
+    Mark(const Mark&) = delete;
+    Mark& operator=(const Mark&) = delete;
+  };
+
+  Queue() = default;
+  virtual ~Queue() = default;
+  Queue(const Queue&) = delete;
+  Queue& operator=(const Queue&) = delete;
+
+  // Where kernels are launched; null on the host and for a device's default stream.
+  virtual StreamHandle stream() const = 0;
+
+  virtual std::shared_ptr<const Mark> mark() = 0;
+  // What is enqueued here from now on runs after everything before `mark`, which is another queue's
+  // of the same kind. The host goes on at once.
+  virtual void wait_for(const Mark& mark) = 0;
+  // Blocks the host until everything enqueued so far has run. Throws `PeerLost` when `deadline`
+  // passes first or the group whose operations are enqueued here has failed.
+  virtual void synchronize(Deadline deadline) = 0;
+
+  // Both may be host or device memory and must stay until the copy has run.
+  virtual void copy(void* to, const void* from, std::size_t bytes) = 0;
+  virtual void fill(void* to, int byte, std::size_t bytes) = 0;
+  // Host memory that a copy from the device can be enqueued to.
+  virtual std::shared_ptr<void> host_memory(std::size_t bytes) = 0;
+};
+
+// Everything runs at once.
+std::unique_ptr<Queue> make_host_queue();
+
+}  // namespace thinwire
