@@ -9,8 +9,8 @@ class HostQueue final : public Queue {
  public:
   StreamHandle stream() const override { return nullptr; }
   std::shared_ptr<const Mark> mark() override { return std::make_shared<Mark>(); }
-  void wait_for(const Mark&) override {}
-  void synchronize(Deadline) override {}
+  void wait_for(const Mark&, const std::source_location&) override {}
+  void synchronize(Deadline, const std::source_location&) override {}
   void copy(void* to, const void* from, std::size_t bytes) override {
     if (bytes > 0) std::memcpy(to, from, bytes);
   }

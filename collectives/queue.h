@@ -3,17 +3,16 @@
 
 #include <cstddef>
 #include <memory>
+#include <source_location>
 
 #include "collectives/communicator.h"
+#include "collectives/compression/kernels/stream.h"
 
 namespace thinwire {
 
-// What the CUDA headers call cudaStream_t.
-using StreamHandle = struct CUstream_st*;
-
 // A place where work runs in the order in which it is put there: at once on the host, or later on a
 // stream of a device. One thread at a time may use a queue; `mark` alone may be called while
-// another thread enqueues.
+// another thread enqueues. `where` is the caller's place, by which tests tell waits apart.
 class Queue {
  public:
   // A point in a queue: what was enqueued before it.
@@ -36,10 +35,12 @@ class Queue {
   virtual std::shared_ptr<const Mark> mark() = 0;
   // What is enqueued here from now on runs after everything before `mark`, which is another queue's
   // of the same kind. The host goes on at once.
-  virtual void wait_for(const Mark& mark) = 0;
+  virtual void wait_for(const Mark& mark,
+                        const std::source_location& where = std::source_location::current()) = 0;
   // Blocks the host until everything enqueued so far has run. Throws `PeerLost` when `deadline`
   // passes first or the group whose operations are enqueued here has failed.
-  virtual void synchronize(Deadline deadline) = 0;
+  virtual void synchronize(Deadline deadline,
+                           const std::source_location& where = std::source_location::current()) = 0;
 
   // Both may be host or device memory and must stay until the copy has run.
   virtual void copy(void* to, const void* from, std::size_t bytes) = 0;

@@ -7,6 +7,7 @@
 
 #include "collectives/compression/codec/sign.h"
 #include "collectives/compression/reducer/composed.h"
+#include "collectives/compression/reducer/fused.h"
 #include "runtime/base/error.h"
 #include "runtime/base/spec.h"
 
@@ -121,7 +122,19 @@ CompressionOptions parse_compression(const std::string& compressor, const std::s
   return resolve(options);
 }
 
-std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options) {
+ReducerKernels host_reducer_kernels() {
+  return {host_kernels<float>(), host_kernels<double>()};
+}
+
+std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
+                                              const ReducerKernels& kernels,
+                                              std::shared_ptr<Queue> queue) {
+  const CompressionOptions chosen = resolve(options);
+  return std::make_unique<FusedReducer>(chosen, make_codec(chosen.codec), kernels,
+                                        std::move(queue));
+}
+
+std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions& options) {
   const CompressionOptions chosen = resolve(options);
   return std::make_unique<ComposedReducer>(make_codec(chosen.codec), chosen.feedback,
                                            chosen.exchange);

@@ -7,7 +7,9 @@
 #include <variant>
 #include <vector>
 
+#include "collectives/compression/kernels/kernels.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
+#include "collectives/queue.h"
 
 namespace thinwire {
 
@@ -46,8 +48,21 @@ CompressionOptions parse_compression(const std::string& compressor, const std::s
 // combination that does not make sense; the message lists those that do.
 CompressionOptions resolve(CompressionOptions options);
 
-// Matrices and kernels go through the codec; vectors and scalars (biases, norms) ride along
-// uncompressed in the same messages.
-std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options);
+// The kernels of a reducer, for buckets of either type.
+struct ReducerKernels {
+  Kernels<float> for_float;
+  Kernels<double> for_double;
+};
+ReducerKernels host_reducer_kernels();
+
+// Matrices and convolution kernels go through the codec; vectors and scalars (biases, norms) ride
+// along uncompressed in the same messages. `kernels` are put on `queue`, in whose memory the
+// buckets are.
+std::unique_ptr<GradientReducer> make_reducer(
+    const CompressionOptions& options, const ReducerKernels& kernels = host_reducer_kernels(),
+    std::shared_ptr<Queue> queue = make_host_queue());
+
+// The same in plain code, part by part: what the kernels are held to. Host memory only.
+std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions& options);
 
 }  // namespace thinwire

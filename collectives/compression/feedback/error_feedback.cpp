@@ -52,19 +52,7 @@ class ErrorFeedback final : public Feedback {
   void on_dense(const at::Tensor&) override {}
 
   void visit(const Bucket& bucket, StateVisitor& visitor) override {
-    for (const auto& slice : bucket.slices) {
-      visitor.tensor({.name = "residual/" + slice.name,
-                      .kind = StateKind::averaged,
-                      .tensor = residual_.narrow(0, slice.offset, slice.numel).view(slice.shape)});
-      const std::int64_t begin = std::max(slice.offset, owned_.begin);
-      const std::int64_t end = std::min(slice.end(), owned_.end);
-      if (begin >= end) continue;
-      visitor.tensor({.name = "owner_residual/" + slice.name,
-                      .kind = StateKind::ranged,
-                      .tensor = owner_residual_.narrow(0, begin - owned_.begin, end - begin),
-                      .begin = begin - slice.offset,
-                      .end = end - slice.offset});
-    }
+    visit_residuals(bucket, residual_, owned_, owner_residual_, visitor);
   }
 
  private:
@@ -75,6 +63,23 @@ class ErrorFeedback final : public Feedback {
 };
 
 }  // namespace
+
+void visit_residuals(const Bucket& bucket, const at::Tensor& residual, Range owned,
+                     const at::Tensor& owner_residual, StateVisitor& visitor) {
+  for (const auto& slice : bucket.slices) {
+    visitor.tensor({.name = "residual/" + slice.name,
+                    .kind = StateKind::averaged,
+                    .tensor = residual.narrow(0, slice.offset, slice.numel).view(slice.shape)});
+    const std::int64_t begin = std::max(slice.offset, owned.begin);
+    const std::int64_t end = std::min(slice.end(), owned.end);
+    if (begin >= end) continue;
+    visitor.tensor({.name = "owner_residual/" + slice.name,
+                    .kind = StateKind::ranged,
+                    .tensor = owner_residual.narrow(0, begin - owned.begin, end - begin),
+                    .begin = begin - slice.offset,
+                    .end = end - slice.offset});
+  }
+}
 
 std::unique_ptr<Feedback> make_error_feedback(const Bucket& bucket, Range owned) {
   return std::make_unique<ErrorFeedback>(bucket, owned);

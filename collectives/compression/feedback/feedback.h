@@ -58,6 +58,11 @@ class Feedback {
 // Nothing is kept.
 std::unique_ptr<Feedback> make_no_feedback();
 
+// Shows the residuals of error feedback: a worker's for the whole bucket, and an owner's for its
+// part `owned`, by parameter and range.
+void visit_residuals(const Bucket& bucket, const at::Tensor& residual, Range owned,
+                     const at::Tensor& owner_residual, StateVisitor& visitor);
+
 // Error feedback (EF14) in gradient units on both sides of a two-stage exchange:
 //   message = g + e, e := message - sent.
 // Conservation: sum of estimates + mean of worker residuals + owner residuals = sum of mean

@@ -7,12 +7,7 @@ namespace thinwire {
 
 ComposedReducer::ComposedReducer(std::unique_ptr<Codec> codec, FeedbackKind feedback,
                                  ExchangeKind exchange)
-    : codec_(std::move(codec)), feedback_(feedback), exchange_(exchange) {}
-
-const Codec& ComposedReducer::codec_for(const Slice& slice) const {
-  if (!codec_ || slice.is_vector()) return identity_;
-  return *codec_;
-}
+    : codecs_(std::move(codec)), feedback_(feedback), exchange_(exchange) {}
 
 ComposedReducer::Path& ComposedReducer::path(const Bucket& bucket) {
   const auto found = paths_.find(bucket.index);
@@ -24,9 +19,7 @@ void ComposedReducer::prepare(const Bucket& bucket, int rank, int size) {
   Path path;
   path.dense = make_all_reduce_exchange();
   if (exchange_ == ExchangeKind::two_stage) {
-    std::vector<const Codec*> codecs;
-    for (const Slice& slice : bucket.slices) codecs.push_back(&codec_for(slice));
-    path.compressed = make_two_stage_exchange(bucket, codecs, rank, size);
+    path.compressed = make_two_stage_exchange(bucket, codecs_.of(bucket), rank, size);
   } else {
     path.compressed = make_all_reduce_exchange();
   }
@@ -70,19 +63,7 @@ void ComposedReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
 }
 
 std::vector<SlicePlan> ComposedReducer::plan(const Bucket& bucket) const {
-  std::vector<SlicePlan> plans;
-  for (const Slice& slice : bucket.slices) {
-    const Codec& codec = codec_for(slice);
-    SlicePlan entry;
-    entry.name = slice.name;
-    entry.numel = slice.numel;
-    entry.compressed = &codec != &identity_;
-    entry.coding = codec.describe();
-    if (codec_ && !entry.compressed) entry.coding += ": a vector";
-    entry.payload_bytes = codec.payload_bytes(slice.numel, bucket.gradient.scalar_type());
-    plans.push_back(std::move(entry));
-  }
-  return plans;
+  return codecs_.plan(bucket);
 }
 
 }  // namespace thinwire

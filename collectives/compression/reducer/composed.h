@@ -5,10 +5,10 @@
 #include <memory>
 
 #include "collectives/compression/codec/codec.h"
-#include "collectives/compression/codec/identity.h"
 #include "collectives/compression/exchange/exchange.h"
 #include "collectives/compression/feedback/feedback.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/slices.h"
 
 namespace thinwire {
 
@@ -34,11 +34,9 @@ class ComposedReducer final : public GradientReducer {
     Exchange& used() { return staged == Transmission::dense ? *dense : *compressed; }
   };
 
-  const Codec& codec_for(const Slice& slice) const;
   Path& path(const Bucket& bucket);
 
-  std::unique_ptr<Codec> codec_;
-  IdentityCodec identity_;
+  SliceCodecs codecs_;
   FeedbackKind feedback_;
   ExchangeKind exchange_;
   std::map<int, Path> paths_;  // by bucket index

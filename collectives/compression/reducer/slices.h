@@ -1,0 +1,32 @@
+// What reducers tell of the slices of a bucket.
+#pragma once
+
+#include <vector>
+
+#include "collectives/bucket.h"
+#include "collectives/compression/codec/codec.h"
+#include "collectives/compression/codec/identity.h"
+#include "collectives/compression/reducer/gradient_reducer.h"
+
+namespace thinwire {
+
+// Which codec each slice goes through: matrices through `codec` (null: nothing is compressed),
+// vectors through the identity.
+class SliceCodecs {
+ public:
+  explicit SliceCodecs(std::unique_ptr<Codec> codec) : codec_(std::move(codec)) {}
+
+  const Codec& of(const Slice& slice) const {
+    return codec_ && !slice.is_vector() ? *codec_ : identity_;
+  }
+  bool compresses(const Slice& slice) const { return &of(slice) != &identity_; }
+  // One per slice of the bucket.
+  std::vector<const Codec*> of(const Bucket& bucket) const;
+  std::vector<SlicePlan> plan(const Bucket& bucket) const;
+
+ private:
+  std::unique_ptr<Codec> codec_;
+  IdentityCodec identity_;
+};
+
+}  // namespace thinwire

@@ -1,0 +1,106 @@
+// The kernels' reducer against the plain composition: the same bits in estimates, residuals,
+// verdicts and bytes sent, over steps of every kind.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "collectives/compression/options.h"
+#include "collectives/metered.h"
+#include "collectives/threads/thread_communicator.h"
+#include "tests/compression/support.h"
+
+namespace thinwire {
+namespace {
+
+using testing::make_bucket;
+using testing::mixed_shapes;
+using testing::random_gradient;
+using testing::Snapshot;
+
+struct Side {
+  std::unique_ptr<GradientReducer> reducer;
+  Bucket bucket;
+};
+
+// What makes step `step` special.
+void disturb(std::int64_t step, int rank, int size, Bucket& bucket, StepContext& context) {
+  bucket.slices[6].frozen = step == 3 || step == 4;
+  bucket.slices[1].frozen = step == 4;
+  if (step == 5 || step == 9) context.transmission = Transmission::dense;
+  const auto poison = [&](std::size_t slice, double value) {
+    if (rank == size - 1)
+      bucket.gradient.narrow(0, bucket.slices[slice].offset + 2, 1).fill_(value);
+  };
+  if (step == 6) poison(6, std::numeric_limits<double>::quiet_NaN());
+  if (step == 7) poison(1, -std::numeric_limits<double>::infinity());
+  if (step == 9) poison(5, std::numeric_limits<double>::infinity());
+  if (step == 10) bucket.gradient.mul_(1e-44);
+  for (const auto& slice : bucket.slices) {
+    if (slice.frozen) bucket.gradient.narrow(0, slice.offset, slice.numel).zero_();
+  }
+}
+
+bool same_bits(const at::Tensor& a, const at::Tensor& b) {
+  return a.nbytes() == b.nbytes() &&
+         std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
+}
+
+class FusedReducers : public ::testing::TestWithParam<std::tuple<int, at::ScalarType>> {};
+
+TEST_P(FusedReducers, DoWhatThePlainCompositionDoes) {
+  const auto& [size, dtype] = GetParam();
+  const CompressionOptions ways[] = {
+      {},
+      {Uncompressed{}, FeedbackKind::none, ExchangeKind::two_stage},
+      {Sign{64}, FeedbackKind::none, ExchangeKind::two_stage},
+      {Sign{64}, FeedbackKind::error_feedback, ExchangeKind::two_stage},
+      {Sign{1000}, FeedbackKind::error_feedback, ExchangeKind::two_stage},
+  };
+  for (const auto& options : ways) {
+    run_ranks(size, [&](auto ranks) {
+      const int rank = ranks->rank();
+      const auto meter = std::make_shared<Meter>();
+      const auto communicator = make_metered(std::move(ranks), meter);
+      Side sides[] = {{make_reducer(options), make_bucket(mixed_shapes(), dtype)},
+                      {make_reference_reducer(options), make_bucket(mixed_shapes(), dtype)}};
+      for (Side& side : sides) side.reducer->prepare(side.bucket, rank, size);
+      for (std::int64_t step = 0; step < 14; ++step) {
+        std::optional<std::string> verdicts[2];
+        std::int64_t bytes[2];
+        for (int i = 0; i < 2; ++i) {
+          auto& [reducer, bucket] = sides[i];
+          StepContext context{.step = step, .seed = 1};
+          bucket.gradient.copy_(random_gradient(bucket, step, rank));
+          disturb(step, rank, size, bucket, context);
+          const auto before = meter->total().bytes_sent;
+          reducer->stage(bucket, *communicator, context);
+          bytes[i] = meter->total().bytes_sent - before;
+          verdicts[i] = reducer->non_finite(bucket);
+          if (verdicts[i]) {
+            reducer->rollback(bucket);
+          } else {
+            reducer->commit(bucket);
+          }
+        }
+        ASSERT_EQ(verdicts[0], verdicts[1]) << "step " << step;
+        ASSERT_EQ(verdicts[0].has_value(), step == 6 || step == 7 || step == 9);
+        EXPECT_EQ(bytes[0], bytes[1]);
+        if (!verdicts[0]) {
+          ASSERT_TRUE(same_bits(sides[0].bucket.gradient, sides[1].bucket.gradient))
+              << "estimates differ in step " << step;
+        }
+        Snapshot states[2];
+        for (int i = 0; i < 2; ++i) sides[i].reducer->visit(sides[i].bucket, states[i]);
+        ASSERT_TRUE(states[0] == states[1]) << "states differ after step " << step;
+      }
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, FusedReducers,
+                         ::testing::Combine(::testing::Values(1, 2, 3, 4, 7),
+                                            ::testing::Values(at::kFloat, at::kDouble)));
+
+}  // namespace
+}  // namespace thinwire
