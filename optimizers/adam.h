@@ -5,15 +5,11 @@
 #include <span>
 
 #include "optimizers/groups.h"
+#include "optimizers/kernels/kernels.h"
 #include "optimizers/optimizer.h"
 #include "optimizers/slice_state.h"
 
 namespace thinwire {
-
-enum class WeightDecay {
-  coupled,    // Adam: added to the gradient
-  decoupled,  // AdamW: the weights shrink by 1 - lr * weight_decay before the update
-};
 
 // torch::optim::Adam's options; the learning rate comes with each step. (torch::optim::AdamW
 // differs in a weight_decay of 0.01.)

@@ -1,48 +1,40 @@
 #include "optimizers/clipping.h"
 
-#include <array>
-#include <cstddef>
+#include <algorithm>
+#include <cstdint>
 
 #include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {
 
-constexpr std::int64_t lanes = 32;
-
-// Element i goes to lane i % 32 and the lanes are folded in halves: an order that vector units of
-// any width can follow without changing a bit.
-template <typename T>
-double squared_sum(const T* values, std::int64_t numel) {
-  std::array<double, lanes> sums{};
-  const std::int64_t whole = numel - numel % lanes;
-  for (std::int64_t i = 0; i < whole; i += lanes) {
-    for (std::int64_t lane = 0; lane < lanes; ++lane) {
-      const double value = static_cast<double>(values[i + lane]);
-      sums[static_cast<std::size_t>(lane)] += value * value;
-    }
-  }
-  for (std::int64_t i = whole; i < numel; ++i) {
-    const double value = static_cast<double>(values[i]);
-    sums[static_cast<std::size_t>(i - whole)] += value * value;
-  }
-  for (std::size_t half = lanes / 2; half > 0; half /= 2) {
-    for (std::size_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
-  }
-  return sums[0];
-}
-
 template <typename T>
 double squared_norm_of(const Bucket& bucket) {
-  const T* gradient = bucket.gradient.const_data_ptr<T>();
-  double sum = 0;
-  for (const Slice& slice : bucket.slices) {
-    if (!slice.frozen) sum += squared_sum(gradient + slice.offset, slice.numel);
-  }
-  return sum;
+  const std::vector<NormBlock> blocks = norm_blocks(bucket);
+  std::vector<double> block_sums(blocks.size());
+  double result = 0;
+  host_optimizer_kernels<T>().squared_norm({.blocks = blocks.data(),
+                                            .block_count = static_cast<std::int64_t>(blocks.size()),
+                                            .values = bucket.gradient.const_data_ptr<T>(),
+                                            .block_sums = block_sums.data(),
+                                            .result = &result},
+                                           nullptr);
+  return result;
 }
 
 }  // namespace
+
+std::vector<NormBlock> norm_blocks(const Bucket& bucket) {
+  std::vector<NormBlock> blocks;
+  for (const Slice& slice : bucket.slices) {
+    if (slice.frozen) continue;
+    for (std::int64_t begin = slice.offset; begin < slice.end(); begin += norm_block) {
+      const std::int64_t count = std::min<std::int64_t>(norm_block, slice.end() - begin);
+      blocks.push_back({begin, static_cast<std::int32_t>(count)});
+    }
+  }
+  return blocks;
+}
 
 double squared_norm(std::span<const Bucket> buckets) {
   double sum = 0;

@@ -2,15 +2,22 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "collectives/bucket.h"
+#include "optimizers/kernels/kernels.h"
 
 namespace thinwire {
 
 // The squared L2 norm of the gradients (float or double, on the CPU) of all slices that are not
-// frozen, summed in double in one fixed order, so that it is the same bits on every CPU. Not finite
-// if a gradient is not.
+// frozen, summed in double in one fixed order (that of `SquaredNormArgs` over a bucket's
+// `norm_blocks`, then bucket by bucket), so that it is the same bits everywhere. Not finite if a
+// gradient is not.
 double squared_norm(std::span<const Bucket> buckets);
+
+// The blocks whose squares make the norm of one bucket: its slices that are not frozen, each cut
+// from its own start.
+std::vector<NormBlock> norm_blocks(const Bucket& bucket);
 
 // torch::nn::utils::clip_grad_norm_'s factor, min(1, max_norm / (norm + 1e-6)): exactly 1 when
 // there is nothing to clip, NaN for a NaN norm. `norm` is the norm, not its square.

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "optimizers/kernels/kernels.h"
 #include "runtime/base/error.h"
 
 namespace thinwire {
@@ -25,56 +26,14 @@ const SgdOptions& checked(const SgdOptions& options) {
   return options;
 }
 
-// The numbers of one slice's step, in the type of its arithmetic.
-template <typename T>
-struct Coefficients {
-  T scale;
-  T weight_decay;
-  T lr;
-};
-
-// The direction is `direct` d + `buffered` buf: (0, 1) is plain and (1, momentum) nesterov, so that
-// the loop needs no branch.
-template <typename T>
-struct MomentumCoefficients {
-  T keep;
-  T take;
-  T direct;
-  T buffered;
-};
-
-template <typename T>
-void step_plain(const SliceView<T>& slice, Coefficients<T> c) {
-  T* __restrict weights = slice.weights;
-  const T* __restrict gradient = slice.gradient;
-  const std::int64_t numel = slice.numel;
-  for (std::int64_t i = 0; i < numel; ++i) {
-    weights[i] -= c.lr * (c.scale * gradient[i] + c.weight_decay * weights[i]);
-  }
-}
-
-template <typename T>
-void step_momentum(const SliceView<T>& slice, Coefficients<T> c, MomentumCoefficients<T> m) {
-  T* __restrict weights = slice.weights;
-  T* __restrict buffer = slice.state[0];
-  const T* __restrict gradient = slice.gradient;
-  const std::int64_t numel = slice.numel;
-  for (std::int64_t i = 0; i < numel; ++i) {
-    const T d = c.scale * gradient[i] + c.weight_decay * weights[i];
-    const T next = m.keep * buffer[i] + m.take * d;
-    buffer[i] = next;
-    weights[i] -= c.lr * (m.direct * d + m.buffered * next);
-  }
-}
-
-template <typename T>
-MomentumCoefficients<T> momentum_coefficients(const SgdOptions& options,
-                                              std::int64_t committed_step) {
-  const T momentum = static_cast<T>(options.momentum);
+SgdStep numbers(const SgdOptions& options, const StepParameters& step) {
+  SgdStep result{
+      .lr = step.lr, .gradient_scale = step.gradient_scale, .momentum = options.momentum};
   // The buffer is zero before the first step, so that buf = d only takes an undampened d.
-  const T take = committed_step == 0 ? T{1} : static_cast<T>(1 - options.dampening);
-  return options.nesterov ? MomentumCoefficients<T>{momentum, take, T{1}, momentum}
-                          : MomentumCoefficients<T>{momentum, take, T{0}, T{1}};
+  result.take = step.committed_step == 0 ? 1 : 1 - options.dampening;
+  result.direct = options.nesterov ? 1 : 0;
+  result.buffered = options.nesterov ? options.momentum : 1;
+  return result;
 }
 
 }  // namespace
@@ -92,15 +51,17 @@ StepPlan Sgd::plan(std::int64_t) const {
 void Sgd::before_reduce(Bucket&) {}
 
 void Sgd::after_reduce(Bucket& bucket, const StepParameters& step) {
-  state_.for_each_slice(bucket, [&]<typename T>(const SliceView<T>& slice) {
-    const Coefficients<T> c{static_cast<T>(step.gradient_scale),
-                            static_cast<T>(slice.group.weight_decay),
-                            static_cast<T>(step.lr * slice.group.lr_scale)};
-    if (options_.momentum > 0) {
-      step_momentum(slice, c, momentum_coefficients<T>(options_, step.committed_step));
-    } else {
-      step_plain(slice, c);
-    }
+  const SgdStep shared = numbers(options_, step);
+  state_.for_each_slice(bucket, [&]<typename T>(const SliceView<T>& view) {
+    const StepSlice slice = step_slice(view);
+    host_optimizer_kernels<T>().sgd({.slices = &slice,
+                                     .slice_count = 1,
+                                     .numel = view.numel,
+                                     .weights = view.weights,
+                                     .gradient = view.gradient,
+                                     .momentum = view.state[0],
+                                     .step = shared},
+                                    nullptr);
   });
 }
 

@@ -13,6 +13,7 @@
 
 #include "collectives/bucket.h"
 #include "optimizers/groups.h"
+#include "optimizers/kernels/kernels.h"
 #include "optimizers/optimizer.h"
 #include "runtime/base/state.h"
 
@@ -28,6 +29,15 @@ struct SliceView {
   std::int64_t numel;
   ParameterGroup group;
 };
+
+// The slice in a kernel's table; its pointers are the view's.
+template <typename T>
+StepSlice step_slice(const SliceView<T>& view) {
+  return {.offset = 0,
+          .numel = view.numel,
+          .weight_decay = view.group.weight_decay,
+          .lr_scale = view.group.lr_scale};
+}
 
 // Flat zero-initialised tensors, one per bucket and kind, with the layout of the bucket's weights
 // and the dtype of its gradient: float, or double where the weights are double. For 16-bit weights

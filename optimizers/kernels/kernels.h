@@ -41,6 +41,11 @@ struct SgdArgs {
   SgdStep step;
 };
 
+enum class WeightDecay : std::int32_t {
+  coupled,    // Adam: added to the gradient
+  decoupled,  // AdamW: the weights shrink by 1 - lr * weight_decay before the update
+};
+
 // The numbers of one Adam step that all slices share.
 struct AdamStep {
   double lr = 0;
@@ -48,9 +53,9 @@ struct AdamStep {
   double beta1 = 0.9;
   double beta2 = 0.999;
   double eps = 1e-8;
+  WeightDecay decay = WeightDecay::coupled;
   double bias1 = 1;       // 1 - beta1^t
   double sqrt_bias2 = 1;  // sqrt(1 - beta2^t)
-  double coupled = 1;     // 1: weight decay is added to the gradient; 0: it shrinks the weights
 };
 
 // Adam's update of a bucket (optimizers/adam.h).

@@ -38,26 +38,39 @@ TEST(SquaredNorm, LeavesFrozenSlicesOut) {
 }
 
 // 32 lanes, then halves onto each other, with tensors in place of loops over lanes.
-double lane_sum(const at::Tensor& gradient) {
-  const std::int64_t rows = (gradient.numel() + 31) / 32;
+double lane_sum(const at::Tensor& values) {
+  const std::int64_t rows = (values.numel() + 31) / 32;
   at::Tensor padded = torch::zeros({rows * 32}, torch::kDouble);
-  padded.narrow(0, 0, gradient.numel()).copy_(gradient.flatten());
-  const at::Tensor squares = padded.square().view({rows, 32});
+  padded.narrow(0, 0, values.numel()).copy_(values);
+  const at::Tensor table = padded.view({rows, 32});
   at::Tensor lanes = torch::zeros({32}, torch::kDouble);
-  for (std::int64_t row = 0; row < rows; ++row) lanes = lanes + squares[row];
+  for (std::int64_t row = 0; row < rows; ++row) lanes = lanes + table[row];
   for (std::int64_t half = 16; half > 0; half /= 2) {
     lanes = lanes.narrow(0, 0, half) + lanes.narrow(0, half, half);
   }
   return lanes.item<double>();
 }
 
+// Blocks of 1024 squares from each slice's start, then the blocks' sums.
+double blockwise_norm(const Bucket& bucket) {
+  std::vector<double> sums;
+  for (const Slice& slice : bucket.slices) {
+    const at::Tensor squares = part(bucket.gradient, slice).flatten().to(torch::kDouble).square();
+    for (const at::Tensor& block : squares.split(1024)) {
+      if (block.numel() > 0) sums.push_back(lane_sum(block));
+    }
+  }
+  return lane_sum(torch::tensor(sums, torch::kDouble));
+}
+
 TEST(SquaredNorm, IsSummedInTheDocumentedOrder) {
-  for (const std::int64_t numel : {1, 31, 32, 33, 1000, 4096}) {
+  for (const std::int64_t numel : {1, 31, 32, 33, 1000, 1024, 1025, 50000}) {
     std::vector<Bucket> buckets(1);
-    buckets[0].gradient = torch::zeros({numel}, torch::kFloat);
-    buckets[0].slices = {Slice{.name = "a", .shape = {numel}, .numel = numel}};
+    buckets[0].gradient = torch::zeros({numel + 1500}, torch::kFloat);
+    buckets[0].slices = {Slice{.name = "a", .shape = {numel}, .numel = numel},
+                         Slice{.name = "b", .shape = {1499}, .offset = numel + 1, .numel = 1499}};
     fill_gradients(buckets, static_cast<std::uint64_t>(numel));
-    EXPECT_EQ(squared_norm(buckets), lane_sum(buckets[0].gradient)) << numel;
+    EXPECT_EQ(squared_norm(buckets), blockwise_norm(buckets[0])) << numel;
   }
 }
 

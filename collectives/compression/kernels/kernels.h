@@ -34,9 +34,9 @@ struct Block {
 
 // Bytes of one block's payload.
 template <typename T>
-constexpr std::int64_t payload_bytes(Coding coding, std::int64_t count) {
+constexpr std::int64_t block_payload_bytes(Coding coding, std::int64_t count) {
   const auto size = static_cast<std::int64_t>(sizeof(T));
-  if (coding == Coding::held) return 0;
+  if (coding == Coding::held || count == 0) return 0;
   return coding == Coding::raw ? count * size : size + (count + 7) / 8;
 }
 

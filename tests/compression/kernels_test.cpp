@@ -1,0 +1,512 @@
+// The host's kernels against codec, feedback and exchange in plain code, bit for bit.
+#include "collectives/compression/kernels/kernels.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "collectives/compression/codec/identity.h"
+#include "collectives/compression/codec/sign.h"
+#include "collectives/compression/feedback/feedback.h"
+#include "runtime/base/philox.h"
+
+namespace thinwire {
+namespace {
+
+template <typename T>
+constexpr at::ScalarType dtype_of = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
+
+// Bytes around a packed message, to see writes beside it; odd, so that nothing in it is aligned.
+constexpr std::int64_t guard = 13;
+
+// Small random numbers that follow from one seed.
+class Dice {
+ public:
+  explicit Dice(std::uint64_t seed) : draws_(seed, PhiloxStream::synthetic_data, 0) {}
+  std::int64_t below(std::int64_t bound) {
+    return static_cast<std::int64_t>(draws_.below(next_++, static_cast<std::uint64_t>(bound)));
+  }
+  double uniform() { return draws_.uniform(next_++); }
+
+ private:
+  Philox draws_;
+  std::uint64_t next_ = 0;
+};
+
+// A bucket that is cut into blocks of all sizes and codings, with gaps between them.
+struct Table {
+  std::vector<Block> blocks;
+  std::int64_t numel = 0;  // of the bucket
+  std::int64_t bytes = 0;  // of the packed message
+};
+
+template <typename T>
+Table random_table(Dice& dice) {
+  constexpr std::int32_t sizes[] = {0,  1,  7,  8,   9,   31,   32,   33,
+                                    63, 64, 65, 100, 999, 1023, 1024, 1030};
+  Table table;
+  std::int64_t begin = dice.below(5);
+  for (std::int32_t slice = 0; slice < 24; ++slice) {
+    Block block;
+    block.begin = begin;
+    block.count = dice.below(2) == 0 ? sizes[dice.below(16)]
+                                     : static_cast<std::int32_t>(1 + dice.below(1030));
+    block.slice = slice / 2;
+    block.coding = static_cast<Coding>(dice.below(3));
+    block.payload = table.bytes;
+    table.bytes += block_payload_bytes<T>(block.coding, block.count);
+    begin += block.count + dice.below(3);
+    table.blocks.push_back(block);
+  }
+  table.numel = begin;
+  return table;
+}
+
+enum class Values { finite, any };
+
+// Uniform values, with blocks of zeros of both signs, denormals, huge numbers whose sum overflows
+// and, with `any`, single NaNs and infinities.
+template <typename T>
+at::Tensor random_values(Dice& dice, const Table& table, Values values) {
+  using Limits = std::numeric_limits<T>;
+  at::Tensor tensor = at::zeros({table.numel}, dtype_of<T>);
+  T* flat = tensor.mutable_data_ptr<T>();
+  for (const Block& block : table.blocks) {
+    const std::int64_t kind = dice.below(values == Values::any ? 10 : 6);
+    for (std::int64_t i = block.begin; i < block.begin + block.count; ++i) {
+      const T x = static_cast<T>(2 * dice.uniform() - 1);
+      flat[i] = x;
+      if (kind == 1) flat[i] = std::copysign(T{0}, x);
+      if (kind == 2) flat[i] = x * Limits::min();
+      if (kind == 3) flat[i] = std::copysign(static_cast<T>(dice.below(4)) * Limits::min() / 2, x);
+      if (kind == 6) flat[i] = x * Limits::max();
+    }
+    if (kind < 7 || block.count == 0) continue;
+    const T bad[] = {Limits::quiet_NaN(), Limits::infinity(), -Limits::infinity()};
+    flat[block.begin + dice.below(block.count)] = bad[kind - 7];
+  }
+  return tensor;
+}
+
+at::Tensor guarded_bytes(std::int64_t bytes) {
+  return at::full({guard + bytes + guard}, 0xA5, at::kByte);
+}
+
+at::Tensor payload_of(const at::Tensor& guarded, const Block& block, std::int64_t bytes) {
+  return guarded.narrow(0, guard + block.payload, bytes);
+}
+
+char* data_of(at::Tensor& guarded) {
+  return static_cast<char*>(guarded.mutable_data_ptr()) + guard;
+}
+
+std::unique_ptr<Codec> codec_of(const Block& block) {
+  if (block.coding == Coding::raw) return std::make_unique<IdentityCodec>();
+  return std::make_unique<SignCodec>(std::max(1, block.count));
+}
+
+// Equal bits, but for those of a NaN.
+template <typename T>
+bool equal_bits(T a, T b) {
+  return (std::isnan(a) && std::isnan(b)) || std::memcmp(&a, &b, sizeof(T)) == 0;
+}
+
+template <typename T>
+void expect_equal_bits(const at::Tensor& got, const at::Tensor& expected, const char* what) {
+  ASSERT_EQ(got.numel(), expected.numel());
+  const T* a = got.const_data_ptr<T>();
+  const T* b = expected.const_data_ptr<T>();
+  for (std::int64_t i = 0; i < got.numel(); ++i) {
+    ASSERT_TRUE(equal_bits(a[i], b[i])) << what << " at " << i << ": " << a[i] << " vs " << b[i];
+  }
+}
+
+// Raw values by value, all else, the guards and what lies between included, byte by byte.
+template <typename T>
+void expect_equal_payloads(const Table& table, at::Tensor got, at::Tensor expected) {
+  got = got.clone();
+  expected = expected.clone();
+  for (const Block& block : table.blocks) {
+    if (block.coding != Coding::raw) continue;
+    for (std::int64_t i = 0; i < block.count; ++i) {
+      char* a = data_of(got) + block.payload + i * static_cast<std::int64_t>(sizeof(T));
+      char* b = data_of(expected) + block.payload + i * static_cast<std::int64_t>(sizeof(T));
+      T x, y;
+      std::memcpy(&x, a, sizeof(T));
+      std::memcpy(&y, b, sizeof(T));
+      ASSERT_TRUE(equal_bits(x, y)) << "raw block at " << block.begin << ", value " << i;
+      std::memcpy(a, b, sizeof(T));
+    }
+  }
+  ASSERT_TRUE(got.equal(expected)) << "payloads differ";
+}
+
+Bucket one_slice(const at::Tensor& gradient) {
+  Bucket bucket;
+  bucket.gradient = gradient;
+  bucket.slices = {Slice{.name = "p", .shape = {gradient.numel()}, .numel = gradient.numel()}};
+  return bucket;
+}
+
+// The state of a feedback, by name.
+class States final : public StateVisitor {
+ public:
+  void tensor(const StateEntry& entry) override { found.emplace(entry.name, entry.tensor); }
+  void counter(const std::string&, std::int64_t&) override {}
+  std::map<std::string, at::Tensor> found;
+};
+
+at::Tensor state_of(Feedback& feedback, const Bucket& bucket, const std::string& name) {
+  States states;
+  feedback.visit(bucket, states);
+  return states.found.at(name);
+}
+
+// What a plain reducer does with each block before it sends.
+template <typename T>
+void plain_encode(const Table& table, Feedback& feedback, at::Tensor gradient,
+                  const at::Tensor& payload) {
+  for (const Block& block : table.blocks) {
+    const at::Tensor values = gradient.narrow(0, block.begin, block.count);
+    if (block.coding == Coding::held) {
+      feedback.hold(values, block.begin);
+      continue;
+    }
+    const auto codec = codec_of(block);
+    const std::int64_t bytes = codec->payload_bytes(block.count, dtype_of<T>);
+    ASSERT_EQ(bytes, block_payload_bytes<T>(block.coding, block.count));
+    const at::Tensor own = payload_of(payload, block, bytes);
+    feedback.compensate(values, block.begin);
+    codec->encode(values, own, 0);
+    feedback.absorb(values, block.begin, *codec, own);
+  }
+}
+
+template <typename T>
+class KernelsTest : public testing::Test {
+ public:
+  const Kernels<T> kernels = host_kernels<T>();
+};
+using BothTypes = testing::Types<float, double>;
+TYPED_TEST_SUITE(KernelsTest, BothTypes);
+
+TYPED_TEST(KernelsTest, EncodeEqualsThePlainComposition) {
+  for (std::uint64_t seed = 0; seed < 60; ++seed) {
+    SCOPED_TRACE(seed);
+    Dice dice(seed);
+    const Table table = random_table<TypeParam>(dice);
+    const at::Tensor start = random_values<TypeParam>(dice, table, Values::any);
+    const at::Tensor residual = random_values<TypeParam>(dice, table, Values::finite);
+
+    Bucket bucket = one_slice(start.clone());
+    const auto feedback = make_error_feedback(bucket, {});
+    state_of(*feedback, bucket, "residual/p").copy_(residual);
+    const at::Tensor expected = guarded_bytes(table.bytes);
+    plain_encode<TypeParam>(table, *feedback, bucket.gradient, expected);
+
+    at::Tensor gradient = start.clone();
+    at::Tensor payload = guarded_bytes(table.bytes);
+    this->kernels.encode({.blocks = table.blocks.data(),
+                          .block_count = std::ssize(table.blocks),
+                          .gradient = gradient.mutable_data_ptr<TypeParam>(),
+                          .residual = residual.const_data_ptr<TypeParam>(),
+                          .payload = data_of(payload)},
+                         nullptr);
+    expect_equal_payloads<TypeParam>(table, payload, expected);
+    expect_equal_bits<TypeParam>(gradient, bucket.gradient, "gradient");
+  }
+}
+
+TYPED_TEST(KernelsTest, EncodeWithoutFeedbackLeavesTheGradient) {
+  for (std::uint64_t seed = 0; seed < 30; ++seed) {
+    SCOPED_TRACE(seed);
+    Dice dice(seed);
+    const Table table = random_table<TypeParam>(dice);
+    at::Tensor gradient = random_values<TypeParam>(dice, table, Values::any);
+    const at::Tensor before = gradient.clone();
+    const at::Tensor expected = guarded_bytes(table.bytes);
+    plain_encode<TypeParam>(table, *make_no_feedback(), gradient, expected);
+
+    at::Tensor payload = guarded_bytes(table.bytes);
+    this->kernels.encode({.blocks = table.blocks.data(),
+                          .block_count = std::ssize(table.blocks),
+                          .gradient = gradient.mutable_data_ptr<TypeParam>(),
+                          .residual = nullptr,
+                          .payload = data_of(payload)},
+                         nullptr);
+    expect_equal_payloads<TypeParam>(table, payload, expected);
+    expect_equal_bits<TypeParam>(gradient, before, "gradient");
+  }
+}
+
+// The definition in whole numbers, of which nothing is rounded.
+TYPED_TEST(KernelsTest, EncodeEqualsTheDefinition) {
+  for (const std::int32_t count : {1, 2, 4, 8, 16, 32, 64, 512, 1024}) {
+    SCOPED_TRACE(count);
+    Dice dice(static_cast<std::uint64_t>(count));
+    std::vector<TypeParam> gradient, residual;
+    std::vector<double> message;
+    double magnitudes = 0;
+    for (std::int32_t i = 0; i < count; ++i) {
+      gradient.push_back(static_cast<TypeParam>(dice.below(33) - 16));
+      residual.push_back(static_cast<TypeParam>(dice.below(33) - 16));
+      message.push_back(static_cast<double>(gradient.back()) +
+                        static_cast<double>(residual.back()));
+      magnitudes += std::abs(message.back());
+    }
+    const double scale = magnitudes / count;
+    const Block block{.count = count, .coding = Coding::sign};
+    std::vector<char> payload(
+        static_cast<std::size_t>(block_payload_bytes<TypeParam>(Coding::sign, count)));
+    this->kernels.encode({.blocks = &block,
+                          .block_count = 1,
+                          .gradient = gradient.data(),
+                          .residual = residual.data(),
+                          .payload = payload.data()},
+                         nullptr);
+    TypeParam sent;
+    std::memcpy(&sent, payload.data(), sizeof(sent));
+    EXPECT_EQ(static_cast<double>(sent), scale);
+    std::vector<TypeParam> decoded(gradient.size());
+    this->kernels.decode(
+        {.blocks = &block, .block_count = 1, .payload = payload.data(), .gradient = decoded.data()},
+        nullptr);
+    for (std::size_t i = 0; i < message.size(); ++i) {
+      const double expected = message[i] < 0 ? -scale : scale;
+      EXPECT_EQ(static_cast<double>(decoded[i]), expected);
+      EXPECT_EQ(static_cast<double>(gradient[i]), message[i] - expected);
+    }
+  }
+}
+
+// The second half of a bucket's blocks is the chunk that this rank owns.
+template <typename T>
+struct OwnedChunk {
+  Table bucket;
+  Table chunk;  // payloads from the chunk's start
+  Range range;
+  std::int64_t payload_begin = 0;
+};
+
+template <typename T>
+OwnedChunk<T> owned_chunk(Dice& dice) {
+  OwnedChunk<T> owned;
+  owned.bucket = random_table<T>(dice);
+  owned.chunk.numel = owned.bucket.numel;
+  owned.chunk.blocks.assign(owned.bucket.blocks.begin() + 12, owned.bucket.blocks.end());
+  owned.payload_begin = owned.chunk.blocks.front().payload;
+  owned.chunk.bytes = owned.bucket.bytes - owned.payload_begin;
+  for (Block& block : owned.chunk.blocks) block.payload -= owned.payload_begin;
+  owned.range = {owned.chunk.blocks.front().begin,
+                 owned.chunk.blocks.back().begin + owned.chunk.blocks.back().count};
+  return owned;
+}
+
+enum class Feedbacks { none, errors };
+
+template <typename T>
+void expect_plain_owner_reduce(const Kernels<T>& kernels, Dice& dice, std::int32_t ranks,
+                               Feedbacks kind) {
+  const OwnedChunk<T> owned = owned_chunk<T>(dice);
+  const Table& chunk = owned.chunk;
+  const std::int64_t stride = chunk.bytes + 3;
+  at::Tensor arrived = at::full({ranks * stride}, 0x5A, at::kByte);
+  for (std::int64_t rank = 0; rank < ranks; ++rank) {
+    // Few non-finite ranks, or no mean would be finite.
+    const Values values = dice.below(ranks + 1) == 0 ? Values::any : Values::finite;
+    at::Tensor message = guarded_bytes(chunk.bytes);
+    plain_encode<T>(chunk, *make_no_feedback(), random_values<T>(dice, chunk, values), message);
+    arrived.narrow(0, rank * stride, chunk.bytes).copy_(message.narrow(0, guard, chunk.bytes));
+  }
+  const at::Tensor residual = random_values<T>(dice, chunk, Values::finite)
+                                  .narrow(0, owned.range.begin, owned.range.count())
+                                  .contiguous();
+
+  Bucket bucket = one_slice(at::zeros({chunk.numel}, dtype_of<T>));
+  const auto feedback =
+      kind == Feedbacks::none ? make_no_feedback() : make_error_feedback(bucket, owned.range);
+  if (kind == Feedbacks::errors) {
+    state_of(*feedback, bucket, "owner_residual/p").copy_(residual);
+  }
+  at::Tensor mean = at::zeros({owned.range.count()}, dtype_of<T>);
+  at::Tensor expected = guarded_bytes(chunk.bytes);
+  for (const Block& block : chunk.blocks) {
+    if (block.coding == Coding::held) {
+      feedback->owner_hold(block.begin, block.count);
+      continue;
+    }
+    const auto codec = codec_of(block);
+    const std::int64_t bytes = codec->payload_bytes(block.count, dtype_of<T>);
+    const at::Tensor values = mean.narrow(0, block.begin - owned.range.begin, block.count);
+    for (std::int64_t rank = 0; rank < ranks; ++rank) {
+      codec->decode_add(arrived.narrow(0, rank * stride + block.payload, bytes), 1, values);
+    }
+    if (ranks > 1) values.div_(ranks);
+    feedback->owner_compensate(values, block.begin);
+    const at::Tensor own = payload_of(expected, block, bytes);
+    codec->encode(values, own, 0);
+    feedback->owner_absorb(values, block.begin, *codec, own);
+  }
+
+  // Gaps stay as they are: those of the plain feedback are zero.
+  at::Tensor next = at::zeros({owned.range.count()}, dtype_of<T>);
+  at::Tensor reply = guarded_bytes(chunk.bytes);
+  kernels.owner_reduce(
+      {.blocks = owned.bucket.blocks.data() + 12,
+       .block_count = std::ssize(chunk.blocks),
+       .chunk_begin = owned.range.begin,
+       .payload_begin = owned.payload_begin,
+       .arrived = static_cast<const char*>(arrived.const_data_ptr()),
+       .stride = stride,
+       .ranks = ranks,
+       .owner_residual = kind == Feedbacks::none ? nullptr : residual.const_data_ptr<T>(),
+       .owner_next = next.mutable_data_ptr<T>(),
+       .reply = data_of(reply)},
+      nullptr);
+  expect_equal_payloads<T>(chunk, reply, expected);
+  if (kind == Feedbacks::none) return;
+  feedback->commit(bucket.gradient);
+  expect_equal_bits<T>(next, state_of(*feedback, bucket, "owner_residual/p"), "owner residual");
+}
+
+TYPED_TEST(KernelsTest, OwnerReduceEqualsThePlainComposition) {
+  for (const std::int32_t ranks : {1, 2, 3, 4, 7}) {
+    for (const Feedbacks kind : {Feedbacks::none, Feedbacks::errors}) {
+      for (std::uint64_t seed = 0; seed < 10; ++seed) {
+        SCOPED_TRACE(testing::Message() << ranks << " ranks, seed " << seed);
+        Dice dice(100 * seed + static_cast<std::uint64_t>(ranks));
+        expect_plain_owner_reduce(this->kernels, dice, ranks, kind);
+      }
+    }
+  }
+}
+
+TYPED_TEST(KernelsTest, DecodeEqualsThePlainComposition) {
+  for (std::uint64_t seed = 0; seed < 40; ++seed) {
+    SCOPED_TRACE(seed);
+    Dice dice(seed);
+    const Table table = random_table<TypeParam>(dice);
+    at::Tensor payload = guarded_bytes(table.bytes);
+    const at::Tensor values = random_values<TypeParam>(dice, table, Values::any);
+    plain_encode<TypeParam>(table, *make_no_feedback(), values, payload);
+
+    at::Tensor got = at::full({table.numel}, 7, dtype_of<TypeParam>);
+    at::Tensor expected = got.clone();
+    for (const Block& block : table.blocks) {
+      const at::Tensor into = expected.narrow(0, block.begin, block.count);
+      into.zero_();
+      if (block.coding == Coding::held) continue;
+      codec_of(block)->decode_add(
+          payload_of(payload, block, block_payload_bytes<TypeParam>(block.coding, block.count)), 1,
+          into);
+    }
+    this->kernels.decode({.blocks = table.blocks.data(),
+                          .block_count = std::ssize(table.blocks),
+                          .payload = data_of(payload),
+                          .gradient = got.mutable_data_ptr<TypeParam>()},
+                         nullptr);
+    expect_equal_bits<TypeParam>(got, expected, "decoded");
+  }
+}
+
+TYPED_TEST(KernelsTest, FirstNonFiniteNamesTheLowestSlice) {
+  int finite_tables = 0;
+  for (std::uint64_t seed = 0; seed < 40; ++seed) {
+    SCOPED_TRACE(seed);
+    Dice dice(seed);
+    const Table table = random_table<TypeParam>(dice);
+    at::Tensor payload = guarded_bytes(table.bytes);
+    const at::Tensor values =
+        random_values<TypeParam>(dice, table, seed % 4 == 0 ? Values::finite : Values::any);
+    plain_encode<TypeParam>(table, *make_no_feedback(), values, payload);
+
+    std::int32_t expected = INT32_MAX;
+    for (const Block& block : table.blocks) {
+      if (block.coding == Coding::held) continue;
+      const std::int64_t bytes = block_payload_bytes<TypeParam>(block.coding, block.count);
+      const bool finite = codec_of(block)->finite(payload_of(payload, block, bytes), block.count,
+                                                  dtype_of<TypeParam>);
+      if (!finite) expected = std::min(expected, block.slice);
+    }
+    finite_tables += expected == INT32_MAX ? 1 : 0;
+    std::int32_t flag = INT32_MAX;
+    const FirstNonFiniteArgs<TypeParam> args{.blocks = table.blocks.data(),
+                                             .block_count = std::ssize(table.blocks),
+                                             .payload = data_of(payload),
+                                             .flag = &flag};
+    this->kernels.first_non_finite(args, nullptr);
+    EXPECT_EQ(flag, expected);
+    // An earlier finding stays.
+    flag = -1;
+    this->kernels.first_non_finite(args, nullptr);
+    EXPECT_EQ(flag, -1);
+  }
+  EXPECT_GT(finite_tables, 0);
+  EXPECT_LT(finite_tables, 40);
+}
+
+TYPED_TEST(KernelsTest, MeanAndCheckEqualsThePlainComposition) {
+  for (const std::int32_t ranks : {1, 2, 3, 4, 7}) {
+    for (std::uint64_t seed = 0; seed < 12; ++seed) {
+      SCOPED_TRACE(testing::Message() << ranks << " ranks, seed " << seed);
+      Dice dice(seed);
+      const Table table = random_table<TypeParam>(dice);
+      const at::Tensor sum =
+          random_values<TypeParam>(dice, table, seed % 2 == 0 ? Values::finite : Values::any);
+      at::Tensor expected = sum.clone();
+      std::int32_t first = INT32_MAX;
+      for (const Block& block : table.blocks) {
+        const at::Tensor values = expected.narrow(0, block.begin, block.count);
+        if (!all_finite(values)) first = std::min(first, block.slice);
+        if (ranks > 1) values.div_(ranks);
+      }
+      at::Tensor got = sum.clone();
+      std::int32_t flag = INT32_MAX;
+      this->kernels.mean_and_check({.blocks = table.blocks.data(),
+                                    .block_count = std::ssize(table.blocks),
+                                    .gradient = got.mutable_data_ptr<TypeParam>(),
+                                    .ranks = ranks,
+                                    .flag = &flag},
+                                   nullptr);
+      EXPECT_EQ(flag, first);
+      expect_equal_bits<TypeParam>(got, expected, "mean");
+    }
+  }
+}
+
+// A finite sum whose mean is huge must not be called infinite, and an infinite one must be.
+TYPED_TEST(KernelsTest, TheSumIsCheckedAndNotTheMean) {
+  const Block block{.count = 2, .slice = 5};
+  const TypeParam huge = std::numeric_limits<TypeParam>::max();
+  TypeParam values[] = {huge, -huge};
+  std::int32_t flag = INT32_MAX;
+  const MeanAndCheckArgs<TypeParam> args{
+      .blocks = &block, .block_count = 1, .gradient = values, .ranks = 2, .flag = &flag};
+  this->kernels.mean_and_check(args, nullptr);
+  EXPECT_EQ(flag, INT32_MAX);
+  EXPECT_EQ(values[0], huge / 2);
+  values[1] = std::numeric_limits<TypeParam>::infinity();
+  this->kernels.mean_and_check(args, nullptr);
+  EXPECT_EQ(flag, 5);
+}
+
+TYPED_TEST(KernelsTest, NoBlocksDoNothing) {
+  std::int32_t flag = 3;
+  this->kernels.encode({}, nullptr);
+  this->kernels.owner_reduce({}, nullptr);
+  this->kernels.first_non_finite({.flag = &flag}, nullptr);
+  this->kernels.decode({}, nullptr);
+  this->kernels.mean_and_check({.flag = &flag}, nullptr);
+  EXPECT_EQ(flag, 3);
+}
+
+}  // namespace
+}  // namespace thinwire
