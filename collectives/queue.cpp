@@ -7,6 +7,7 @@ namespace {
 
 class HostQueue final : public Queue {
  public:
+  bool on_host() const override { return true; }
   StreamHandle stream() const override { return nullptr; }
   std::shared_ptr<const Mark> mark() override { return std::make_shared<Mark>(); }
   void wait_for(const Mark&, const std::source_location&) override {}

@@ -49,10 +49,11 @@ std::vector<std::string> kinds(const AdamOptions& options) {
 }  // namespace
 
 Adam::Adam(std::span<const Bucket> buckets, const AdamOptions& options, WeightDecay decay,
-           const GroupRules& rules)
+           const GroupRules& rules, const OptimizerLaunch& launch)
     : options_(checked(options)),
       decay_(decay),
-      state_(buckets, rules, options.weight_decay, kinds(options)) {}
+      launch_(launch),
+      state_(buckets, rules, options.weight_decay, kinds(options), *launch_.queue) {}
 
 StepPlan Adam::plan(std::int64_t) const {
   return {Quantity::gradient, Transmission::compressed};
@@ -62,18 +63,17 @@ void Adam::before_reduce(Bucket&) {}
 
 void Adam::after_reduce(Bucket& bucket, const StepParameters& step) {
   const AdamStep shared = numbers(options_, decay_, step);
-  state_.for_each_slice(bucket, [&]<typename T>(const SliceView<T>& view) {
-    const StepSlice slice = step_slice(view);
-    host_optimizer_kernels<T>().adam({.slices = &slice,
-                                      .slice_count = 1,
-                                      .numel = view.numel,
-                                      .weights = view.weights,
-                                      .gradient = view.gradient,
-                                      .exp_avg = view.state[0],
-                                      .exp_avg_sq = view.state[1],
-                                      .max_exp_avg_sq = view.state[2],
-                                      .step = shared},
-                                     nullptr);
+  state_.update(bucket, *launch_.queue, [&]<typename T>(const BucketView<T>& view) {
+    launch_.kernels<T>().adam({.slices = view.slices,
+                               .slice_count = view.slice_count,
+                               .numel = view.numel,
+                               .weights = view.weights,
+                               .gradient = view.gradient,
+                               .exp_avg = view.state[0],
+                               .exp_avg_sq = view.state[1],
+                               .max_exp_avg_sq = view.state[2],
+                               .step = shared},
+                              launch_.queue->stream());
   });
 }
 

@@ -5,7 +5,7 @@
 #include <span>
 
 #include "optimizers/groups.h"
-#include "optimizers/kernels/kernels.h"
+#include "optimizers/launch.h"
 #include "optimizers/optimizer.h"
 #include "optimizers/slice_state.h"
 
@@ -32,7 +32,7 @@ class Adam : public Optimizer {
  public:
   // Throws `UsageError` on options that torch refuses and on buckets that `SliceState` refuses.
   Adam(std::span<const Bucket> buckets, const AdamOptions& options, WeightDecay decay,
-       const GroupRules& rules);
+       const GroupRules& rules, const OptimizerLaunch& launch = {});
 
   StepPlan plan(std::int64_t committed_step) const override;
   void before_reduce(Bucket& bucket) override;
@@ -42,6 +42,7 @@ class Adam : public Optimizer {
  private:
   AdamOptions options_;
   WeightDecay decay_;
+  OptimizerLaunch launch_;
   SliceState state_;
 };
 

@@ -1,25 +1,25 @@
 #include "optimizers/clipping.h"
 
+#include <ATen/ops/empty.h>
+
 #include <algorithm>
 #include <cstdint>
 
-#include "runtime/base/error.h"
+#include "collectives/queue_table.h"
 
 namespace thinwire {
 namespace {
 
+// Puts the bucket's squared norm into `result`, which is in the memory of the queue.
 template <typename T>
-double squared_norm_of(const Bucket& bucket) {
-  const std::vector<NormBlock> blocks = norm_blocks(bucket);
-  std::vector<double> block_sums(blocks.size());
-  double result = 0;
-  host_optimizer_kernels<T>().squared_norm({.blocks = blocks.data(),
-                                            .block_count = static_cast<std::int64_t>(blocks.size()),
-                                            .values = bucket.gradient.const_data_ptr<T>(),
-                                            .block_sums = block_sums.data(),
-                                            .result = &result},
-                                           nullptr);
-  return result;
+void launch_norm(const Bucket& bucket, const QueueTable<NormBlock>& blocks, at::Tensor block_sums,
+                 double* result, const OptimizerLaunch& launch) {
+  launch.kernels<T>().squared_norm({.blocks = blocks.data(),
+                                    .block_count = blocks.size(),
+                                    .values = bucket.gradient.const_data_ptr<T>(),
+                                    .block_sums = block_sums.data_ptr<double>(),
+                                    .result = result},
+                                   launch.queue->stream());
 }
 
 }  // namespace
@@ -36,13 +36,28 @@ std::vector<NormBlock> norm_blocks(const Bucket& bucket) {
   return blocks;
 }
 
-double squared_norm(std::span<const Bucket> buckets) {
-  double sum = 0;
-  for (const Bucket& bucket : buckets) {
-    check(bucket.gradient.is_cpu(), "a gradient whose norm is taken is on the CPU");
-    sum += bucket.gradient.scalar_type() == at::kDouble ? squared_norm_of<double>(bucket)
-                                                        : squared_norm_of<float>(bucket);
+double squared_norm(std::span<const Bucket> buckets, const OptimizerLaunch& launch) {
+  if (buckets.empty()) return 0;
+  const auto options = buckets.front().gradient.options().dtype(at::kDouble);
+  const at::Tensor results = at::empty({static_cast<std::int64_t>(buckets.size())}, options);
+  std::vector<QueueTable<NormBlock>> tables(buckets.size());
+  std::vector<at::Tensor> sums;
+  for (std::size_t i = 0; i < buckets.size(); ++i) {
+    const Bucket& bucket = buckets[i];
+    tables[i].fill(norm_blocks(bucket), bucket.gradient, *launch.queue);
+    sums.push_back(at::empty({tables[i].size()}, options));
+    double* result = results.data_ptr<double>() + i;
+    if (bucket.gradient.scalar_type() == at::kDouble) {
+      launch_norm<double>(bucket, tables[i], sums[i], result, launch);
+    } else {
+      launch_norm<float>(bucket, tables[i], sums[i], result, launch);
+    }
   }
+  const auto on_host = launch.queue->host_memory(results.nbytes());
+  launch.queue->copy(on_host.get(), results.const_data_ptr(), results.nbytes());
+  launch.queue->synchronize(Deadline::max());
+  double sum = 0;
+  for (std::size_t i = 0; i < buckets.size(); ++i) sum += static_cast<double*>(on_host.get())[i];
   return sum;
 }
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "collectives/bucket.h"
-#include "optimizers/kernels/kernels.h"
+#include "optimizers/launch.h"
 
 namespace thinwire {
 
@@ -13,7 +13,7 @@ namespace thinwire {
 // frozen, summed in double in one fixed order (that of `SquaredNormArgs` over a bucket's
 // `norm_blocks`, then bucket by bucket), so that it is the same bits everywhere. Not finite if a
 // gradient is not.
-double squared_norm(std::span<const Bucket> buckets);
+double squared_norm(std::span<const Bucket> buckets, const OptimizerLaunch& launch = {});
 
 // The blocks whose squares make the norm of one bucket: its slices that are not frozen, each cut
 // from its own start.

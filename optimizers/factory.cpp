@@ -36,19 +36,19 @@ AdamOptions adam_options(Spec& spec, const OptimizerDefaults& defaults) {
 
 std::unique_ptr<Optimizer> make_optimizer(const std::string& text,
                                           const OptimizerDefaults& defaults,
-                                          std::span<const Bucket> buckets,
-                                          const GroupRules& rules) {
+                                          std::span<const Bucket> buckets, const GroupRules& rules,
+                                          const OptimizerLaunch& launch) {
   Spec spec("--optimizer", text);
   if (spec.name() == "sgd") {
-    return std::make_unique<Sgd>(buckets, sgd_options(spec, defaults), rules);
+    return std::make_unique<Sgd>(buckets, sgd_options(spec, defaults), rules, launch);
   }
   if (spec.name() == "adam") {
     return std::make_unique<Adam>(buckets, adam_options(spec, defaults), WeightDecay::coupled,
-                                  rules);
+                                  rules, launch);
   }
   if (spec.name() == "adamw") {
     return std::make_unique<Adam>(buckets, adam_options(spec, defaults), WeightDecay::decoupled,
-                                  rules);
+                                  rules, launch);
   }
   spec.unknown_name({"sgd", "adam", "adamw"});
 }

@@ -7,6 +7,7 @@
 
 #include "collectives/bucket.h"
 #include "optimizers/groups.h"
+#include "optimizers/launch.h"
 #include "optimizers/optimizer.h"
 
 namespace thinwire {
@@ -24,6 +25,7 @@ struct OptimizerDefaults {
 std::unique_ptr<Optimizer> make_optimizer(const std::string& spec,
                                           const OptimizerDefaults& defaults,
                                           std::span<const Bucket> buckets,
-                                          const GroupRules& rules = no_decay_on_vectors());
+                                          const GroupRules& rules = no_decay_on_vectors(),
+                                          const OptimizerLaunch& launch = {});
 
 }  // namespace thinwire

@@ -38,11 +38,14 @@ SgdStep numbers(const SgdOptions& options, const StepParameters& step) {
 
 }  // namespace
 
-Sgd::Sgd(std::span<const Bucket> buckets, const SgdOptions& options, const GroupRules& rules)
+Sgd::Sgd(std::span<const Bucket> buckets, const SgdOptions& options, const GroupRules& rules,
+         const OptimizerLaunch& launch)
     : options_(checked(options)),
-      state_(buckets, rules, options.weight_decay,
-             options.momentum > 0 ? std::vector<std::string>{"momentum"}
-                                  : std::vector<std::string>{}) {}
+      launch_(launch),
+      state_(
+          buckets, rules, options.weight_decay,
+          options.momentum > 0 ? std::vector<std::string>{"momentum"} : std::vector<std::string>{},
+          *launch_.queue) {}
 
 StepPlan Sgd::plan(std::int64_t) const {
   return {Quantity::gradient, Transmission::compressed};
@@ -52,16 +55,15 @@ void Sgd::before_reduce(Bucket&) {}
 
 void Sgd::after_reduce(Bucket& bucket, const StepParameters& step) {
   const SgdStep shared = numbers(options_, step);
-  state_.for_each_slice(bucket, [&]<typename T>(const SliceView<T>& view) {
-    const StepSlice slice = step_slice(view);
-    host_optimizer_kernels<T>().sgd({.slices = &slice,
-                                     .slice_count = 1,
-                                     .numel = view.numel,
-                                     .weights = view.weights,
-                                     .gradient = view.gradient,
-                                     .momentum = view.state[0],
-                                     .step = shared},
-                                    nullptr);
+  state_.update(bucket, *launch_.queue, [&]<typename T>(const BucketView<T>& view) {
+    launch_.kernels<T>().sgd({.slices = view.slices,
+                              .slice_count = view.slice_count,
+                              .numel = view.numel,
+                              .weights = view.weights,
+                              .gradient = view.gradient,
+                              .momentum = view.state[0],
+                              .step = shared},
+                             launch_.queue->stream());
   });
 }
 

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "optimizers/groups.h"
+#include "optimizers/launch.h"
 #include "optimizers/optimizer.h"
 #include "optimizers/slice_state.h"
 
@@ -27,7 +28,8 @@ struct SgdOptions {
 class Sgd : public Optimizer {
  public:
   // Throws `UsageError` on options that torch refuses and on buckets that `SliceState` refuses.
-  Sgd(std::span<const Bucket> buckets, const SgdOptions& options, const GroupRules& rules);
+  Sgd(std::span<const Bucket> buckets, const SgdOptions& options, const GroupRules& rules,
+      const OptimizerLaunch& launch = {});
 
   StepPlan plan(std::int64_t committed_step) const override;
   void before_reduce(Bucket& bucket) override;
@@ -36,6 +38,7 @@ class Sgd : public Optimizer {
 
  private:
   SgdOptions options_;
+  OptimizerLaunch launch_;
   SliceState state_;
 };
 

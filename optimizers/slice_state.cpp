@@ -14,14 +14,14 @@ bool is_16_bit(at::ScalarType dtype) {
   return dtype == at::kBFloat16 || dtype == at::kHalf;
 }
 
-void check_bucket(const Bucket& bucket, std::size_t position) {
+void check_bucket(const Bucket& bucket, std::size_t position, const Queue& queue) {
   check_equal(static_cast<std::size_t>(bucket.index), position, "bucket index is its position");
   check(bucket.weights.defined(), "an optimizer's bucket has weights");
   check_equal(bucket.weights.numel(), bucket.gradient.numel(), "weights and gradient of a bucket");
-  if (!bucket.weights.is_cpu() || !bucket.gradient.is_cpu()) {
+  if (queue.on_host() && !(bucket.weights.is_cpu() && bucket.gradient.is_cpu())) {
     throw UsageError(
-        fmt::format("bucket {} is on {}, where this optimizer has no kernels; put the "
-                    "model on the CPU",
+        fmt::format("bucket {} is on {}, but its optimizer runs on the host; give the optimizer "
+                    "that device's kernels, or put the model on the CPU",
                     bucket.index, bucket.weights.device().str()));
   }
   const at::ScalarType weights = bucket.weights.scalar_type();
@@ -38,19 +38,19 @@ void check_bucket(const Bucket& bucket, std::size_t position) {
 }  // namespace
 
 SliceState::SliceState(std::span<const Bucket> buckets, const GroupRules& rules,
-                       double weight_decay, std::vector<std::string> kinds)
+                       double weight_decay, std::vector<std::string> kinds, const Queue& queue)
     : kinds_(std::move(kinds)) {
   check(kinds_.size() <= max_kinds, "kinds of state fit a SliceView");
   const ParameterGroup defaults{.weight_decay = weight_decay, .lr_scale = 1};
   for (const Bucket& bucket : buckets) {
-    check_bucket(bucket, buckets_.size());
+    check_bucket(bucket, buckets_.size(), queue);
     BucketState& own = buckets_.emplace_back();
     own.slices = bucket.slices;
     for (const Slice& slice : bucket.slices) {
       own.groups.push_back(resolve_group(rules, slice, defaults));
     }
     for (std::size_t k = 0; k < kinds_.size(); ++k) {
-      own.tensors.push_back(at::zeros({bucket.numel()}, bucket.gradient.scalar_type()));
+      own.tensors.push_back(at::zeros({bucket.numel()}, bucket.gradient.options()));
     }
     if (is_16_bit(bucket.weights.scalar_type())) own.master = bucket.weights.to(at::kFloat);
   }
@@ -62,9 +62,28 @@ SliceState::BucketState& SliceState::of(const Bucket& bucket) {
   return own;
 }
 
-void SliceState::round_from_master(Bucket& bucket, const Slice& slice, const at::Tensor& master) {
-  bucket.weights.narrow(0, slice.offset, slice.numel)
-      .copy_(master.narrow(0, slice.offset, slice.numel));
+void SliceState::fill_table(const Bucket& bucket, BucketState& own, Queue& queue) {
+  std::vector<bool> frozen;
+  for (const Slice& slice : bucket.slices) frozen.push_back(slice.frozen);
+  if (own.table.filled() && frozen == own.frozen) return;
+  own.frozen = frozen;
+  std::vector<StepSlice> slices;
+  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+    if (frozen[i]) continue;
+    slices.push_back({.offset = bucket.slices[i].offset,
+                      .numel = bucket.slices[i].numel,
+                      .weight_decay = own.groups[i].weight_decay,
+                      .lr_scale = own.groups[i].lr_scale});
+  }
+  own.table.fill(std::move(slices), bucket.gradient, queue);
+}
+
+void SliceState::round_from_master(Bucket& bucket, const at::Tensor& master) {
+  for (const Slice& slice : bucket.slices) {
+    if (slice.frozen) continue;
+    bucket.weights.narrow(0, slice.offset, slice.numel)
+        .copy_(master.narrow(0, slice.offset, slice.numel));
+  }
 }
 
 void SliceState::visit(StateVisitor& visitor) {

@@ -122,16 +122,10 @@ CompressionOptions parse_compression(const std::string& compressor, const std::s
   return resolve(options);
 }
 
-ReducerKernels host_reducer_kernels() {
-  return {host_kernels<float>(), host_kernels<double>()};
-}
-
 std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
-                                              const ReducerKernels& kernels,
-                                              std::shared_ptr<Queue> queue) {
+                                              const ReducerLaunch& launch) {
   const CompressionOptions chosen = resolve(options);
-  return std::make_unique<FusedReducer>(chosen, make_codec(chosen.codec), kernels,
-                                        std::move(queue));
+  return std::make_unique<FusedReducer>(chosen, make_codec(chosen.codec), launch);
 }
 
 std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions& options) {

@@ -48,19 +48,27 @@ CompressionOptions parse_compression(const std::string& compressor, const std::s
 // combination that does not make sense; the message lists those that do.
 CompressionOptions resolve(CompressionOptions options);
 
-// The kernels of a reducer, for buckets of either type.
-struct ReducerKernels {
-  Kernels<float> for_float;
-  Kernels<double> for_double;
+// Where a reducer's arithmetic runs: kernels and the queue that they are put on, in whose memory
+// the buckets are; by default the host's.
+struct ReducerLaunch {
+  Kernels<float> for_float = host_kernels<float>();
+  Kernels<double> for_double = host_kernels<double>();
+  std::shared_ptr<Queue> queue = make_host_queue();
+
+  template <typename T>
+  const Kernels<T>& kernels() const {
+    if constexpr (std::is_same_v<T, double>) {
+      return for_double;
+    } else {
+      return for_float;
+    }
+  }
 };
-ReducerKernels host_reducer_kernels();
 
 // Matrices and convolution kernels go through the codec; vectors and scalars (biases, norms) ride
-// along uncompressed in the same messages. `kernels` are put on `queue`, in whose memory the
-// buckets are.
-std::unique_ptr<GradientReducer> make_reducer(
-    const CompressionOptions& options, const ReducerKernels& kernels = host_reducer_kernels(),
-    std::shared_ptr<Queue> queue = make_host_queue());
+// along uncompressed in the same messages.
+std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
+                                              const ReducerLaunch& launch = {});
 
 // The same in plain code, part by part: what the kernels are held to. Host memory only.
 std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions& options);

@@ -16,6 +16,7 @@ class CudaQueue final : public Queue {
   CudaQueue(const CudaApi& api, StreamHandle stream, std::function<void()> poll)
       : api_(api), stream_(stream), poll_(std::move(poll)) {}
 
+  bool on_host() const override { return false; }
   StreamHandle stream() const override { return stream_; }
 
   std::shared_ptr<const Mark> mark() override { return std::make_shared<CudaMark>(api_, stream_); }

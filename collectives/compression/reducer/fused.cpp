@@ -25,17 +25,8 @@ char* bytes_of(const at::Tensor& tensor) {
 }  // namespace
 
 FusedReducer::FusedReducer(const CompressionOptions& options, std::unique_ptr<Codec> codec,
-                           const ReducerKernels& kernels, std::shared_ptr<Queue> queue)
-    : options_(options), codecs_(std::move(codec)), kernels_(kernels), queue_(std::move(queue)) {}
-
-template <>
-const Kernels<float>& FusedReducer::kernels<float>() const {
-  return kernels_.for_float;
-}
-template <>
-const Kernels<double>& FusedReducer::kernels<double>() const {
-  return kernels_.for_double;
-}
+                           const ReducerLaunch& launch)
+    : options_(options), codecs_(std::move(codec)), launch_(launch) {}
 
 FusedReducer::Path& FusedReducer::path(const Bucket& bucket) {
   const auto found = paths_.find(bucket.index);
@@ -44,6 +35,8 @@ FusedReducer::Path& FusedReducer::path(const Bucket& bucket) {
 }
 
 void FusedReducer::prepare(const Bucket& bucket, int rank, int size) {
+  check(bucket.gradient.is_cpu() || !launch_.queue->on_host(),
+        "a bucket on a device has a reducer of that device");
   Path here;
   here.chunks = cut_into_chunks(bucket, codecs_.of(bucket), size);
   here.rank = static_cast<std::size_t>(rank);
@@ -53,7 +46,7 @@ void FusedReducer::prepare(const Bucket& bucket, int rank, int size) {
     here.owner_residual = at::zeros({here.chunks[here.rank].range().count()}, options);
   }
   here.flag = at::zeros({1}, options.dtype(at::kInt));
-  here.flag_on_host = queue_->host_memory(sizeof(std::int32_t));
+  here.flag_on_host = launch_.queue->host_memory(sizeof(std::int32_t));
   paths_.insert_or_assign(bucket.index, std::move(here));
 }
 
@@ -61,9 +54,9 @@ void FusedReducer::prepare(const Bucket& bucket, int rank, int size) {
 void FusedReducer::lay_out_blocks(const Bucket& bucket, Path& here) {
   std::vector<bool> frozen;
   for (const Slice& slice : bucket.slices) frozen.push_back(slice.frozen);
-  if (here.table.memory.defined() && frozen == here.frozen) return;
+  if (here.table.filled() && frozen == here.frozen) return;
   here.frozen = frozen;
-  here.table.blocks.clear();
+  std::vector<Block> blocks;
   here.first_block = {0};
   here.bytes.clear();
   const auto dtype = bucket.gradient.scalar_type();
@@ -81,17 +74,14 @@ void FusedReducer::lay_out_blocks(const Bucket& bucket, Path& here) {
         block.begin = piece.begin + done;
         block.count = static_cast<std::int32_t>(count);
         block.payload = payload;
-        here.table.blocks.push_back(block);
+        blocks.push_back(block);
         if (block.coding != Coding::held) payload += piece.codec->payload_bytes(count, dtype);
       }
     }
     here.bytes.push_back(payload - chunk_payload);
-    here.first_block.push_back(static_cast<std::int64_t>(here.table.blocks.size()));
+    here.first_block.push_back(static_cast<std::int64_t>(blocks.size()));
   }
-  const auto bytes = here.table.blocks.size() * sizeof(Block);
-  here.table.memory =
-      at::empty({static_cast<std::int64_t>(bytes)}, bucket.gradient.options().dtype(at::kByte));
-  queue_->copy(here.table.memory.data_ptr(), here.table.blocks.data(), bytes);
+  here.table.fill(std::move(blocks), bucket.gradient, *launch_.queue);
 }
 
 // Scratch for the payloads, kept from step to step.
@@ -119,22 +109,21 @@ void FusedReducer::stage(Bucket& bucket, Communicator& communicator, const StepC
   host_is_behind_ = true;
   lay_out_blocks(bucket, here);
   // Above every slice's index; kernels take the minimum.
-  queue_->fill(here.flag.data_ptr(), 0x7f, sizeof(std::int32_t));
+  launch_.queue->fill(here.flag.data_ptr(), 0x7f, sizeof(std::int32_t));
   with_type(bucket.gradient.scalar_type(),
             [&]<typename T>(T) { stage_typed<T>(bucket, here, communicator); });
-  queue_->copy(here.flag_on_host.get(), here.flag.const_data_ptr(), sizeof(std::int32_t));
+  launch_.queue->copy(here.flag_on_host.get(), here.flag.const_data_ptr(), sizeof(std::int32_t));
 }
 
 template <typename T>
 void FusedReducer::stage_typed(Bucket& bucket, Path& here, Communicator& communicator) {
-  const Kernels<T>& run = kernels<T>();
-  const StreamHandle stream = queue_->stream();
-  const auto block_count = static_cast<std::int64_t>(here.table.blocks.size());
+  const Kernels<T>& run = launch_.kernels<T>();
+  const StreamHandle stream = launch_.queue->stream();
   auto* flag = here.flag.data_ptr<std::int32_t>();
   if (here.staged_dense) {
     communicator.all_reduce(bucket.gradient, ReduceOp::sum)->wait();
     run.mean_and_check({.blocks = here.table.data(),
-                        .block_count = block_count,
+                        .block_count = here.table.size(),
                         .gradient = bucket.gradient.data_ptr<T>(),
                         .ranks = communicator.size(),
                         .flag = flag},
@@ -145,7 +134,7 @@ void FusedReducer::stage_typed(Bucket& bucket, Path& here, Communicator& communi
   reserve_buffers(bucket, here);
   const bool feedback = here.residual.defined();
   run.encode({.blocks = here.table.data(),
-              .block_count = block_count,
+              .block_count = here.table.size(),
               .gradient = bucket.gradient.data_ptr<T>(),
               .residual = feedback ? here.residual.const_data_ptr<T>() : nullptr,
               .payload = bytes_of(here.messages)},
@@ -171,7 +160,7 @@ void FusedReducer::stage_typed(Bucket& bucket, Path& here, Communicator& communi
       stream);
   communicator.all_gather(here.received, here.reply, here.bytes)->wait();
   run.first_non_finite({.blocks = here.table.data(),
-                        .block_count = block_count,
+                        .block_count = here.table.size(),
                         .payload = bytes_of(here.received),
                         .flag = flag},
                        stream);
@@ -179,7 +168,7 @@ void FusedReducer::stage_typed(Bucket& bucket, Path& here, Communicator& communi
 
 std::optional<std::string> FusedReducer::non_finite(const Bucket& bucket) {
   Path& here = path(bucket);
-  if (host_is_behind_) queue_->synchronize(Clock::now() + here.timeout);
+  if (host_is_behind_) launch_.queue->synchronize(Clock::now() + here.timeout);
   host_is_behind_ = false;
   const auto slice = static_cast<std::size_t>(*static_cast<std::int32_t*>(here.flag_on_host.get()));
   if (slice >= bucket.slices.size()) return std::nullopt;
@@ -194,11 +183,11 @@ void FusedReducer::commit(Bucket& bucket) {
     std::swap(here.owner_residual, here.owner_next);
   }
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
-    kernels<T>().decode({.blocks = here.table.data(),
-                         .block_count = static_cast<std::int64_t>(here.table.blocks.size()),
-                         .payload = bytes_of(here.received),
-                         .gradient = bucket.gradient.data_ptr<T>()},
-                        queue_->stream());
+    launch_.kernels<T>().decode({.blocks = here.table.data(),
+                                 .block_count = here.table.size(),
+                                 .payload = bytes_of(here.received),
+                                 .gradient = bucket.gradient.data_ptr<T>()},
+                                launch_.queue->stream());
   });
 }
 

@@ -9,7 +9,7 @@
 #include "collectives/compression/kernels/kernels.h"
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/slices.h"
-#include "collectives/queue.h"
+#include "collectives/queue_table.h"
 
 namespace thinwire {
 
@@ -19,7 +19,7 @@ class FusedReducer final : public GradientReducer {
  public:
   // `options` are resolved.
   FusedReducer(const CompressionOptions& options, std::unique_ptr<Codec> codec,
-               const ReducerKernels& kernels, std::shared_ptr<Queue> queue);
+               const ReducerLaunch& launch);
 
   void prepare(const Bucket& bucket, int rank, int size) override;
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;
@@ -30,18 +30,12 @@ class FusedReducer final : public GradientReducer {
   std::vector<SlicePlan> plan(const Bucket& bucket) const override;
 
  private:
-  // A table in the queue's memory, and the host memory that it is filled from.
-  struct BlockTable {
-    std::vector<Block> blocks;
-    at::Tensor memory;
-    const Block* data() const { return static_cast<const Block*>(memory.const_data_ptr()); }
-  };
   // One bucket's state and buffers.
   struct Path {
     std::vector<Chunk> chunks;  // one per owner
     std::size_t rank = 0;
     std::vector<bool> frozen;  // as the table below knows them
-    BlockTable table;
+    QueueTable<Block> table;
     std::vector<std::int64_t> first_block;  // of each chunk, and the end
     Counts bytes;                           // payload of each chunk
     at::Tensor residual, owner_residual, owner_next;
@@ -61,13 +55,10 @@ class FusedReducer final : public GradientReducer {
   void reserve_buffers(const Bucket& bucket, Path& here);
   template <typename T>
   void stage_typed(Bucket& bucket, Path& here, Communicator& communicator);
-  template <typename T>
-  const Kernels<T>& kernels() const;
 
   CompressionOptions options_;
   SliceCodecs codecs_;
-  ReducerKernels kernels_;
-  std::shared_ptr<Queue> queue_;
+  ReducerLaunch launch_;
   bool host_is_behind_ = false;  // the host has not waited for what was staged last
   std::map<int, Path> paths_;    // by bucket index
 };

@@ -1,6 +1,8 @@
 // What reducers tell of the slices of a bucket.
 #pragma once
 
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "collectives/bucket.h"
@@ -17,7 +19,8 @@ class SliceCodecs {
   explicit SliceCodecs(std::unique_ptr<Codec> codec) : codec_(std::move(codec)) {}
 
   const Codec& of(const Slice& slice) const {
-    return codec_ && !slice.is_vector() ? *codec_ : identity_;
+    if (codec_ && !slice.is_vector()) return *codec_;
+    return identity_;
   }
   bool compresses(const Slice& slice) const { return &of(slice) != &identity_; }
   // One per slice of the bucket.
