@@ -43,6 +43,16 @@ if(NOT THINWIRE_CUDA STREQUAL "OFF")
 endif()
 thinwire_decide(CUDA "${CUDAToolkit_FOUND}" "toolkit ${CUDAToolkit_VERSION}"
                 "no CUDA toolkit found (nvcc is not on PATH)")
+if(THINWIRE_HAVE_CUDA)
+  # Ampere, Hopper and Blackwell; the last also as PTX, for what comes after.
+  set(THINWIRE_CUDA_ARCHITECTURES "80-real;90-real;100" CACHE STRING "GPUs to compile kernels for")
+  set(CMAKE_CUDA_ARCHITECTURES ${THINWIRE_CUDA_ARCHITECTURES})
+  set(CMAKE_CUDA_COMPILER ${CUDAToolkit_NVCC_EXECUTABLE})
+  set(CMAKE_CUDA_STANDARD 17)
+  set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)  # the one that libtorch and NCCL use
+  enable_language(CUDA)
+  set(CMAKE_CUDA_FLAGS_RELWITHDEBINFO "-O3 -lineinfo")
+endif()
 
 set(_nccl_found FALSE)
 set(_version "")

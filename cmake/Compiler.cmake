@@ -6,18 +6,22 @@ if(THINWIRE_CCACHE)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env
       CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
       ${THINWIRE_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${THINWIRE_CCACHE})
 endif()
 
 add_library(thinwire_compile INTERFACE)
+# Replicated arithmetic must not depend on what a compiler chooses to fuse.
+set(_cxx -Wall -Wextra -Wconversion -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual
+    -ffp-contract=off)
+set(_cuda -fmad=false --prec-div=true --prec-sqrt=true -Xcompiler=-fPIC,-Wall,-Wextra)
 target_compile_options(thinwire_compile INTERFACE
-  -Wall -Wextra -Wconversion -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual
-  # Replicated arithmetic must not depend on what a compiler chooses to fuse.
-  -ffp-contract=off)
+  "$<$<COMPILE_LANGUAGE:CXX>:${_cxx}>" "$<$<COMPILE_LANGUAGE:CUDA>:${_cuda}>")
 # The torch wheel brings its own {fmt} headers, which come first wherever torch is used.
 target_compile_definitions(thinwire_compile INTERFACE FMT_HEADER_ONLY=1)
 option(THINWIRE_WERROR "warnings are errors" OFF)
 if(THINWIRE_WERROR)
-  target_compile_options(thinwire_compile INTERFACE -Werror)
+  target_compile_options(thinwire_compile INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>
+                         "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;-Xcompiler=-Werror>")
 endif()
 if(THINWIRE_SANITIZE STREQUAL "address")
   set(_sanitize -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
@@ -27,7 +31,7 @@ elseif(THINWIRE_SANITIZE)
   message(FATAL_ERROR "THINWIRE_SANITIZE is '${THINWIRE_SANITIZE}'; give address or thread")
 endif()
 if(THINWIRE_SANITIZE)
-  target_compile_options(thinwire_compile INTERFACE ${_sanitize})
+  target_compile_options(thinwire_compile INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${_sanitize}>")
   target_link_options(thinwire_compile INTERFACE ${_sanitize})
 endif()
 

@@ -16,10 +16,12 @@
 #include "collectives/compression/codec/identity.h"
 #include "collectives/compression/codec/sign.h"
 #include "collectives/compression/feedback/feedback.h"
-#include "runtime/base/philox.h"
+#include "tests/compression/kernel_cases.h"
 
 namespace thinwire {
 namespace {
+
+using namespace kernel_cases;
 
 template <typename T>
 constexpr at::ScalarType dtype_of = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
@@ -27,72 +29,10 @@ constexpr at::ScalarType dtype_of = std::is_same_v<T, double> ? at::kDouble : at
 // Bytes around a packed message, to see writes beside it; odd, so that nothing in it is aligned.
 constexpr std::int64_t guard = 13;
 
-// Small random numbers that follow from one seed.
-class Dice {
- public:
-  explicit Dice(std::uint64_t seed) : draws_(seed, PhiloxStream::synthetic_data, 0) {}
-  std::int64_t below(std::int64_t bound) {
-    return static_cast<std::int64_t>(draws_.below(next_++, static_cast<std::uint64_t>(bound)));
-  }
-  double uniform() { return draws_.uniform(next_++); }
-
- private:
-  Philox draws_;
-  std::uint64_t next_ = 0;
-};
-
-// A bucket that is cut into blocks of all sizes and codings, with gaps between them.
-struct Table {
-  std::vector<Block> blocks;
-  std::int64_t numel = 0;  // of the bucket
-  std::int64_t bytes = 0;  // of the packed message
-};
-
 template <typename T>
-Table random_table(Dice& dice) {
-  constexpr std::int32_t sizes[] = {0,  1,  7,  8,   9,   31,   32,   33,
-                                    63, 64, 65, 100, 999, 1023, 1024, 1030};
-  Table table;
-  std::int64_t begin = dice.below(5);
-  for (std::int32_t slice = 0; slice < 24; ++slice) {
-    Block block;
-    block.begin = begin;
-    block.count = dice.below(2) == 0 ? sizes[dice.below(16)]
-                                     : static_cast<std::int32_t>(1 + dice.below(1030));
-    block.slice = slice / 2;
-    block.coding = static_cast<Coding>(dice.below(3));
-    block.payload = table.bytes;
-    table.bytes += block_payload_bytes<T>(block.coding, block.count);
-    begin += block.count + dice.below(3);
-    table.blocks.push_back(block);
-  }
-  table.numel = begin;
-  return table;
-}
-
-enum class Values { finite, any };
-
-// Uniform values, with blocks of zeros of both signs, denormals, huge numbers whose sum overflows
-// and, with `any`, single NaNs and infinities.
-template <typename T>
-at::Tensor random_values(Dice& dice, const Table& table, Values values) {
-  using Limits = std::numeric_limits<T>;
-  at::Tensor tensor = at::zeros({table.numel}, dtype_of<T>);
-  T* flat = tensor.mutable_data_ptr<T>();
-  for (const Block& block : table.blocks) {
-    const std::int64_t kind = dice.below(values == Values::any ? 10 : 6);
-    for (std::int64_t i = block.begin; i < block.begin + block.count; ++i) {
-      const T x = static_cast<T>(2 * dice.uniform() - 1);
-      flat[i] = x;
-      if (kind == 1) flat[i] = std::copysign(T{0}, x);
-      if (kind == 2) flat[i] = x * Limits::min();
-      if (kind == 3) flat[i] = std::copysign(static_cast<T>(dice.below(4)) * Limits::min() / 2, x);
-      if (kind == 6) flat[i] = x * Limits::max();
-    }
-    if (kind < 7 || block.count == 0) continue;
-    const T bad[] = {Limits::quiet_NaN(), Limits::infinity(), -Limits::infinity()};
-    flat[block.begin + dice.below(block.count)] = bad[kind - 7];
-  }
+at::Tensor tensor_of(const std::vector<T>& values) {
+  at::Tensor tensor = at::empty({std::ssize(values)}, dtype_of<T>);
+  std::copy(values.begin(), values.end(), tensor.mutable_data_ptr<T>());
   return tensor;
 }
 
@@ -113,40 +53,20 @@ std::unique_ptr<Codec> codec_of(const Block& block) {
   return std::make_unique<SignCodec>(std::max(1, block.count));
 }
 
-// Equal bits, but for those of a NaN.
-template <typename T>
-bool equal_bits(T a, T b) {
-  return (std::isnan(a) && std::isnan(b)) || std::memcmp(&a, &b, sizeof(T)) == 0;
-}
-
 template <typename T>
 void expect_equal_bits(const at::Tensor& got, const at::Tensor& expected, const char* what) {
   ASSERT_EQ(got.numel(), expected.numel());
-  const T* a = got.const_data_ptr<T>();
-  const T* b = expected.const_data_ptr<T>();
-  for (std::int64_t i = 0; i < got.numel(); ++i) {
-    ASSERT_TRUE(equal_bits(a[i], b[i])) << what << " at " << i << ": " << a[i] << " vs " << b[i];
-  }
+  EXPECT_EQ(difference(got.const_data_ptr<T>(), expected.const_data_ptr<T>(), got.numel()), "")
+      << what;
 }
 
-// Raw values by value, all else, the guards and what lies between included, byte by byte.
+// The guards on both sides too.
 template <typename T>
 void expect_equal_payloads(const Table& table, at::Tensor got, at::Tensor expected) {
-  got = got.clone();
-  expected = expected.clone();
-  for (const Block& block : table.blocks) {
-    if (block.coding != Coding::raw) continue;
-    for (std::int64_t i = 0; i < block.count; ++i) {
-      char* a = data_of(got) + block.payload + i * static_cast<std::int64_t>(sizeof(T));
-      char* b = data_of(expected) + block.payload + i * static_cast<std::int64_t>(sizeof(T));
-      T x, y;
-      std::memcpy(&x, a, sizeof(T));
-      std::memcpy(&y, b, sizeof(T));
-      ASSERT_TRUE(equal_bits(x, y)) << "raw block at " << block.begin << ", value " << i;
-      std::memcpy(a, b, sizeof(T));
-    }
+  EXPECT_EQ(payload_difference<T>(table, data_of(got), data_of(expected)), "");
+  for (const std::int64_t side : {std::int64_t{0}, guard + table.bytes}) {
+    EXPECT_TRUE(got.narrow(0, side, guard).equal(at::full({guard}, 0xA5, at::kByte)));
   }
-  ASSERT_TRUE(got.equal(expected)) << "payloads differ";
 }
 
 Bucket one_slice(const at::Tensor& gradient) {
@@ -203,8 +123,8 @@ TYPED_TEST(KernelsTest, EncodeEqualsThePlainComposition) {
     SCOPED_TRACE(seed);
     Dice dice(seed);
     const Table table = random_table<TypeParam>(dice);
-    const at::Tensor start = random_values<TypeParam>(dice, table, Values::any);
-    const at::Tensor residual = random_values<TypeParam>(dice, table, Values::finite);
+    const at::Tensor start = tensor_of(random_values<TypeParam>(dice, table, Values::any));
+    const at::Tensor residual = tensor_of(random_values<TypeParam>(dice, table, Values::finite));
 
     Bucket bucket = one_slice(start.clone());
     const auto feedback = make_error_feedback(bucket, {});
@@ -230,7 +150,7 @@ TYPED_TEST(KernelsTest, EncodeWithoutFeedbackLeavesTheGradient) {
     SCOPED_TRACE(seed);
     Dice dice(seed);
     const Table table = random_table<TypeParam>(dice);
-    at::Tensor gradient = random_values<TypeParam>(dice, table, Values::any);
+    at::Tensor gradient = tensor_of(random_values<TypeParam>(dice, table, Values::any));
     const at::Tensor before = gradient.clone();
     const at::Tensor expected = guarded_bytes(table.bytes);
     plain_encode<TypeParam>(table, *make_no_feedback(), gradient, expected);
@@ -287,35 +207,12 @@ TYPED_TEST(KernelsTest, EncodeEqualsTheDefinition) {
   }
 }
 
-// The second half of a bucket's blocks is the chunk that this rank owns.
-template <typename T>
-struct OwnedChunk {
-  Table bucket;
-  Table chunk;  // payloads from the chunk's start
-  Range range;
-  std::int64_t payload_begin = 0;
-};
-
-template <typename T>
-OwnedChunk<T> owned_chunk(Dice& dice) {
-  OwnedChunk<T> owned;
-  owned.bucket = random_table<T>(dice);
-  owned.chunk.numel = owned.bucket.numel;
-  owned.chunk.blocks.assign(owned.bucket.blocks.begin() + 12, owned.bucket.blocks.end());
-  owned.payload_begin = owned.chunk.blocks.front().payload;
-  owned.chunk.bytes = owned.bucket.bytes - owned.payload_begin;
-  for (Block& block : owned.chunk.blocks) block.payload -= owned.payload_begin;
-  owned.range = {owned.chunk.blocks.front().begin,
-                 owned.chunk.blocks.back().begin + owned.chunk.blocks.back().count};
-  return owned;
-}
-
 enum class Feedbacks { none, errors };
 
 template <typename T>
 void expect_plain_owner_reduce(const Kernels<T>& kernels, Dice& dice, std::int32_t ranks,
                                Feedbacks kind) {
-  const OwnedChunk<T> owned = owned_chunk<T>(dice);
+  const OwnedChunk owned = random_chunk<T>(dice);
   const Table& chunk = owned.chunk;
   const std::int64_t stride = chunk.bytes + 3;
   at::Tensor arrived = at::full({ranks * stride}, 0x5A, at::kByte);
@@ -323,20 +220,22 @@ void expect_plain_owner_reduce(const Kernels<T>& kernels, Dice& dice, std::int32
     // Few non-finite ranks, or no mean would be finite.
     const Values values = dice.below(ranks + 1) == 0 ? Values::any : Values::finite;
     at::Tensor message = guarded_bytes(chunk.bytes);
-    plain_encode<T>(chunk, *make_no_feedback(), random_values<T>(dice, chunk, values), message);
+    plain_encode<T>(chunk, *make_no_feedback(), tensor_of(random_values<T>(dice, chunk, values)),
+                    message);
     arrived.narrow(0, rank * stride, chunk.bytes).copy_(message.narrow(0, guard, chunk.bytes));
   }
-  const at::Tensor residual = random_values<T>(dice, chunk, Values::finite)
-                                  .narrow(0, owned.range.begin, owned.range.count())
+  const at::Tensor residual = tensor_of(random_values<T>(dice, chunk, Values::finite))
+                                  .narrow(0, owned.begin, owned.end - owned.begin)
                                   .contiguous();
 
   Bucket bucket = one_slice(at::zeros({chunk.numel}, dtype_of<T>));
-  const auto feedback =
-      kind == Feedbacks::none ? make_no_feedback() : make_error_feedback(bucket, owned.range);
+  const auto feedback = kind == Feedbacks::none
+                            ? make_no_feedback()
+                            : make_error_feedback(bucket, {owned.begin, owned.end});
   if (kind == Feedbacks::errors) {
     state_of(*feedback, bucket, "owner_residual/p").copy_(residual);
   }
-  at::Tensor mean = at::zeros({owned.range.count()}, dtype_of<T>);
+  at::Tensor mean = at::zeros({owned.end - owned.begin}, dtype_of<T>);
   at::Tensor expected = guarded_bytes(chunk.bytes);
   for (const Block& block : chunk.blocks) {
     if (block.coding == Coding::held) {
@@ -345,7 +244,7 @@ void expect_plain_owner_reduce(const Kernels<T>& kernels, Dice& dice, std::int32
     }
     const auto codec = codec_of(block);
     const std::int64_t bytes = codec->payload_bytes(block.count, dtype_of<T>);
-    const at::Tensor values = mean.narrow(0, block.begin - owned.range.begin, block.count);
+    const at::Tensor values = mean.narrow(0, block.begin - owned.begin, block.count);
     for (std::int64_t rank = 0; rank < ranks; ++rank) {
       codec->decode_add(arrived.narrow(0, rank * stride + block.payload, bytes), 1, values);
     }
@@ -357,12 +256,12 @@ void expect_plain_owner_reduce(const Kernels<T>& kernels, Dice& dice, std::int32
   }
 
   // Gaps stay as they are: those of the plain feedback are zero.
-  at::Tensor next = at::zeros({owned.range.count()}, dtype_of<T>);
+  at::Tensor next = at::zeros({owned.end - owned.begin}, dtype_of<T>);
   at::Tensor reply = guarded_bytes(chunk.bytes);
   kernels.owner_reduce(
-      {.blocks = owned.bucket.blocks.data() + 12,
+      {.blocks = owned.blocks(),
        .block_count = std::ssize(chunk.blocks),
-       .chunk_begin = owned.range.begin,
+       .chunk_begin = owned.begin,
        .payload_begin = owned.payload_begin,
        .arrived = static_cast<const char*>(arrived.const_data_ptr()),
        .stride = stride,
@@ -395,7 +294,7 @@ TYPED_TEST(KernelsTest, DecodeEqualsThePlainComposition) {
     Dice dice(seed);
     const Table table = random_table<TypeParam>(dice);
     at::Tensor payload = guarded_bytes(table.bytes);
-    const at::Tensor values = random_values<TypeParam>(dice, table, Values::any);
+    const at::Tensor values = tensor_of(random_values<TypeParam>(dice, table, Values::any));
     plain_encode<TypeParam>(table, *make_no_feedback(), values, payload);
 
     at::Tensor got = at::full({table.numel}, 7, dtype_of<TypeParam>);
@@ -424,8 +323,8 @@ TYPED_TEST(KernelsTest, FirstNonFiniteNamesTheLowestSlice) {
     Dice dice(seed);
     const Table table = random_table<TypeParam>(dice);
     at::Tensor payload = guarded_bytes(table.bytes);
-    const at::Tensor values =
-        random_values<TypeParam>(dice, table, seed % 4 == 0 ? Values::finite : Values::any);
+    const at::Tensor values = tensor_of(
+        random_values<TypeParam>(dice, table, seed % 4 == 0 ? Values::finite : Values::any));
     plain_encode<TypeParam>(table, *make_no_feedback(), values, payload);
 
     std::int32_t expected = INT32_MAX;
@@ -459,8 +358,8 @@ TYPED_TEST(KernelsTest, MeanAndCheckEqualsThePlainComposition) {
       SCOPED_TRACE(testing::Message() << ranks << " ranks, seed " << seed);
       Dice dice(seed);
       const Table table = random_table<TypeParam>(dice);
-      const at::Tensor sum =
-          random_values<TypeParam>(dice, table, seed % 2 == 0 ? Values::finite : Values::any);
+      const at::Tensor sum = tensor_of(
+          random_values<TypeParam>(dice, table, seed % 2 == 0 ? Values::finite : Values::any));
       at::Tensor expected = sum.clone();
       std::int32_t first = INT32_MAX;
       for (const Block& block : table.blocks) {

@@ -29,13 +29,17 @@ THINWIRE_ON_DEVICE bool all_finite(std::int64_t count, Value value) {
          }) == 0;
 }
 
+// A device may use constants, but not call the host's functions that make them.
+template <typename T>
+inline constexpr T smallest_normal = std::numeric_limits<T>::min();
+template <typename T>
+inline constexpr T not_finite = std::numeric_limits<T>::quiet_NaN();
+
 template <typename T>
 THINWIRE_ON_DEVICE T scale_of(T sum_of_magnitudes, std::int64_t count) {
-  constexpr T smallest_normal = std::numeric_limits<T>::min();
-  constexpr T nan = std::numeric_limits<T>::quiet_NaN();
   const T scale = sum_of_magnitudes / static_cast<T>(count);
-  if (!(scale - scale == 0)) return nan;
-  return scale < smallest_normal ? T{0} : scale;
+  if (!(scale - scale == 0)) return not_finite<T>;
+  return scale < smallest_normal<T> ? T{0} : scale;
 }
 
 // payload := code(message(i)), and absorb(i, message, -decoded) for each element.

@@ -1,0 +1,92 @@
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "collectives/compression/kernels/bodies.h"
+#include "collectives/compression/kernels/launch.h"
+
+namespace thinwire {
+namespace {
+
+constexpr int threads = 256;
+constexpr int warps = threads / warp_lanes;
+constexpr std::int64_t most_groups = 1 << 20;
+
+// Every warp takes one block of the table, then the one that lies as many warps further on.
+template <typename Args, typename Body>
+__device__ void for_each_block(const Args& args, Body body) {
+  const std::int64_t stride = std::int64_t{gridDim.x} * warps;
+  std::int64_t b = std::int64_t{blockIdx.x} * warps + threadIdx.x / warp_lanes;
+  for (; b < args.block_count; b += stride) {
+    const Block block = args.blocks[b];
+    if (block.count > 0) body(block);
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(threads) encode_kernel(EncodeArgs<T> args) {
+  for_each_block(args, [&](const Block& b) { bodies::encode<DeviceWarp>(args, b); });
+}
+template <typename T>
+__global__ void __launch_bounds__(threads) owner_reduce_kernel(OwnerReduceArgs<T> args) {
+  for_each_block(args, [&](const Block& b) { bodies::owner_reduce<DeviceWarp>(args, b); });
+}
+template <typename T>
+__global__ void __launch_bounds__(threads) first_non_finite_kernel(FirstNonFiniteArgs<T> args) {
+  for_each_block(args, [&](const Block& b) { bodies::first_non_finite<DeviceWarp>(args, b); });
+}
+template <typename T>
+__global__ void __launch_bounds__(threads) decode_kernel(DecodeArgs<T> args) {
+  for_each_block(args, [&](const Block& b) { bodies::decode<DeviceWarp>(args, b); });
+}
+template <typename T>
+__global__ void __launch_bounds__(threads) mean_and_check_kernel(MeanAndCheckArgs<T> args) {
+  for_each_block(args, [&](const Block& b) { bodies::mean_and_check<DeviceWarp>(args, b); });
+}
+
+template <typename Args>
+int run(void (*kernel)(Args), const Args& args, StreamHandle stream) {
+  if (args.block_count <= 0) return cudaSuccess;
+  const std::int64_t groups = std::min(most_groups, (args.block_count + warps - 1) / warps);
+  kernel<<<static_cast<unsigned>(groups), threads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+namespace launch {
+
+template <typename T>
+int encode(const EncodeArgs<T>& args, StreamHandle stream) {
+  return run(encode_kernel<T>, args, stream);
+}
+template <typename T>
+int owner_reduce(const OwnerReduceArgs<T>& args, StreamHandle stream) {
+  return run(owner_reduce_kernel<T>, args, stream);
+}
+template <typename T>
+int first_non_finite(const FirstNonFiniteArgs<T>& args, StreamHandle stream) {
+  return run(first_non_finite_kernel<T>, args, stream);
+}
+template <typename T>
+int decode(const DecodeArgs<T>& args, StreamHandle stream) {
+  return run(decode_kernel<T>, args, stream);
+}
+template <typename T>
+int mean_and_check(const MeanAndCheckArgs<T>& args, StreamHandle stream) {
+  return run(mean_and_check_kernel<T>, args, stream);
+}
+
+template int encode(const EncodeArgs<float>&, StreamHandle);
+template int encode(const EncodeArgs<double>&, StreamHandle);
+template int owner_reduce(const OwnerReduceArgs<float>&, StreamHandle);
+template int owner_reduce(const OwnerReduceArgs<double>&, StreamHandle);
+template int first_non_finite(const FirstNonFiniteArgs<float>&, StreamHandle);
+template int first_non_finite(const FirstNonFiniteArgs<double>&, StreamHandle);
+template int decode(const DecodeArgs<float>&, StreamHandle);
+template int decode(const DecodeArgs<double>&, StreamHandle);
+template int mean_and_check(const MeanAndCheckArgs<float>&, StreamHandle);
+template int mean_and_check(const MeanAndCheckArgs<double>&, StreamHandle);
+
+}  // namespace launch
+}  // namespace thinwire

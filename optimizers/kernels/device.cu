@@ -1,0 +1,134 @@
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "optimizers/kernels/bodies.h"
+#include "optimizers/kernels/launch.h"
+
+namespace thinwire {
+namespace {
+
+constexpr int threads = 256;
+constexpr int warps = threads / warp_lanes;
+constexpr std::int64_t most_groups = 1 << 20;
+constexpr std::int64_t tile = 4096;
+
+unsigned groups_for(std::int64_t parts) {
+  return static_cast<unsigned>(std::min(most_groups, parts));
+}
+
+// Calls `body(slice, i)` for the element i of every slice, i from the bucket's start. A group of
+// threads takes one tile of the bucket after another, whatever the sizes of the slices.
+// `begin_slice` makes what the elements of one slice share.
+template <typename BeginSlice, typename Body>
+__device__ void for_each_element(const StepSlice* slices, std::int64_t slice_count,
+                                 std::int64_t numel, BeginSlice begin_slice, Body body) {
+  for (std::int64_t first = blockIdx.x * tile; first < numel; first += gridDim.x * tile) {
+    const std::int64_t last = first + tile < numel ? first + tile : numel;
+    // The first slice that ends behind the tile's begin.
+    std::int64_t low = 0;
+    std::int64_t high = slice_count;
+    while (low < high) {
+      const std::int64_t middle = (low + high) / 2;
+      if (slices[middle].offset + slices[middle].numel > first) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    for (; low < slice_count && slices[low].offset < last; ++low) {
+      const StepSlice slice = slices[low];
+      const auto numbers = begin_slice(slice);
+      const std::int64_t begin = slice.offset > first ? slice.offset : first;
+      const std::int64_t end =
+          slice.offset + slice.numel < last ? slice.offset + slice.numel : last;
+      for (std::int64_t i = begin + threadIdx.x; i < end; i += threads) body(numbers, i);
+    }
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(threads) sgd_kernel(SgdArgs<T> args) {
+  for_each_element(
+      args.slices, args.slice_count, args.numel,
+      [&](const StepSlice& slice) { return bodies::sgd_numbers<T>(args.step, slice); },
+      [&](const bodies::SgdNumbers<T>& numbers, std::int64_t i) {
+        if (args.momentum != nullptr) {
+          bodies::sgd_momentum(args.weights[i], args.momentum[i], args.gradient[i], numbers);
+        } else {
+          bodies::sgd_plain(args.weights[i], args.gradient[i], numbers);
+        }
+      });
+}
+
+template <typename T>
+__global__ void __launch_bounds__(threads) adam_kernel(AdamArgs<T> args) {
+  for_each_element(
+      args.slices, args.slice_count, args.numel,
+      [&](const StepSlice& slice) { return bodies::adam_numbers<T>(args.step, slice); },
+      [&](const bodies::AdamNumbers<T>& numbers, std::int64_t i) {
+        if (args.max_exp_avg_sq != nullptr) {
+          bodies::adam_amsgrad(args.weights[i], args.exp_avg[i], args.exp_avg_sq[i],
+                               args.max_exp_avg_sq[i], args.gradient[i], numbers);
+        } else {
+          bodies::adam_plain(args.weights[i], args.exp_avg[i], args.exp_avg_sq[i], args.gradient[i],
+                             numbers);
+        }
+      });
+}
+
+template <typename T>
+__global__ void __launch_bounds__(threads) block_sums_kernel(SquaredNormArgs<T> args) {
+  const std::int64_t stride = std::int64_t{gridDim.x} * warps;
+  std::int64_t b = std::int64_t{blockIdx.x} * warps + threadIdx.x / warp_lanes;
+  for (; b < args.block_count; b += stride) {
+    const NormBlock block = args.blocks[b];
+    const double sum = bodies::squared_sum<DeviceWarp>(args.values + block.begin, block.count);
+    DeviceWarp::once([&] { args.block_sums[b] = sum; });
+  }
+}
+
+// One warp.
+template <typename T>
+__global__ void result_kernel(SquaredNormArgs<T> args) {
+  const double sum = bodies::sum_of_blocks<DeviceWarp>(args.block_sums, args.block_count);
+  DeviceWarp::once([&] { *args.result = sum; });
+}
+
+}  // namespace
+
+namespace launch {
+
+template <typename T>
+int sgd(const SgdArgs<T>& args, StreamHandle stream) {
+  if (args.slice_count <= 0 || args.numel <= 0) return cudaSuccess;
+  sgd_kernel<<<groups_for((args.numel + tile - 1) / tile), threads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+template <typename T>
+int adam(const AdamArgs<T>& args, StreamHandle stream) {
+  if (args.slice_count <= 0 || args.numel <= 0) return cudaSuccess;
+  adam_kernel<<<groups_for((args.numel + tile - 1) / tile), threads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+template <typename T>
+int squared_norm(const SquaredNormArgs<T>& args, StreamHandle stream) {
+  if (args.block_count > 0) {
+    block_sums_kernel<<<groups_for((args.block_count + warps - 1) / warps), threads, 0, stream>>>(
+        args);
+  }
+  result_kernel<<<1, warp_lanes, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+template int sgd(const SgdArgs<float>&, StreamHandle);
+template int sgd(const SgdArgs<double>&, StreamHandle);
+template int adam(const AdamArgs<float>&, StreamHandle);
+template int adam(const AdamArgs<double>&, StreamHandle);
+template int squared_norm(const SquaredNormArgs<float>&, StreamHandle);
+template int squared_norm(const SquaredNormArgs<double>&, StreamHandle);
+
+}  // namespace launch
+}  // namespace thinwire

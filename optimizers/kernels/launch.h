@@ -1,0 +1,15 @@
+// The launches behind `cuda_optimizer_kernels`, which return CUDA's error code.
+#pragma once
+
+#include "optimizers/kernels/kernels.h"
+
+namespace thinwire::launch {
+
+template <typename T>
+int sgd(const SgdArgs<T>& args, StreamHandle stream);
+template <typename T>
+int adam(const AdamArgs<T>& args, StreamHandle stream);
+template <typename T>
+int squared_norm(const SquaredNormArgs<T>& args, StreamHandle stream);
+
+}  // namespace thinwire::launch
