@@ -109,8 +109,13 @@ class Link {
       child->abort(error.what());
       throw;
     }
-    const std::lock_guard lock(mutex_);
-    children_.push_back(child);
+    std::optional<std::string> reason;
+    {
+      const std::lock_guard lock(reason_mutex_);
+      children_.push_back(child);
+      reason = reason_;
+    }
+    if (reason) child->abort(*reason);  // an abort that came too early to find it
     return child;
   }
 
@@ -177,6 +182,9 @@ class Link {
     {
       const std::lock_guard lock(reason_mutex_);
       if (!reason_) reason_ = reason;
+      for (const auto& weak : children_) {
+        if (auto child = weak.lock()) children.push_back(std::move(child));
+      }
     }
     {
       // A thread may be stuck inside NCCL where the device's queue is full: NCCL can be aborted
@@ -185,9 +193,6 @@ class Link {
       const Deadline patience = Clock::now() + std::chrono::seconds(1);
       for (Backoff backoff; !lock.try_lock() && Clock::now() < patience;) backoff.pause();
       if (!closed_.exchange(true) && comm_ != nullptr) nccl_.comm_abort(comm_);
-      for (const auto& weak : children_) {
-        if (auto child = weak.lock()) children.push_back(std::move(child));
-      }
     }
     for (const auto& child : children) child->abort(reason);
   }
@@ -443,9 +448,9 @@ class Link {
   ncclComm_t comm_ = nullptr;
   std::atomic<bool> closed_ = false;  // aborted or destroyed: the handle is no longer valid
   std::deque<std::shared_ptr<Flight>> flights_;  // in the order of the wire
-  std::vector<std::weak_ptr<Link>> children_;
   std::mutex reason_mutex_;
-  std::optional<std::string> reason_;
+  std::optional<std::string> reason_;          // why it is lost
+  std::vector<std::weak_ptr<Link>> children_;  // split off
 };
 
 class NcclWork final : public Work {
