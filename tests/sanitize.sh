@@ -28,6 +28,9 @@ case ${1:-} in
     ;;
 esac
 cmake --preset "$preset" -DTHINWIRE_TORCH="$torch" >/dev/null
+if grep -q '^THINWIRE_NCCL_LIBRARY:FILEPATH=/' "$build/CMakeCache.txt"; then
+  tests+=(nccl_simulated_test)
+fi
 ./build.sh "$build" "${tests[@]}"
 names=$(IFS='|'; echo "${tests[*]}")
 ctest --test-dir "$build" --output-on-failure --no-tests=error -R "^($names)\$"

@@ -85,7 +85,6 @@ void synchronize(const CudaApi& api, const Event& event, const std::source_locat
 }
 
 bool is_done(const CudaApi& api, const Event& event, const std::source_location& where) {
-  announce(api, where);
   const cudaError_t code = api.event_query(event.get());
   if (code == cudaErrorNotReady) return false;
   cuda_check(api, code, "cudaEventQuery", where);
@@ -97,6 +96,7 @@ void poll_until_done(const CudaApi& api, const Event& event, const std::function
   Backoff backoff;
   while (true) {
     between();
+    announce(api, where);
     if (is_done(api, event, where)) return;
     backoff.pause();
   }

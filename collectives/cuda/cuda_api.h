@@ -112,6 +112,10 @@ class PinnedMemory {
   void* data_ = nullptr;
 };
 
+// Whether the work before `event` is done: a look, not a wait. Throws `Error` where it failed.
+bool is_done(const CudaApi& api, const Event& event,
+             const std::source_location& where = std::source_location::current());
+
 // Every wait on a stream or an event goes through one of the following, which announce the place
 // of the call (`about_to_wait`): the simulator lists those places and leaves one out.
 
@@ -125,10 +129,6 @@ void synchronize(const CudaApi& api, cudaStream_t stream,
                  const std::source_location& where = std::source_location::current());
 void synchronize(const CudaApi& api, const Event& event,
                  const std::source_location& where = std::source_location::current());
-
-// Whether the work before `event` is done. Throws `Error` where a kernel before it failed.
-bool is_done(const CudaApi& api, const Event& event,
-             const std::source_location& where = std::source_location::current());
 
 // Waits on the host until the work before `event` is done, with yields and then short sleeps, and
 // calls `between` before each look: it leaves by throwing, at a deadline or on an abort.
