@@ -1,5 +1,6 @@
 #include "launch/job.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <string>
@@ -127,7 +128,7 @@ TEST(Job, AProcessReportsItsOwnError) {
   const auto end = [&](const auto& error) {
     testing::internal::CaptureStderr();
     const int code = run_job(job, [&](std::unique_ptr<Communicator>) -> int { throw error; });
-    return std::to_string(code) + " " + testing::internal::GetCapturedStderr();
+    return fmt::format("{} {}", code, testing::internal::GetCapturedStderr());
   };
   EXPECT_EQ(end(IoError("a; b")), "74 thinwire: rank 0: a; b\n");
   EXPECT_EQ(end(PeerLost("a; b")), "71 thinwire: rank 0: a; b\n");
