@@ -291,7 +291,9 @@ std::string help_text() {
          "  thinwire info                      print the version and what it was built with\n"
          "  thinwire help                      print this text\n"
          "\n"
-         "Ranks are threads (thinwire train --ranks 4) or processes (mpirun -n 4 thinwire train).\n"
+         "Ranks are threads (thinwire train --ranks 4) or processes (thinwire train under mpirun, "
+         "srun or\n"
+         "torchrun --no-python).\n"
          "SIGUSR1, SIGTERM or SIGINT: checkpoint and stop at the next step.\n"
          "\n"
          "Exit codes:\n" +

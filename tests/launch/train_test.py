@@ -206,6 +206,17 @@ class Stopping(Case):
         text = self.stop_with(process, signal.SIGUSR1)
         self.check_resumed(text, process.returncode)
 
+    @unittest.skipUnless(HAS_MPI, "built without MPI")
+    def test_the_mpirun_script_turns_sigterm_into_a_checkpoint(self):
+        script = pathlib.Path(__file__).resolve().parents[2] / "launch/jobs/mpirun.sh"
+        variables = {**mpi_environment(), "RANKS": "3", "THINWIRE": PROGRAM.path}
+        process = subprocess.Popen(
+            [script, *SMALL_WITHOUT_REPORT, *map(str, self.JOB[2:]), "--output",
+             str(self.folder / "run")],
+            env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        text = self.stop_with(process, signal.SIGTERM)
+        self.check_resumed(text, process.returncode)
+
 
 SMALL_WITHOUT_REPORT = SMALL[:SMALL.index("--report-every")]
 
@@ -372,6 +383,15 @@ class BadInput(Case):
         result = PROGRAM.mpirun(2, "train", *SMALL, "--ranks", 2, "--steps", 2)
         self.assertEqual(result.returncode, 2, result.stderr)
         self.assertIn("--ranks", result.stderr)
+
+    @unittest.skipUnless(HAS_MPI, "built without MPI")
+    def test_an_mpi_that_finds_other_processes_than_the_launcher_started(self):
+        # What happens under the mpirun of another MPI: each process would be alone.
+        result = PROGRAM.run("train", *SMALL, "--output", self.folder / "run",
+                             OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_SIZE="2",
+                             OMPI_COMM_WORLD_LOCAL_RANK="0")
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("MPI finds rank 0 of 1, but mpirun started rank 0 of 2", result.stderr)
 
     @unittest.skipUnless(HAS_MPI, "built without MPI")
     def test_different_configurations_are_a_diff_of_keys(self):
