@@ -52,9 +52,9 @@ struct SocketOptions {
 // of `wait` only the kernel's socket buffers move bytes (some MB per peer): a rank that stays away
 // longer holds up those who need it.
 //
-// Memory: what a peer sends for an operation that this rank has not called yet is limited to 256 KiB
-// per peer; the rest waits at the sender. Sums keep what arrived and cannot be added yet because
-// another rank's piece is missing: usually some pieces, at most the size of the tensor.
+// Memory: what a peer sends for an operation that this rank has not called yet is limited to 256
+// KiB per peer; the rest waits at the sender. Sums keep what arrived and cannot be added yet
+// because another rank's piece is missing: usually some pieces, at most the size of the tensor.
 std::unique_ptr<Communicator> make_socket_communicator(const SocketOptions& options);
 
 }  // namespace thinwire
