@@ -57,6 +57,6 @@ class Program:
         return subprocess.run(command, env=mpi_environment(), text=True, capture_output=True,
                               timeout=timeout, check=False)
 
-    def start(self, *arguments):
-        return subprocess.Popen([self.path, *map(str, arguments)], env=environment(), text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def start(self, *arguments, **variables):
+        return subprocess.Popen([self.path, *map(str, arguments)], env=environment(**variables),
+                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

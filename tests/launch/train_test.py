@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -76,6 +77,21 @@ class Results(Case):
             self.assertEqual(self.hash_of("threads"), self.hash_of("mpi"))
             ends = [end_of(self.folder / name) for name in ("threads", "mpi")]
             self.assertEqual(ends[0]["bytes_wire"], ends[1]["bytes_wire"])
+
+    def test_processes_that_nobody_launched(self):
+        job = ("--steps", "30", "--compressor", "sign")
+        self.train("--ranks", 2, *job, name="threads")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        ranks = [PROGRAM.start("train", *SMALL, *job, "--output", self.folder / "by-hand",
+                               RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
+                               LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+                 for rank in range(2)]
+        for process in ranks:
+            out, err = process.communicate(timeout=120)
+            self.assertEqual(process.returncode, 0, out + err)
+        self.assertEqual(self.hash_of("threads"), self.hash_of("by-hand"))
 
     def test_trace_shows_exchanges_while_backward_runs(self):
         trace = self.folder / "trace.json"
