@@ -12,8 +12,9 @@ packages=(
   g++ cmake ninja-build ccache clang-format python3 python3-venv ca-certificates
   libgtest-dev libgmock-dev libboost-program-options-dev nlohmann-json3-dev libxxhash-dev zlib1g-dev
   libopenmpi-dev openmpi-bin dataset-fashion-mnist
+  shellcheck slurmctld slurmd slurm-client munge
 )
-wheels=(torch==2.11.0 safetensors==0.4.5 numpy==2.4.6)
+wheels=(torch==2.11.0 safetensors==0.4.5 numpy==2.4.6 typing-extensions==4.15.0)
 
 missing=()
 for package in "${packages[@]}"; do
@@ -21,19 +22,19 @@ for package in "${packages[@]}"; do
   [[ $status == "install ok installed" ]] || missing+=("$package")
 done
 if ((${#missing[@]})); then
-  command="apt-get install -y --no-install-recommends ${missing[*]}"
+  command=(apt-get install -y --no-install-recommends "${missing[@]}")
   if [[ $(id -u) == 0 ]]; then
     run=()
   elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
     run=(sudo)
   else
     echo "setup: these Debian packages are missing: ${missing[*]}" >&2
-    echo "setup: run as root: apt-get update && $command" >&2
+    echo "setup: run as root: apt-get update && ${command[*]}" >&2
     exit 1
   fi
   echo "setup: installing ${missing[*]}"
   "${run[@]}" apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive "${run[@]}" $command >/dev/null
+  DEBIAN_FRONTEND=noninteractive "${run[@]}" "${command[@]}" >/dev/null
 fi
 
 # libtorch's CPU library needs CUDA's runtime and profiling libraries even where there is no GPU:
@@ -43,6 +44,10 @@ if ! compgen -G "$toolkit/lib64/libcudart.so.13*" >/dev/null ||
    { ! compgen -G "$toolkit/lib64/libcupti.so.13*" >/dev/null &&
      ! compgen -G "$toolkit/extras/CUPTI/lib64/libcupti.so.13*" >/dev/null; }; then
   wheels+=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+else
+  # torchrun imports all of torch, GPU libraries included: those that no toolkit has. Without a
+  # toolkit it would take two gigabytes more, and the test of torchrun is skipped.
+  wheels+=(nvidia-cusparselt-cu13==0.8.0 nvidia-nvshmem-cu13==3.4.5 nvidia-cufile==1.15.1.6)
 fi
 
 stamp="$build/venv/.thinwire-setup"

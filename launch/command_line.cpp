@@ -61,7 +61,11 @@ po::options_description description(const std::vector<Option>& options) {
     for (; first != last; ++first) {
       auto* value = po::value<std::string>()->value_name(first->placeholder());
       const std::string fallback = first->get(defaults);
-      if (!fallback.empty()) value->default_value(fallback);
+      if (first->is_switch()) {
+        value->zero_tokens();
+      } else if (!fallback.empty()) {
+        value->default_value(fallback);
+      }
       const std::string range = first->range();
       const std::string help =
           range.empty() ? first->help : fmt::format("{} ({})", first->help, range);
@@ -110,6 +114,9 @@ Flags parse_flags(const std::vector<std::string>& arguments, const std::vector<O
                       fmt::join(parsed.value, " ")));
     }
     const std::string flag = "--" + name;
+    const auto option = std::find_if(options.begin(), options.end(), [&](const Option& known_one) {
+      return known_one.name == name;
+    });
     if (std::find(known.begin(), known.end(), flag) == known.end()) {
       throw UsageError(fmt::format("unknown flag {}; {}`thinwire train --help` lists all", flag,
                                    did_you_mean(flag, known)));
@@ -123,6 +130,10 @@ Flags parse_flags(const std::vector<std::string>& arguments, const std::vector<O
     }
     if (name == "print-config") {
       flags.instead = Command::print_config;
+      continue;
+    }
+    if (option != options.end() && option->is_switch()) {
+      flags.given.push_back({flag, name, "true"});
       continue;
     }
     // Nothing that an option can hold starts like a flag: the value was forgotten.
@@ -265,8 +276,7 @@ std::string config_text(const TrainRequest& request) {
   return text;
 }
 
-std::map<std::string, std::string> as_map(const TrainOptions& options, std::int64_t ranks) {
-  const TrainRequest request{options, ranks};
+std::map<std::string, std::string> as_map(const TrainRequest& request) {
   std::map<std::string, std::string> map;
   for (const auto& option : options_table()) map[option.name] = option.get(request);
   return map;
@@ -281,7 +291,9 @@ std::string help_text() {
          "  thinwire info                      print the version and what it was built with\n"
          "  thinwire help                      print this text\n"
          "\n"
-         "Ranks are threads (thinwire train --ranks 4) or processes (mpirun -n 4 thinwire train).\n"
+         "Ranks are threads (thinwire train --ranks 4) or processes (thinwire train under mpirun, "
+         "srun or\n"
+         "torchrun --no-python).\n"
          "SIGUSR1, SIGTERM or SIGINT: checkpoint and stop at the next step.\n"
          "\n"
          "Exit codes:\n" +

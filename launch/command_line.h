@@ -34,7 +34,7 @@ void read_config(std::istream& stream, const std::string& file, TrainRequest& re
 std::string config_text(const TrainRequest& request);
 
 // Every option by its flag name without dashes, as `config_text` writes it: what ranks compare.
-std::map<std::string, std::string> as_map(const TrainOptions& options, std::int64_t ranks);
+std::map<std::string, std::string> as_map(const TrainRequest& request);
 
 std::string help_text();
 std::string train_help_text();

@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <optional>
@@ -5,6 +7,7 @@
 #include "launch/commands.h"
 #include "launch/exit.h"
 #include "launch/info.h"
+#include "launch/job.h"
 #include "runtime/base/error.h"
 
 namespace thinwire {
@@ -30,7 +33,7 @@ int run(const std::vector<std::string>& arguments, const JobEnvironment& environ
     case Command::verify:
       return run_verify(line.folder);
     case Command::info:
-      return print(info_text());
+      return print(info_text() + fmt::format("launcher  {}\n", describe(environment)));
     case Command::help:
       return print(help_text());
     case Command::train_help:
@@ -47,7 +50,10 @@ int run_reported(const std::vector<std::string>& arguments) {
   } catch (const std::exception& error) {
     // All ranks have the same arguments: one of them says what is wrong with these.
     const bool said = environment.rank > 0 && dynamic_cast<const UsageError*>(&error);
-    if (said) return exit_code(error);
+    if (said) {
+      let_others_speak();
+      return exit_code(error);
+    }
     return report(error,
                   environment.world_size > 1 ? std::optional(environment.rank) : std::nullopt);
   }

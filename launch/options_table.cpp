@@ -32,6 +32,12 @@ struct Set {
     request.*field.member = text;
   }
   void operator()(const TextField& field) const { request.*field.member = text; }
+  void operator()(const SwitchField& field) const {
+    if (text != "true" && text != "false") {
+      throw UsageError(fmt::format("{} is '{}'; give true or false", place, text));
+    }
+    request.*field.member = text == "true";
+  }
 };
 
 struct Range {
@@ -44,6 +50,7 @@ struct Range {
   }
   std::string operator()(const WordField&) const { return {}; }
   std::string operator()(const TextField&) const { return {}; }
+  std::string operator()(const SwitchField&) const { return {}; }
 };
 
 struct Placeholder {
@@ -52,6 +59,7 @@ struct Placeholder {
   std::string operator()(const NumberField&) const { return "X"; }
   std::string operator()(const WordField&) const { return "TEXT"; }
   std::string operator()(const TextField&) const { return "TEXT"; }
+  std::string operator()(const SwitchField&) const { return {}; }
 };
 
 }  // namespace
@@ -79,6 +87,7 @@ std::vector<Option> options_table() {
   using Number = NumberField;
   using Word = WordField;
   using Text = TextField;
+  using Switch = SwitchField;
   const std::string data = "Data and model";
   const std::string length = "Length";
   const std::string optimizer = "Optimizer";
@@ -112,8 +121,11 @@ std::vector<Option> options_table() {
       {"timeout", communication, "seconds that a collective may take",
        Integer{&R::timeout, 1, 86'400}},
 
-      {"ranks", run, "ranks as threads of this process; 1 under mpirun",
+      {"ranks", run, "ranks as threads of this process; 1 under a launcher",
        Integer{&R::ranks, 1, 256}},
+      {"backend", run, "auto | threads | mpi | sockets: what joins the ranks", Word{&R::backend}},
+      {"device", run, "auto | cpu | cuda; auto: cuda where there is one", Word{&R::device}},
+      {"share-device", run, "ranks of a host may share a device", Switch{&R::share_device}},
       {"seed", run, "of weights, data order and rounding", SeedField{&R::seed}},
       {"output", run, "folder for the report and the checkpoints", Word{&R::output}},
       {"checkpoint-every", run, "steps; 0: only at the end",

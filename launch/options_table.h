@@ -11,10 +11,12 @@
 
 namespace thinwire {
 
-// Everything that a config file can hold: the training options, and how many ranks to start as
-// threads of this process.
+// Everything that a config file can hold: the training options, and how the job is set up.
 struct TrainRequest : TrainOptions {
-  std::int64_t ranks = 1;
+  std::int64_t ranks = 1;        // threads of this process
+  std::string backend = "auto";  // auto | threads | mpi | sockets
+  std::string device = "auto";   // auto | cpu | cuda
+  bool share_device = false;     // may ranks of a host compute on the same device?
 };
 
 // One kind of value each: where it is stored and what may be stored there.
@@ -37,10 +39,14 @@ struct WordField {
 struct TextField {
   std::string TrainRequest::*member;  // may be empty
 };
+struct SwitchField {
+  bool TrainRequest::*member;  // a flag without a value, for true; true or false in a file
+};
 
 // One flag, which is also one key of a config file.
 struct Option {
-  using Field = std::variant<IntegerField, SeedField, NumberField, WordField, TextField>;
+  using Field =
+      std::variant<IntegerField, SeedField, NumberField, WordField, TextField, SwitchField>;
 
   std::string name;   // without dashes in front
   std::string group;  // options of a group are neighbours
@@ -54,6 +60,7 @@ struct Option {
   std::string get(const TrainRequest& request) const;
   // "1 to 1024"; empty for texts.
   std::string range() const;
+  bool is_switch() const { return std::holds_alternative<SwitchField>(field); }
   // What stands for a value in the help, e.g. "N".
   std::string placeholder() const;
 };

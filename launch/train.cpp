@@ -7,12 +7,12 @@
 #include <optional>
 #include <thread>
 
-#include "collectives/threads/thread_communicator.h"
 #include "examples/models/initialize.h"
 #include "examples/models/models.h"
 #include "launch/agreement.h"
 #include "launch/commands.h"
-#include "launch/exit.h"
+#include "launch/device.h"
+#include "launch/job.h"
 #include "launch/output_folder.h"
 #include "launch/progress.h"
 #include "launch/signals.h"
@@ -25,10 +25,6 @@
 #include "runtime/data_parallel.h"
 #include "runtime/telemetry/metrics.h"
 #include "runtime/trainer/trainer.h"
-
-#if THINWIRE_HAVE_MPI
-#include "collectives/mpi/mpi_communicator.h"
-#endif
 
 namespace thinwire {
 namespace {
@@ -138,7 +134,7 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
   Model model = make_model(options.model, data.train->sample_shape(), data.train->classes());
   initialize_parameters(*model.module, options.seed);
 
-  const auto configuration = as_map(options, line.train.ranks);
+  const auto configuration = as_map(line.train);
   Facts facts(configuration.begin(), configuration.end());
   facts["version"] = kVersion;
   facts["parameters"] = layout_of(parameters_of(*model.module));
@@ -193,58 +189,35 @@ void share_cores(std::int64_t ranks) {
   at::set_num_threads(static_cast<int>(std::max<std::int64_t>(1, cores / ranks)));
 }
 
-#if THINWIRE_HAVE_MPI
-int train_over_mpi(const CommandLine& line, const JobEnvironment& environment,
-                   const DataSplit& data, const SignalWatcher& signals) {
-  MpiEnvironment mpi;
-  try {
-    auto world = make_mpi_communicator(MPI_COMM_WORLD,
-                                       {.timeout = std::chrono::seconds(line.train.timeout)});
-    // Open MPI gives its ranks a terminal of its own, wherever its output goes.
-    return train_rank(std::move(world), line, data, signals, Progress::Mode::lines);
-  } catch (const AgreedError& error) {
-    // They end together, and one of them says why.
-    if (environment.rank == 0) report(error, std::nullopt);
-    return exit_code(error);
-  } catch (const std::exception& error) {
-    const int code = report(error, environment.rank);
-    // A rank that failed on its own tells its peers before it says why itself: let it come first.
-    if (dynamic_cast<const PeerLost*>(&error)) std::this_thread::sleep_for(std::chrono::seconds(1));
-    // The others may be waiting for this rank.
-    MpiEnvironment::abort_job(code);
-  }
+Progress::Mode progress_mode(const Job& job) {
+  // Launchers give ranks a terminal or a pipe of their own, wherever its output goes.
+  return job.backend == Backend::threads ? Progress::mode_for(1) : Progress::Mode::lines;
 }
-#else
-int train_over_mpi(const CommandLine&, const JobEnvironment&, const DataSplit&,
-                   const SignalWatcher&) {
-  throw UsageError(
-      "this thinwire was built without MPI, but mpirun started it; rebuild with -DTHINWIRE_MPI=ON, "
-      "or run it alone with --ranks N");
+
+// This program trains on the CPU only, whatever devices the host has.
+Device choose_rank_device(const TrainRequest& request, const JobEnvironment& environment) {
+  const VisibleDevices none;
+  return choose_device(request.device, environment, none,
+                       request.share_device ? SharePolicy::share : SharePolicy::refuse);
 }
-#endif
 
 }  // namespace
 
 int run_train(const TrainOptions& options, const CommandLine& line,
               const JobEnvironment& environment) {
   const SignalWatcher signals;  // before any other thread
-  share_cores(std::max<std::int64_t>(line.train.ranks, environment.local_size));
+  const auto ranks = static_cast<int>(line.train.ranks);
+  const Job job{environment,
+                choose_backend(line.train.backend, environment, ranks, built_backends()), ranks,
+                std::chrono::seconds(options.timeout)};
+  const Device device = choose_rank_device(line.train, environment);
+  share_cores(std::max(ranks, environment.local_size));
   const DataSplit data = load_data(options.data);
   validate(options, data);
-  const bool alone_with_threads = environment.world_size == 1 && line.train.ranks > 1;
-  if (environment.launcher == JobEnvironment::Launcher::mpirun && !alone_with_threads) {
-    return train_over_mpi(line, environment, data, signals);
-  }
-
-  std::atomic<int> code{0};
-  run_ranks(static_cast<int>(line.train.ranks),
-            [&](std::unique_ptr<Communicator> communicator) {
-              const int rank_code =
-                  train_rank(std::move(communicator), line, data, signals, Progress::mode_for(1));
-              if (rank_code != 0) code = rank_code;
-            },
-            {.timeout = std::chrono::seconds(options.timeout), .link = {}});
-  return code;
+  if (environment.rank == 0) std::cout << describe(job) << ", on " << name(device) << std::endl;
+  return run_job(job, [&](std::unique_ptr<Communicator> communicator) {
+    return train_rank(std::move(communicator), line, data, signals, progress_mode(job));
+  });
 }
 
 }  // namespace thinwire

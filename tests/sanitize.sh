@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 torch=$(echo "$PWD"/build/venv/lib/python3*/site-packages/torch)
 case ${1:-} in
   address)
-    build=build-asan
+    build='build-asan'
     preset=asan
     tests=(base_test threads_test compression_test optimizers_test bucket_reducer_test buckets_test
            trainer_test file_system_test safetensors_test checkpoint_test test_data)
@@ -17,7 +17,7 @@ case ${1:-} in
     export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
     ;;
   thread)
-    build=build-tsan
+    build='build-tsan'
     preset=tsan
     tests=(threads_test compression_test bucket_reducer_test)
     export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp halt_on_error=1"

@@ -7,6 +7,8 @@ import sys
 import tempfile
 import unittest
 
+from support import environment
+
 PROGRAM = sys.argv.pop(1) if len(sys.argv) > 1 else os.environ["THINWIRE_PROGRAM"]
 
 BAD = [
@@ -27,6 +29,11 @@ BAD = [
     (["train", "--momentum", "1"], 2, r"--momentum is '1'; give a number from 0 to 0\.9999"),
     (["train", "--ranks", "0"], 2, r"--ranks is '0'; give a whole number from 1 to 256"),
     (["train", "--model", ""], 2, r"--model is empty; "),
+    (["train", "--backend", "mpj"], 2, r"--backend is 'mpj'; give auto, threads, mpi or sockets"),
+    (["train", "--backend", "sockets", "--ranks", "2"], 2, r"--ranks 2 makes ranks threads, "),
+    (["train", "--device", "gpu"], 2, r"--device is 'gpu'; give auto, cpu or cuda"),
+    (["train", "--share-device", "yes"], 2, r"'yes' belongs to no flag; "),
+    (["train", "--share-device=yes"], 2, r"--share-device takes no value; "),
     (["train", "--help=yes"], 2, r"--help takes no value; "),
     (["train", "--config", "/nonexistent/a.ini"], 74,
      r"cannot read '/nonexistent/a\.ini': No such"),
@@ -39,8 +46,7 @@ BAD = [
 
 
 def run(arguments, **variables):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("OMPI_")}
-    return subprocess.run([PROGRAM, *arguments], env={**environment, **variables}, text=True,
+    return subprocess.run([PROGRAM, *arguments], env=environment(**variables), text=True,
                           capture_output=True, timeout=60, check=False)
 
 
@@ -80,13 +86,20 @@ class Command(unittest.TestCase):
         result = run(["info"])
         self.assertEqual((result.returncode, result.stderr), (0, ""))
         names = [line.split()[0] for line in result.stdout.splitlines()]
-        self.assertEqual(names, ["thinwire", "compiler", "libtorch", "MPI", "CUDA", "NCCL"])
+        self.assertEqual(names, ["thinwire", "compiler", "libtorch", "MPI", "CUDA", "NCCL",
+                                 "launcher"])
+        self.assertIn("\nlauncher  alone (no launcher's variables are set)\n", result.stdout)
+        result = run(["info"], **open_mpi(0, 2))
+        self.assertIn("\nlauncher  mpirun (OMPI_COMM_WORLD_RANK is set): rank 0 of 2, ",
+                      result.stdout)
 
     def test_print_config_round_trip(self):
-        first = run(["train", "--lr", "0.3", "--ranks", "2", "--print-config"])
+        first = run(["train", "--lr", "0.3", "--share-device", "--ranks", "2",
+                     "--print-config"])
         self.assertEqual((first.returncode, first.stderr), (0, ""))
         self.assertIn("\nlr = 0.3\n", first.stdout)
         self.assertIn("\nranks = 2\n", first.stdout)
+        self.assertIn("\nshare-device = true\n", first.stdout)
         with tempfile.NamedTemporaryFile("w", suffix=".ini") as file:
             file.write(first.stdout)
             file.flush()

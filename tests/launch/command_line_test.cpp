@@ -22,7 +22,7 @@ std::string write_file(const std::string& name, const std::string& text) {
 TEST(CommandLine, DefaultsAreThoseOfTheStruct) {
   const CommandLine line = parse_command_line({"train"});
   EXPECT_EQ(line.command, Command::train);
-  EXPECT_EQ(as_map(line.train, line.train.ranks), as_map(TrainOptions{}, 1));
+  EXPECT_EQ(as_map(line.train), as_map(TrainRequest{}));
 }
 
 TEST(CommandLine, EveryFlagReachesItsField) {

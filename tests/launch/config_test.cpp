@@ -21,7 +21,7 @@ TrainRequest read(const std::string& text) {
 using Map = std::map<std::string, std::string>;
 
 Map map_of(const TrainRequest& request) {
-  return as_map(request, request.ranks);
+  return as_map(request);
 }
 
 TEST(Config, CommentsBlanksAndLineEndsOfAnyKind) {
@@ -63,6 +63,9 @@ TEST(Config, WhatWasPrintedReadsBackAsTheSame) {
   request.bucket_mb = 1.25;
   request.timeout = 86400;
   request.ranks = 3;
+  request.backend = "mpi";
+  request.device = "cpu";
+  request.share_device = true;
   request.seed = 9223372036854775807u;
   request.output = "runs/\xff latin";
   request.checkpoint_every = 9;
@@ -106,9 +109,10 @@ TEST(Config, WhatAFileCannotHoldIsNotPrinted) {
 }
 
 TEST(Config, TheMapHasEveryOption) {
-  TrainOptions options;
-  options.lr = 0.25;
-  const Map map = as_map(options, 4);
+  TrainRequest request;
+  request.lr = 0.25;
+  request.ranks = 4;
+  const Map map = as_map(request);
   EXPECT_EQ(map.size(), options_table().size());
   EXPECT_EQ(map.at("lr"), "0.25");
   EXPECT_EQ(map.at("ranks"), "4");

@@ -10,8 +10,13 @@ SMALL = ["--model", "mlp:hidden=24", "--data", "synthetic:samples=256,test_sampl
          "--batch-size", "8", "--lr", "0.05", "--momentum", "0", "--report-every", "10"]
 
 
+# What launchers set: a test that runs inside a job is not one of its ranks.
+LAUNCHERS = ("OMPI_COMM_", "PMI", "SLURM_", "TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_RANK",
+             "LOCAL_WORLD_SIZE", "MASTER_")
+
+
 def environment(**variables):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("OMPI_")}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHERS)}
     return {**clean, **variables}
 
 
@@ -52,6 +57,6 @@ class Program:
         return subprocess.run(command, env=mpi_environment(), text=True, capture_output=True,
                               timeout=timeout, check=False)
 
-    def start(self, *arguments):
-        return subprocess.Popen([self.path, *map(str, arguments)], env=environment(), text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def start(self, *arguments, **variables):
+        return subprocess.Popen([self.path, *map(str, arguments)], env=environment(**variables),
+                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -76,6 +77,21 @@ class Results(Case):
             self.assertEqual(self.hash_of("threads"), self.hash_of("mpi"))
             ends = [end_of(self.folder / name) for name in ("threads", "mpi")]
             self.assertEqual(ends[0]["bytes_wire"], ends[1]["bytes_wire"])
+
+    def test_processes_that_nobody_launched(self):
+        job = ("--steps", "30", "--compressor", "sign")
+        self.train("--ranks", 2, *job, name="threads")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        ranks = [PROGRAM.start("train", *SMALL, *job, "--output", self.folder / "by-hand",
+                               RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
+                               LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+                 for rank in range(2)]
+        for process in ranks:
+            out, err = process.communicate(timeout=120)
+            self.assertEqual(process.returncode, 0, out + err)
+        self.assertEqual(self.hash_of("threads"), self.hash_of("by-hand"))
 
     def test_trace_shows_exchanges_while_backward_runs(self):
         trace = self.folder / "trace.json"
@@ -204,6 +220,17 @@ class Stopping(Case):
         process = subprocess.Popen(command, env=mpi_environment(), text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         text = self.stop_with(process, signal.SIGUSR1)
+        self.check_resumed(text, process.returncode)
+
+    @unittest.skipUnless(HAS_MPI, "built without MPI")
+    def test_the_mpirun_script_turns_sigterm_into_a_checkpoint(self):
+        script = pathlib.Path(__file__).resolve().parents[2] / "launch/jobs/mpirun.sh"
+        variables = {**mpi_environment(), "RANKS": "3", "THINWIRE": PROGRAM.path}
+        process = subprocess.Popen(
+            [script, *SMALL_WITHOUT_REPORT, *map(str, self.JOB[2:]), "--output",
+             str(self.folder / "run")],
+            env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        text = self.stop_with(process, signal.SIGTERM)
         self.check_resumed(text, process.returncode)
 
 
@@ -372,6 +399,15 @@ class BadInput(Case):
         result = PROGRAM.mpirun(2, "train", *SMALL, "--ranks", 2, "--steps", 2)
         self.assertEqual(result.returncode, 2, result.stderr)
         self.assertIn("--ranks", result.stderr)
+
+    @unittest.skipUnless(HAS_MPI, "built without MPI")
+    def test_an_mpi_that_finds_other_processes_than_the_launcher_started(self):
+        # What happens under the mpirun of another MPI: each process would be alone.
+        result = PROGRAM.run("train", *SMALL, "--output", self.folder / "run",
+                             OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_SIZE="2",
+                             OMPI_COMM_WORLD_LOCAL_RANK="0")
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("MPI finds rank 0 of 1, but mpirun started rank 0 of 2", result.stderr)
 
     @unittest.skipUnless(HAS_MPI, "built without MPI")
     def test_different_configurations_are_a_diff_of_keys(self):

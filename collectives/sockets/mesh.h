@@ -1,0 +1,163 @@
+// The connections between all ranks of a job, and the operations that travel over them.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <array>
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "collectives/sockets/exchange.h"
+#include "collectives/sockets/frame.h"
+#include "collectives/sockets/rendezvous.h"
+
+namespace thinwire::sockets {
+
+// Why a group can do no more.
+struct Failure {
+  FailureKind kind = FailureKind::lost;
+  std::string reason;
+};
+
+// Ranks of the job that act together. Guarded by the mesh; everything but the end is fixed.
+struct Group {
+  GroupId id;
+  std::vector<int> members;  // ranks in the job, by place in the group
+  int rank = 0;              // this rank's place
+  Group* parent = nullptr;
+  std::uint64_t posted = 0;  // operations so far
+  std::optional<Failure> failure;
+
+  // Its own end, or that of a group it was split from.
+  const Failure* ended() const;
+  // The place of a rank of the job, or -1.
+  int place_of(int job_rank) const;
+};
+
+// The whole job's network on one rank: shared by its communicator, all splits of that and their
+// operations, which all progress together. Whoever waits moves the bytes of all; of several
+// threads that wait one does. Safe from any thread.
+class Mesh {
+ public:
+  Mesh(const SocketOptions& options, std::vector<Connections> connections);
+  // Says goodbye and stays until the peers' kernels have what was sent to them, at most the
+  // timeout.
+  ~Mesh();
+  Mesh(const Mesh&) = delete;
+  Mesh& operator=(const Mesh&) = delete;
+
+  const SocketOptions& options() const { return options_; }
+  Group& world() { return *world_; }
+  // A name for a group that this rank will lead.
+  GroupId new_id();
+  Group& add_group(GroupId id, std::vector<int> members, Group& parent);
+
+  // Starts an operation: small messages and what the kernel takes at once go out.
+  std::shared_ptr<Exchange> post(Group& group, Operation call);
+  // Blocks in poll() until the exchange is complete; throws when its group ends or the deadline
+  // passes first.
+  void wait(Group& group, Exchange& exchange, Deadline deadline);
+  // Ends a group here and, by a notice, on its other members.
+  void abort(Group& group, Failure failure);
+  void throw_if_ended(const Group& group);
+
+ private:
+  // The call of an operation that this rank has not called yet, with the bytes that came along.
+  struct Early {
+    FrameHeader header;
+    std::vector<char> payload;
+  };
+  // The frame that is being written, and how far.
+  struct Writing {
+    FrameHeader header;
+    const char* payload = nullptr;
+    std::size_t written = 0;  // of header and payload together
+    std::shared_ptr<Exchange> exchange;
+    std::vector<char> kept;  // the payload, once its operation was given up
+    bool active = false;
+  };
+  // The frame that is being read, and how far. Payload without a destination is thrown away.
+  struct Reading {
+    std::array<char, sizeof(FrameHeader)> next{};  // header, as far as it came
+    std::size_t next_bytes = 0;
+    FrameHeader header;
+    std::int64_t payload_left = 0;
+    std::shared_ptr<Exchange> exchange;
+    int member = 0;
+    Early* early = nullptr;
+  };
+  struct Peer {
+    Connections sockets;
+    Writing writing;
+    Reading reading;
+    std::map<OperationId, Early> early;
+    std::map<OperationId, std::int64_t> ahead;  // sent for operations the peer has not called
+    std::int64_t bytes_ahead = 0;
+    std::vector<char> notices;  // not complete yet
+    bool can_read = true;
+    bool can_write = true;
+    bool full = false;  // the kernel takes no more at the moment
+    bool said_goodbye = false;
+    bool lost = false;
+  };
+
+  Peer& peer(int rank) { return peers_[static_cast<std::size_t>(rank)]; }
+  template <typename Body>
+  void each_peer(Body body);
+
+  // One look at all sockets, for at most until `deadline`, and all that can be done then.
+  void progress(std::unique_lock<std::mutex>& lock, Deadline deadline);
+  void wake();
+
+  void send_frames(int rank);
+  bool start_frame(int rank);
+  bool has_frame(int rank);
+  void write_frame(Peer& to, Exchange& exchange, int member, FrameKind kind, std::int64_t bytes);
+  void finish_frame(Peer& to);
+  void stop_writing(Peer& to);
+
+  void receive_frames(int rank);
+  Exchange::Room room_for_payload(Reading& reading);
+  void take_payload(Reading& reading, std::int64_t bytes);
+  void begin_frame(int rank);
+  bool accept(int rank, Group& group, Exchange& exchange, const FrameHeader& header);
+  void refuse(int rank, Group& group, const std::string& what);
+  void release_ahead(Peer& from, const OperationId& id);
+  void adopt_early(Group& group, const std::shared_ptr<Exchange>& exchange);
+
+  void receive_notices(int rank);
+  void send_notice(Peer& to, NoticeHeader header, const std::string& reason);
+  void fail_world(const std::string& reason);
+  void miss_those_who_left();
+
+  void end_group(Group& group, Failure failure);
+  void tell_members(const Group& group);
+  void drop_ended();
+  void forget_complete();
+  Group* find_group(GroupId id);
+  std::shared_ptr<Exchange> find_exchange(const OperationId& id);
+  std::string timed_out(const Group& group, const Exchange& exchange) const;
+
+  const SocketOptions options_;
+  const Descriptor wake_;
+  std::mutex mutex_;  // guards everything below; not held in poll()
+  std::condition_variable changed_;
+  bool polling_ = false;
+  std::vector<Peer> peers_;
+  // Never erased: a frame that comes late must find that its group was here.
+  std::map<GroupId, std::unique_ptr<Group>> groups_;
+  Group* world_ = nullptr;
+  std::uint32_t names_ = 0;
+  std::map<GroupId, Failure> early_failures_;  // of groups that this rank does not know yet
+  BlockPool pool_;
+  std::vector<std::shared_ptr<Exchange>> pending_;  // in the order of the calls
+  std::vector<char> waste_;
+};
+
+}  // namespace thinwire::sockets

@@ -1,0 +1,281 @@
+#include "collectives/sockets/rendezvous.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <poll.h>
+
+#include <array>
+#include <cstring>
+#include <random>
+#include <sstream>
+#include <thread>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+#include "runtime/base/error.h"
+
+namespace thinwire::sockets {
+namespace {
+
+using namespace std::chrono_literals;
+
+// Also tells ranks of another byte order or version from ours.
+constexpr std::uint64_t kMagic = 0x7468696e77697231;  // "thinwir1"
+
+enum class Channel : std::uint32_t { data, notices };
+
+// Where a rank listens, as the store has it: "address port token".
+struct Contact {
+  std::string address;
+  int port = 0;
+  std::uint64_t token = 0;  // what a caller must say
+};
+
+// What the connecting side says first.
+struct Hello {
+  std::uint64_t magic = kMagic;
+  std::uint64_t token = 0;
+  std::uint32_t rank = 0;
+  Channel channel = Channel::data;
+};
+
+// What the accepting side answers.
+struct Welcome {
+  std::uint64_t magic = kMagic;
+  std::uint32_t rank = 0;
+  std::uint32_t unused = 0;
+};
+
+// Somebody who connected and has not said yet who he is.
+struct Guest {
+  Descriptor socket;
+  std::array<char, sizeof(Hello)> said{};
+  std::size_t bytes = 0;
+};
+
+std::uint64_t random_token() {
+  std::random_device device;
+  return (std::uint64_t{device()} << 32) | device();
+}
+
+Descriptor& channel_of(Connections& connections, Channel channel) {
+  return channel == Channel::data ? connections.data : connections.notices;
+}
+
+// The store as this rank sees it; its errors in our words.
+class Directory {
+ public:
+  Directory(const SocketOptions& options, Deadline deadline)
+      : options_(options), deadline_(deadline), store_(open()) {}
+
+  void publish(const Contact& contact) {
+    call([&] {
+      const std::string text =
+          fmt::format("{} {} {}", contact.address, contact.port, contact.token);
+      store_->set(key(options_.rank), std::vector<std::uint8_t>(text.begin(), text.end()));
+      return 0;
+    });
+  }
+
+  // Every rank's contact, once all have published theirs.
+  std::vector<Contact> everybody() {
+    for (int rank = 0; rank < options_.size; ++rank) missing_.push_back(rank);
+    for (auto pause = 1ms;; pause = std::min(2 * pause, 100ms)) {
+      std::erase_if(missing_,
+                    [&](int rank) { return call([&] { return store_->check({key(rank)}); }); });
+      if (missing_.empty()) break;
+      if (Clock::now() >= deadline_) {
+        throw PeerLost(fmt::format(
+            "rank {} did not come within {} s; see whether all {} ranks were started and reach "
+            "the store at {}",
+            fmt::join(missing_, ", "), static_cast<double>(options_.timeout.count()) / 1000,
+            options_.size, place()));
+      }
+      std::this_thread::sleep_for(pause);
+    }
+    std::vector<Contact> contacts;
+    for (int rank = 0; rank < options_.size; ++rank) {
+      const auto bytes = call([&] { return store_->get(key(rank)); });
+      std::istringstream text(std::string(bytes.begin(), bytes.end()));
+      Contact contact;
+      if (!(text >> contact.address >> contact.port >> contact.token)) {
+        throw PeerLost(
+            fmt::format("the store at {} holds something else under '{}'; use another "
+                        "prefix",
+                        place(), key(rank)));
+      }
+      contacts.push_back(contact);
+    }
+    return contacts;
+  }
+
+ private:
+  bool serves() const { return options_.store == StoreHost::rank_zero && options_.rank == 0; }
+  std::string place() const {
+    return fmt::format("{}:{}", options_.store_host, options_.store_port);
+  }
+  std::string key(int rank) const { return fmt::format("{}/sockets/{}", options_.prefix, rank); }
+
+  // TCPStore's own retries fill the log with stack traces, so it is asked only once somebody
+  // listens.
+  void await_server() const {
+    for (;;) {
+      try {
+        connect_to(options_.store_host, options_.store_port, deadline_);
+        return;
+      } catch (const PeerLost& error) {
+        if (Clock::now() >= deadline_) throw no_answer(error.what());
+      }
+      std::this_thread::sleep_for(50ms);
+    }
+  }
+
+  PeerLost no_answer(const std::string& why) const {
+    return PeerLost(fmt::format(
+        "the store at {} does not answer ({}); see whether {} runs there and the address is right",
+        place(), why, options_.store == StoreHost::rank_zero ? "rank 0" : "the launcher"));
+  }
+
+  std::unique_ptr<c10d::TCPStore> open() const {
+    c10d::TCPStoreOptions store;
+    store.port = static_cast<std::uint16_t>(options_.store_port);
+    store.isServer = serves();
+    store.waitWorkers = false;
+    store.timeout = options_.timeout;
+    if (!serves()) await_server();
+    try {
+      return std::make_unique<c10d::TCPStore>(options_.store_host, store);
+    } catch (const c10::Error& error) {
+      const std::string why = error.what_without_backtrace();
+      if (serves() && why.find("EADDRINUSE") != std::string::npos) {
+        throw Error(ExitCode::peer_lost,
+                    fmt::format("port {} is taken on this machine, so rank 0 cannot run the store "
+                                "there; choose another port",
+                                options_.store_port));
+      }
+      throw no_answer(why.substr(0, why.find('\n')));
+    }
+  }
+
+  template <typename Call>
+  std::invoke_result_t<Call> call(Call what) const {
+    try {
+      return what();
+    } catch (const c10::Error& error) {
+      throw PeerLost(fmt::format(
+          "the store at {} does not answer any more{}; see the output of {}", place(),
+          missing_.empty()
+              ? std::string()
+              : fmt::format(", and rank {} had not come until then", fmt::join(missing_, ", ")),
+          serves() ? "this rank" : "whoever runs it"));
+    }
+  }
+
+  const SocketOptions& options_;
+  const Deadline deadline_;
+  std::vector<int> missing_;
+  std::unique_ptr<c10d::TCPStore> store_;
+};
+
+Descriptor introduce(const Contact& contact, int peer, const Hello& hello, Deadline deadline) {
+  try {
+    Descriptor socket = connect_to(contact.address, contact.port, deadline);
+    tune(socket);
+    send_all(socket, &hello, sizeof hello, deadline);
+    Welcome welcome;
+    receive_all(socket, &welcome, sizeof welcome, deadline);
+    if (welcome.magic != kMagic || welcome.rank != static_cast<std::uint32_t>(peer)) {
+      throw PeerLost("somebody else answers there");
+    }
+    return socket;
+  } catch (const PeerLost& error) {
+    throw PeerLost(
+        fmt::format("rank {} cannot reach rank {} at {} port {}: {}; see whether rank {} still "
+                    "runs, and give it "
+                    "an address that its peers can reach",
+                    hello.rank, peer, contact.address, contact.port, error.what(), peer));
+  }
+}
+
+// Waits for both connections of every rank above this one.
+void receive_guests(const Descriptor& listener, std::uint64_t token, const SocketOptions& options,
+                    Deadline deadline, std::vector<Connections>& connections) {
+  std::vector<Guest> guests;
+  const auto missing = [&] {
+    std::vector<int> ranks;
+    for (int rank = options.rank + 1; rank < options.size; ++rank) {
+      const Connections& peer = connections[static_cast<std::size_t>(rank)];
+      if (peer.data.get() < 0 || peer.notices.get() < 0) ranks.push_back(rank);
+    }
+    return ranks;
+  };
+  // Nobody is let in who is not expected, does not know the token, or is here already.
+  const auto let_in = [&](Guest& guest) {
+    Hello hello;
+    std::memcpy(&hello, guest.said.data(), sizeof hello);
+    if (hello.magic != kMagic || hello.token != token) return;
+    if (hello.rank <= static_cast<std::uint32_t>(options.rank)) return;
+    if (hello.rank >= static_cast<std::uint32_t>(options.size)) return;
+    if (hello.channel != Channel::data && hello.channel != Channel::notices) return;
+    Descriptor& place = channel_of(connections[hello.rank], hello.channel);
+    if (place.get() >= 0) return;
+    const Welcome welcome{kMagic, static_cast<std::uint32_t>(options.rank), 0};
+    tune(guest.socket);
+    const ssize_t sent = ::send(guest.socket.get(), &welcome, sizeof welcome, MSG_NOSIGNAL);
+    if (sent == sizeof welcome) place = std::move(guest.socket);
+  };
+
+  while (!missing().empty()) {
+    std::vector<pollfd> entries{{listener.get(), POLLIN, 0}};
+    for (const Guest& guest : guests) entries.push_back({guest.socket.get(), POLLIN, 0});
+    ::poll(entries.data(), entries.size(), poll_timeout(deadline));
+    if (Clock::now() >= deadline) {
+      throw PeerLost(
+          fmt::format("rank {} published its address but did not connect to rank {}; see "
+                      "the output of that rank",
+                      fmt::join(missing(), ", "), options.rank));
+    }
+    for (Guest& guest : guests) {
+      const ssize_t got = ::recv(guest.socket.get(), guest.said.data() + guest.bytes,
+                                 guest.said.size() - guest.bytes, MSG_DONTWAIT);
+      if (got < 0 && (errno == EAGAIN || errno == EINTR)) continue;
+      if (got > 0) guest.bytes += static_cast<std::size_t>(got);
+      if (got > 0 && guest.bytes < guest.said.size()) continue;
+      if (got > 0) let_in(guest);
+      guest.socket.reset();
+    }
+    std::erase_if(guests, [](const Guest& guest) { return guest.socket.get() < 0; });
+    for (Descriptor next = accept_one(listener); next.get() >= 0; next = accept_one(listener)) {
+      guests.push_back({std::move(next), {}, 0});
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<Connections> meet(const SocketOptions& options) {
+  std::vector<Connections> connections(static_cast<std::size_t>(options.size));
+  if (options.size == 1) return connections;
+  const Deadline deadline = Clock::now() + options.timeout;
+  Directory directory(options, deadline);
+  Contact self;
+  self.address = options.address.empty()
+                     ? local_address_towards(options.store_host, options.store_port)
+                     : options.address;
+  self.token = random_token();
+  const Descriptor listener = listen_anywhere(resolve(self.address, 1).front().family());
+  self.port = local_port(listener);
+  directory.publish(self);
+  const std::vector<Contact> contacts = directory.everybody();
+  for (int peer = 0; peer < options.rank; ++peer) {
+    const Contact& contact = contacts[static_cast<std::size_t>(peer)];
+    for (const Channel channel : {Channel::data, Channel::notices}) {
+      const Hello hello{kMagic, contact.token, static_cast<std::uint32_t>(options.rank), channel};
+      channel_of(connections[static_cast<std::size_t>(peer)], channel) =
+          introduce(contact, peer, hello, deadline);
+    }
+  }
+  receive_guests(listener, self.token, options, deadline, connections);
+  return connections;
+}
+
+}  // namespace thinwire::sockets

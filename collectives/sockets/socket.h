@@ -1,0 +1,78 @@
+// The few things that are asked of the kernel's TCP, with errors as exceptions.
+#pragma once
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <cstddef>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "collectives/communicator.h"
+
+namespace thinwire::sockets {
+
+// A file descriptor that is closed with its owner.
+class Descriptor {
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor() { reset(); }
+  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    if (this != &other) {
+      reset();
+      fd_ = std::exchange(other.fd_, -1);
+    }
+    return *this;
+  }
+
+  int get() const { return fd_; }
+  void reset();
+
+ private:
+  int fd_ = -1;
+};
+
+// Where a socket is or goes to, in the kernel's words.
+struct Address {
+  sockaddr_storage storage{};
+  socklen_t length = 0;
+
+  const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&storage); }
+  int family() const { return storage.ss_family; }
+};
+
+// "Connection refused" for an errno.
+std::string error_text(int code);
+
+// What `host`, a name or a numeric address, stands for. Throws `Error` where it stands for nothing.
+std::vector<Address> resolve(const std::string& host, int port);
+
+// The numeric address from which this machine reaches `host`. Throws `Error` without a route.
+std::string local_address_towards(const std::string& host, int port);
+
+// A listening socket on every local address of `family`, at a port that the kernel chose.
+Descriptor listen_anywhere(int family);
+int local_port(const Descriptor& socket);
+
+// The next connection of a listener, or an empty descriptor when there is none yet.
+Descriptor accept_one(const Descriptor& listener);
+
+// A connection to `host`:`port`. Throws `PeerLost` with the system's reason where there is none
+// until the deadline.
+Descriptor connect_to(const std::string& host, int port, Deadline deadline);
+
+// Small messages go at once, and a machine that vanished is noticed. The sizes of the buffers are
+// left to the kernel, which fits them to the link; a size set by hand would end that.
+void tune(const Descriptor& connection);
+
+// Milliseconds for poll(): rounded up, so that a deadline has passed when poll() returns.
+int poll_timeout(Deadline deadline);
+
+// All or an exception: `PeerLost` when the deadline passes or the connection ends first.
+void send_all(const Descriptor& socket, const void* from, std::size_t bytes, Deadline deadline);
+void receive_all(const Descriptor& socket, void* to, std::size_t bytes, Deadline deadline);
+
+}  // namespace thinwire::sockets

@@ -1,0 +1,58 @@
+// How the ranks of this process meet the others of the job.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "collectives/communicator.h"
+#include "launch/environment.h"
+
+namespace thinwire {
+
+// What carries messages between the ranks' CPUs.
+enum class Backend { threads, mpi, sockets };
+
+// "threads", "mpi" or "sockets".
+std::string name(Backend backend);
+
+// Those that this program was built with.
+std::vector<Backend> built_backends();
+
+// What --backend `word` means for `ranks` ranks in each process of this job. "auto": threads for a
+// single process, MPI where the launcher offers it, else sockets. Throws `UsageError` if the word
+// is not known, or if that backend cannot join these processes or is not in `built`.
+Backend choose_backend(const std::string& word, const JobEnvironment& environment,
+                       std::int64_t ranks, const std::vector<Backend>& built);
+
+// This process's share of a job.
+struct Job {
+  JobEnvironment environment;
+  Backend backend = Backend::threads;
+  int ranks = 1;  // threads of this process; 1 on the other backends
+  std::chrono::milliseconds timeout{60000};
+};
+
+// One line: which launcher was believed and why, and over what the ranks meet.
+std::string describe(const Job& job);
+
+// Runs one rank on its communicator and returns the exit code.
+using RankBody = std::function<int(std::unique_ptr<Communicator>)>;
+
+// Runs `body` once for each rank of this process and returns the process's exit code: the last one
+// that is not 0.
+//
+// With threads, the first exception is rethrown. With processes, an `AgreedError` is reported by
+// rank 0, any other error by the rank that has it, and the job ends: under MPI by MPI_Abort, else
+// because the connections of a rank that leaves are closed. Throws `UsageError` where MPI finds
+// other processes than the launcher started.
+int run_job(const Job& job, const RankBody& body);
+
+// Waits a second where another rank ought to speak before this one leaves: launchers end all
+// processes as soon as one has failed.
+void let_others_speak();
+
+}  // namespace thinwire

@@ -1,0 +1,643 @@
+#include "collectives/sockets/socket_communicator.h"
+
+#include <ATen/ATen.h>
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <functional>
+#include <sstream>
+#include <thread>
+
+#include "collectives/sockets/socket.h"
+#include "collectives/threads/thread_communicator.h"
+#include "runtime/base/error.h"
+#include "tests/conformance/suite.h"
+#include "tests/support/store.h"
+
+namespace thinwire {
+namespace {
+
+using namespace std::chrono_literals;
+using ::testing::ContainsRegex;
+using ::testing::HasSubstr;
+using testing::StoreServer;
+
+SocketOptions options_of(const StoreServer& store, int rank, int size) {
+  SocketOptions options;
+  options.rank = rank;
+  options.size = size;
+  options.store_port = store.port();
+  options.store = StoreHost::launcher;
+  return options;
+}
+
+using Body = std::function<void(std::unique_ptr<Communicator>)>;
+
+// Runs `body` on ranks that are threads with sockets of their own. Returns each rank's error text
+// ("" where there was none).
+std::vector<std::string> errors_of(int size, const Body& body, SocketOptions base = {}) {
+  const StoreServer store;
+  std::vector<std::string> errors(static_cast<std::size_t>(size));
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < size; ++rank) {
+    threads.emplace_back([&, rank] {
+      try {
+        SocketOptions options = options_of(store, rank, size);
+        options.timeout = base.timeout;
+        options.chunk_bytes = base.chunk_bytes;
+        body(make_socket_communicator(options));
+      } catch (const std::exception& error) {
+        errors[static_cast<std::size_t>(rank)] = error.what();
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  return errors;
+}
+
+void run_socket_ranks(int size, const Body& body, SocketOptions base = {}) {
+  for (const std::string& error : errors_of(size, body, base)) EXPECT_EQ(error, "");
+}
+
+class SocketsConformance
+    : public ::testing::TestWithParam<std::tuple<testing::ConformanceTest, int>> {};
+
+TEST_P(SocketsConformance, Holds) {
+  const auto& [test, size] = GetParam();
+  run_socket_ranks(size, [&](auto communicator) { test.run(*communicator); });
+}
+
+TEST_P(SocketsConformance, HoldsInTinyPieces) {
+  const auto& [test, size] = GetParam();
+  SocketOptions options;
+  options.chunk_bytes = 64;
+  run_socket_ranks(
+      size, [&](auto communicator) { test.run(*communicator); }, options);
+}
+
+INSTANTIATE_TEST_SUITE_P(Sockets, SocketsConformance,
+                         ::testing::Combine(::testing::ValuesIn(testing::kConformanceTests),
+                                            ::testing::Values(1, 2, 3, 4, 7)),
+                         [](const auto& test) {
+                           return std::string(std::get<0>(test.param).name) + "Over" +
+                                  std::to_string(std::get<1>(test.param));
+                         });
+
+// --- Sums and progress --------------------------------------------------------------------------
+
+// Terms of very different sizes: any other order of additions rounds differently.
+at::Tensor rough(int rank, std::int64_t count) {
+  at::Tensor tensor = at::empty({count});
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto mixed = static_cast<std::uint32_t>((i + 1) * 2654435761 + rank * 40503);
+    tensor.data_ptr<float>()[i] =
+        std::ldexp(static_cast<float>(mixed % 4097) - 2048.0f, static_cast<int>(mixed >> 28));
+  }
+  return tensor;
+}
+
+TEST(Sockets, SumsHaveTheBitsOfTheThreadsBackend) {
+  constexpr std::int64_t kCount = 70003;
+  for (const int size : {2, 3, 5}) {
+    at::Tensor expected;
+    run_ranks(size, [&](auto communicator) {
+      at::Tensor tensor = rough(communicator->rank(), kCount);
+      communicator->all_reduce(tensor, ReduceOp::sum)->wait();
+      if (communicator->rank() == 0) expected = tensor;
+    });
+    SocketOptions options;
+    options.chunk_bytes = 4099;  // no multiple of an element, nor a divisor of anything
+    run_socket_ranks(
+        size,
+        [&](auto communicator) {
+          at::Tensor tensor = rough(communicator->rank(), kCount);
+          communicator->all_reduce(tensor, ReduceOp::sum)->wait();
+          EXPECT_EQ(std::memcmp(tensor.data_ptr(), expected.data_ptr(), kCount * sizeof(float)), 0);
+        },
+        options);
+  }
+}
+
+TEST(Sockets, ManyLargeOperationsMayBeWaitedForInAnotherOrderOnEachRank) {
+  run_socket_ranks(3, [](auto communicator) {
+    // More than all socket buffers hold, in the job's group and in a part of it.
+    constexpr std::int64_t kCount = 2000000;
+    constexpr std::size_t kOperations = 6;
+    const auto part = communicator->split(0, 0);
+    std::vector<at::Tensor> tensors;
+    std::vector<std::unique_ptr<Work>> works;
+    for (std::size_t i = 0; i < kOperations; ++i) {
+      tensors.push_back(at::full({kCount}, static_cast<float>(communicator->rank() + 1)));
+      Communicator& group = i % 2 == 0 ? *communicator : *part;
+      works.push_back(group.all_reduce(tensors.back(), ReduceOp::sum));
+    }
+    for (std::size_t i = 0; i < kOperations; ++i) {
+      const std::size_t mine =
+          (i * 5 + 2 * static_cast<std::size_t>(communicator->rank())) % kOperations;
+      works[mine]->wait();
+      EXPECT_TRUE(tensors[mine].eq(6.0f).all().item<bool>());
+    }
+  });
+}
+
+TEST(Sockets, TwoThreadsMayWaitOnTwoGroups) {
+  run_socket_ranks(2, [](auto communicator) {
+    const auto part = communicator->split(0, 0);
+    const auto sums = [&](Communicator& group, float value) {
+      for (int i = 0; i < 50; ++i) {
+        at::Tensor tensor = at::full({10000}, value);
+        group.all_reduce(tensor, ReduceOp::sum)->wait();
+        EXPECT_TRUE(tensor.eq(2 * value).all().item<bool>());
+      }
+    };
+    std::thread other([&] { sums(*part, 3.0f); });
+    sums(*communicator, 5.0f);
+    other.join();
+  });
+}
+
+TEST(Sockets, SplitsOfSplitsWorkAgainAndAgain) {
+  run_socket_ranks(4, [](auto communicator) {
+    for (int round = 0; round < 5; ++round) {
+      const auto half = communicator->split(communicator->rank() / 2, 0);
+      const auto single = half->split(half->rank(), 0);
+      EXPECT_EQ(single->size(), 1);
+      at::Tensor tensor = at::full({5}, static_cast<float>(communicator->rank()));
+      half->all_reduce(tensor, ReduceOp::sum)->wait();
+      EXPECT_TRUE(tensor.equal(at::full({5}, communicator->rank() < 2 ? 1.0f : 5.0f)));
+      single->barrier()->wait();
+    }
+  });
+}
+
+// Rank 0 sends `tensor` to rank 1 and needs nothing from it.
+void one_way(Communicator& communicator, at::Tensor tensor, Deadline deadline) {
+  const std::int64_t count = tensor.numel();
+  at::Tensor nothing = at::empty({0}, tensor.options());
+  if (communicator.rank() == 0) {
+    communicator.all_to_all(nothing, tensor, {0, 0}, {0, count})->wait(deadline);
+  } else {
+    communicator.all_to_all(tensor, nothing, {count, 0}, {0, 0})->wait(deadline);
+  }
+}
+
+TEST(Sockets, WhatCameBeforeItsCallIsKeptAndWhoLeftIsMissedOnlyWhenNeeded) {
+  std::atomic<bool> left{false};
+  const auto errors = errors_of(2, [&](auto communicator) {
+    const Deadline deadline = Clock::now() + 60s;
+    if (communicator->rank() == 0) {
+      for (int i = 0; i < 10; ++i) {
+        one_way(*communicator, at::full({1000}, static_cast<float>(i)), deadline);
+      }
+      communicator.reset();
+      left = true;
+      return;
+    }
+    while (!left) std::this_thread::sleep_for(1ms);
+    for (int i = 0; i < 10; ++i) {
+      at::Tensor tensor = at::zeros({1000});
+      one_way(*communicator, tensor, deadline);
+      EXPECT_TRUE(tensor.equal(at::full({1000}, static_cast<float>(i))));
+    }
+    communicator->barrier()->wait();
+  });
+  EXPECT_EQ(errors[0], "");
+  EXPECT_THAT(errors[1], HasSubstr("rank 0 has left, but barrier needs it"));
+}
+
+TEST(Sockets, ARankRunsAheadOfAPeerByNoMoreThanWhatIsDocumented) {
+  constexpr std::int64_t kBytes = 16 << 10;
+  std::atomic<int> sent{0};
+  std::atomic<bool> stuck{false};
+  const auto errors = errors_of(2, [&](auto communicator) {
+    if (communicator->rank() == 0) {
+      try {
+        for (;; ++sent) {
+          one_way(*communicator, at::zeros({kBytes}, at::kByte), Clock::now() + 300ms);
+        }
+      } catch (const PeerLost&) {
+        stuck = true;
+        throw;
+      }
+    }
+    while (!stuck) std::this_thread::sleep_for(1ms);
+    communicator->barrier()->wait();
+  });
+  EXPECT_GT(sent, 1);
+  EXPECT_LE(sent * kBytes, 256 << 10);
+  EXPECT_THAT(errors[0], HasSubstr("rank 1 did not take part"));
+  EXPECT_EQ(errors[0], errors[1]);
+}
+
+// --- Errors -------------------------------------------------------------------------------------
+
+TEST(Sockets, ADeadlineEndsAWaitNamesWhoIsMissingAndReachesHim) {
+  std::atomic<int> failed{0};
+  SocketOptions options;
+  options.timeout = 2000ms;
+  const auto errors = errors_of(
+      3,
+      [&](auto communicator) {
+        at::Tensor tensor = at::zeros({1000});
+        if (communicator->rank() == 2) {
+          while (failed < 2) std::this_thread::sleep_for(1ms);
+          communicator->barrier()->wait();
+          return;
+        }
+        try {
+          communicator->all_reduce(tensor, ReduceOp::sum)->wait(Clock::now() + 200ms);
+        } catch (const PeerLost&) {
+          EXPECT_THROW(communicator->barrier(), PeerLost);
+          ++failed;
+          throw;
+        }
+      },
+      options);
+  for (const std::string& error : errors) {
+    EXPECT_THAT(error, HasSubstr("all_reduce of 1000 Float timed out on rank"));
+    EXPECT_THAT(error, HasSubstr("rank 2 did not take part"));
+  }
+}
+
+TEST(Sockets, AbortFromAnotherThreadEndsTheWaitHereAndOnPeers) {
+  const auto errors = errors_of(3, [](auto communicator) {
+    if (communicator->rank() == 0) {
+      auto work = communicator->barrier();
+      std::thread other([&] { communicator->abort("rank 0 gave up"); });
+      try {
+        work->wait();
+      } catch (...) {
+        other.join();
+        throw;
+      }
+      return;
+    }
+    if (communicator->rank() == 1) communicator->barrier()->wait();
+    if (communicator->rank() == 2) {
+      // Not in a wait: hears of it in its next one.
+      std::this_thread::sleep_for(50ms);
+      at::Tensor tensor = at::zeros({3});
+      communicator->broadcast(tensor, 0)->wait();
+    }
+  });
+  for (const std::string& error : errors) EXPECT_EQ(error, "rank 0 gave up");
+}
+
+TEST(Sockets, APartThatEndedInTheMiddleOfAFrameLeavesTheOthersInStep) {
+  SocketOptions options;
+  options.chunk_bytes = 32 << 20;
+  run_socket_ranks(
+      2,
+      [](auto communicator) {
+        const auto part = communicator->split(0, 0);
+        constexpr std::int64_t kCount = 8000000;
+        if (communicator->rank() == 0) {
+          // Both have called, so frames larger than all socket buffers are under way.
+          at::Tensor tensor = at::zeros({kCount});
+          auto work = part->all_reduce(tensor, ReduceOp::sum);
+          EXPECT_THROW(work->wait(Clock::now() + 300ms), PeerLost);
+        } else {
+          at::Tensor tensor = at::zeros({kCount});
+          auto work = part->all_reduce(tensor, ReduceOp::sum);
+          std::this_thread::sleep_for(500ms);
+          EXPECT_THROW(work->wait(), PeerLost);
+        }
+        EXPECT_THROW(part->barrier(), PeerLost);
+        at::Tensor tensor = at::ones({100000});
+        communicator->all_reduce(tensor, ReduceOp::sum)->wait();
+        EXPECT_TRUE(tensor.eq(2.0f).all().item<bool>());
+      },
+      options);
+}
+
+TEST(Sockets, ADroppedOperationEndsTheGroup) {
+  const auto errors = errors_of(2, [](auto communicator) {
+    at::Tensor tensor = at::zeros({1});
+    auto work = communicator->all_reduce(tensor, ReduceOp::sum);
+    if (communicator->rank() == 0) {
+      work.reset();
+    } else {
+      work->wait();
+      communicator->barrier()->wait();
+    }
+  });
+  EXPECT_THAT(errors[1], HasSubstr("rank 0 dropped all_reduce of 1 Float"));
+}
+
+struct Misuse {
+  const char* name;
+  std::function<void(Communicator&)> call;
+  std::vector<const char*> expected;  // one of these; which rank notices first is open
+};
+
+TEST(Sockets, DifferentCallsAreRefusedNotMixedUp) {
+  const Misuse misuses[] = {
+      {"size",
+       [](Communicator& c) {
+         at::Tensor t = at::zeros({c.rank() == 0 ? 2000 : 1000});
+         c.all_reduce(t, ReduceOp::sum)->wait();
+       },
+       {"rank 1 sent 2000 bytes where 4000 were expected in all_reduce of 2000 Float: ranks called "
+        "different operations",
+        "rank 0 sent 4000 bytes where 2000 were expected in all_reduce of 1000 Float"}},
+      {"large size",
+       [](Communicator& c) {
+         at::Tensor t = at::zeros({c.rank() == 0 ? 2000000 : 1000000});
+         c.all_reduce(t, ReduceOp::sum)->wait();
+       },
+       {"rank 1 sent 2000000 bytes where 4000000 were expected",
+        "rank 0 sent 4000000 bytes where 2000000 were expected"}},
+      {"dtype",
+       [](Communicator& c) {
+         at::Tensor t = at::zeros({4}, c.rank() == 0 ? at::kFloat : at::kInt);
+         c.all_reduce(t, ReduceOp::sum)->wait();
+       },
+       {"rank 1 called all_reduce (sum) of Int where all_reduce (sum) of Float was expected",
+        "rank 0 called all_reduce (sum) of Float where all_reduce (sum) of Int was expected"}},
+      {"operation",
+       [](Communicator& c) {
+         at::Tensor t = at::zeros({4});
+         if (c.rank() == 0) {
+           c.broadcast(t, 0)->wait();
+         } else {
+           c.barrier()->wait();
+         }
+       },
+       {"rank 1 called barrier where broadcast of Float was expected",
+        "rank 0 called broadcast of Float where barrier was expected"}},
+      {"op",
+       [](Communicator& c) {
+         at::Tensor t = at::zeros({4});
+         c.all_reduce(t, c.rank() == 0 ? ReduceOp::sum : ReduceOp::max)->wait();
+       },
+       {"rank 1 called all_reduce (max)", "rank 0 called all_reduce (sum)"}},
+      {"root",
+       [](Communicator& c) {
+         at::Tensor t = at::zeros({4});
+         c.broadcast(t, c.rank())->wait();
+       },
+       {"sent 8 bytes where 0 were expected in broadcast"}},
+  };
+  for (const auto& misuse : misuses) {
+    const auto errors = errors_of(2, [&](auto communicator) {
+      try {
+        misuse.call(*communicator);
+        communicator->barrier()->wait();
+        ADD_FAILURE() << misuse.name;
+      } catch (const RanksDisagree&) {
+        throw;
+      }
+    });
+    for (const std::string& error : errors) {
+      bool found = false;
+      for (const char* text : misuse.expected) {
+        found = found || error.find(text) != std::string::npos;
+      }
+      EXPECT_TRUE(found) << misuse.name << ": " << error;
+    }
+  }
+}
+
+// --- Rendezvous ---------------------------------------------------------------------------------
+
+std::string error_of(const SocketOptions& options) {
+  try {
+    make_socket_communicator(options);
+    return "";
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+TEST(SocketsRendezvous, NamesWhoDidNotCome) {
+  const StoreServer store;
+  std::vector<std::string> errors(4);
+  std::vector<std::thread> threads;
+  for (const int rank : {0, 2}) {
+    threads.emplace_back([&, rank] {
+      SocketOptions options = options_of(store, rank, 4);
+      options.timeout = 500ms;
+      errors[static_cast<std::size_t>(rank)] = error_of(options);
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_THAT(errors[0], HasSubstr("rank 1, 3 did not come within 0.5 s"));
+  EXPECT_THAT(errors[2], HasSubstr("rank 1, 3 did not come within 0.5 s"));
+}
+
+TEST(SocketsRendezvous, NamesTheStoreThatIsNotThere) {
+  // A port that was free a moment ago.
+  const int port = sockets::local_port(sockets::listen_anywhere(AF_INET));
+  SocketOptions options;
+  options.rank = 1;
+  options.size = 2;
+  options.store_port = port;
+  options.timeout = 1000ms;
+  EXPECT_THAT(error_of(options),
+              HasSubstr("the store at 127.0.0.1:" + std::to_string(port) +
+                        " does not answer (Connection refused); see whether rank 0 runs"));
+}
+
+TEST(SocketsRendezvous, NamesThePortThatIsTaken) {
+  const auto taken = sockets::listen_anywhere(AF_INET6);
+  SocketOptions options;
+  options.size = 2;
+  options.store_port = sockets::local_port(taken);
+  options.timeout = 1000ms;
+  EXPECT_THAT(error_of(options),
+              HasSubstr("port " + std::to_string(options.store_port) + " is taken"));
+}
+
+TEST(SocketsRendezvous, NamesAnAddressThatIsNone) {
+  const StoreServer store;
+  SocketOptions options = options_of(store, 0, 2);
+  options.address = "no.such.host.invalid";
+  EXPECT_THAT(error_of(options), HasSubstr("'no.such.host.invalid' is no address"));
+}
+
+TEST(SocketsRendezvous, OneRankNeedsNobody) {
+  SocketOptions options;
+  options.store_host = "no.such.host.invalid";
+  const auto communicator = make_socket_communicator(options);
+  at::Tensor tensor = at::ones({3});
+  communicator->all_reduce(tensor, ReduceOp::sum)->wait();
+  EXPECT_TRUE(tensor.equal(at::ones({3})));
+}
+
+// Two ranks that meet as `base` says.
+void meet(const SocketOptions& base) {
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < 2; ++rank) {
+    threads.emplace_back([&, rank] {
+      try {
+        SocketOptions options = base;
+        options.rank = rank;
+        options.size = 2;
+        const auto communicator = make_socket_communicator(options);
+        EXPECT_EQ(all_reduce_max(*communicator, {rank})[0], 1);
+      } catch (const std::exception& error) {
+        ADD_FAILURE() << error.what();
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+}
+
+TEST(SocketsRendezvous, RankZeroRunsTheStore) {
+  SocketOptions options;
+  options.store_port = sockets::local_port(sockets::listen_anywhere(AF_INET));
+  meet(options);
+}
+
+TEST(SocketsRendezvous, NamesAndIPv6AddressesWork) {
+  const StoreServer store;
+  SocketOptions options = options_of(store, 0, 2);
+  options.store_host = "localhost";
+  options.address = "localhost";
+  options.prefix = "names";
+  meet(options);
+  const int probe = ::socket(AF_INET6, SOCK_STREAM, 0);
+  sockaddr_in6 loopback{};
+  loopback.sin6_family = AF_INET6;
+  loopback.sin6_addr = in6addr_loopback;
+  const bool available =
+      ::bind(probe, reinterpret_cast<const sockaddr*>(&loopback), sizeof loopback) == 0;
+  ::close(probe);
+  if (!available) GTEST_SKIP() << "this machine has no ::1";
+  options.store_host = "::1";
+  options.address = "";
+  options.prefix = "numbers";
+  meet(options);
+  EXPECT_THAT(store.get("numbers/sockets/0"), HasSubstr("::1 "));
+}
+
+TEST(SocketsRendezvous, StrangersAreTurnedAway) {
+  StoreServer store;
+  std::thread first([&] {
+    const auto communicator = make_socket_communicator(options_of(store, 0, 2));
+    communicator->barrier()->wait();
+  });
+  std::istringstream contact(store.get("thinwire/sockets/0"));
+  std::string host;
+  int port = 0;
+  contact >> host >> port;
+  const Deadline deadline = Clock::now() + 60s;
+  // One says nothing, one speaks HTTP, one knows the form but not the token.
+  const auto silent = sockets::connect_to(host, port, deadline);
+  const auto browser = sockets::connect_to(host, port, deadline);
+  const std::string request = "GET / HTTP/1.1\r\nHost: thinwire\r\n\r\n";
+  sockets::send_all(browser, request.data(), request.size(), deadline);
+  const auto guesser = sockets::connect_to(host, port, deadline);
+  struct {
+    std::uint64_t magic = 0x7468696e77697231;
+    std::uint64_t token = 42;
+    std::uint32_t rank = 1;
+    std::uint32_t channel = 0;
+  } guess;
+  sockets::send_all(guesser, &guess, sizeof guess, deadline);
+  const auto communicator = make_socket_communicator(options_of(store, 1, 2));
+  communicator->barrier()->wait();
+  first.join();
+  char answer = 0;
+  EXPECT_THROW(sockets::receive_all(silent, &answer, 1, deadline), PeerLost);
+  EXPECT_THROW(sockets::receive_all(browser, &answer, 1, deadline), PeerLost);
+  EXPECT_THROW(sockets::receive_all(guesser, &answer, 1, deadline), PeerLost);
+  EXPECT_LT(Clock::now(), deadline);
+}
+
+// --- Processes ----------------------------------------------------------------------------------
+
+// A rank in a process of its own, whose output the test reads.
+class Process {
+ public:
+  Process(const StoreServer& store, int rank, int size, std::chrono::milliseconds timeout) {
+    int ends[2];
+    EXPECT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+    posix_spawn_file_actions_t actions;
+    ::posix_spawn_file_actions_init(&actions);
+    ::posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+    std::vector<std::string> words = {THINWIRE_SOCKETS_RANK, std::to_string(rank),
+                                      std::to_string(size), std::to_string(store.port()),
+                                      std::to_string(timeout.count())};
+    std::vector<char*> arguments;
+    for (std::string& word : words) arguments.push_back(word.data());
+    arguments.push_back(nullptr);
+    EXPECT_EQ(::posix_spawn(&pid_, words[0].c_str(), &actions, nullptr, arguments.data(), environ),
+              0);
+    ::posix_spawn_file_actions_destroy(&actions);
+    ::close(ends[1]);
+    output_ = ::fdopen(ends[0], "r");
+  }
+  ~Process() {
+    if (pid_ > 0) {
+      signal(SIGKILL);
+      exit_code();
+    }
+    std::fclose(output_);
+  }
+  Process(const Process&) = delete;
+  Process& operator=(const Process&) = delete;
+
+  void signal(int number) const { ::kill(pid_, number); }
+  std::string line() {
+    std::string text(1000, '\0');
+    if (std::fgets(text.data(), static_cast<int>(text.size()), output_) == nullptr) return "";
+    return text.substr(0, text.find('\n'));
+  }
+  int exit_code() {
+    int status = 0;
+    ::waitpid(pid_, &status, 0);
+    pid_ = 0;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+
+ private:
+  pid_t pid_ = 0;
+  FILE* output_ = nullptr;
+};
+
+std::vector<std::unique_ptr<Process>> start_job(const StoreServer& store, int size,
+                                                std::chrono::milliseconds timeout) {
+  std::vector<std::unique_ptr<Process>> job;
+  for (int rank = 0; rank < size; ++rank) {
+    job.push_back(std::make_unique<Process>(store, rank, size, timeout));
+  }
+  for (auto& process : job) EXPECT_EQ(process->line(), "ready");
+  return job;
+}
+
+TEST(SocketsProcesses, SurvivorsOfAKilledRankNameIt) {
+  const StoreServer store;
+  // Long before the timeout, or this test would be in the hands of the watchdog.
+  auto job = start_job(store, 4, 1000s);
+  job[2]->signal(SIGKILL);
+  for (const std::size_t rank : {0, 1, 3}) {
+    EXPECT_EQ(job[rank]->line(), "rank 2 closed its connection; look there for why");
+    EXPECT_EQ(job[rank]->exit_code(), 71);
+  }
+}
+
+TEST(SocketsProcesses, ADeadlineNamesARankThatIsStopped) {
+  const StoreServer store;
+  auto job = start_job(store, 3, 3000ms);
+  job[1]->signal(SIGSTOP);
+  for (const std::size_t rank : {0, 2}) {
+    const std::string line = job[rank]->line();
+    // It may have been stopped in the middle, so that it held up others too.
+    EXPECT_THAT(line, ContainsRegex("timed out on rank .*: rank (0, )?1(, 2)? (did|took|does) "));
+    EXPECT_EQ(job[rank]->exit_code(), 71);
+  }
+  job[1]->signal(SIGCONT);
+  EXPECT_THAT(job[1]->line(), HasSubstr("timed out on rank"));
+}
+
+}  // namespace
+}  // namespace thinwire
