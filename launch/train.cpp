@@ -15,6 +15,7 @@
 #include "launch/exit.h"
 #include "launch/output_folder.h"
 #include "launch/progress.h"
+#include "launch/rank_watch.h"
 #include "launch/signals.h"
 #include "launch/version.h"
 #include "optimizers/factory.h"
@@ -124,18 +125,23 @@ void validate(const TrainOptions& options, const DataSplit& data) {
   }
 }
 
-// One rank's run. Returns the exit code.
-int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
-               const DataSplit& data, const SignalWatcher& signals, Progress::Mode mode) {
-  const TrainOptions& options = line.train;
-  const int rank = transport->rank();
-  Trace trace(rank);
-  const auto meter = std::make_shared<Meter>([&](const OperationRecord& record) {
-    if (!options.trace.empty()) trace.span("wire", record.name, record.start, record.end);
-  });
-  const auto communicator = make_metered(std::move(transport), meter);
+// What a rank's run is watched through.
+struct Instruments {
+  Trace& trace;
+  FlightRecorder& recorder;
+  const std::shared_ptr<Meter>& meter;
+};
 
-  Model model = make_model(options.model, data.train->sample_shape(), data.train->classes());
+// One rank's run. Returns the exit code.
+int train_watched(const std::unique_ptr<Communicator>& communicator, const CommandLine& line,
+                  const DataSplit& data, const MakeModel& make, const SignalWatcher& signals,
+                  Progress::Mode mode, const Instruments& instruments) {
+  const TrainOptions& options = line.train;
+  const int rank = communicator->rank();
+  Trace& trace = instruments.trace;
+  const auto& meter = instruments.meter;
+
+  Model model = make(options.model, data.train->sample_shape(), data.train->classes());
   initialize_parameters(*model.module, options.seed);
 
   const auto configuration = as_map(options, line.train.ranks);
@@ -162,6 +168,7 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
                    .observer = observer,
                    .stop_requested = [&] { return signals.requested(); },
                    .trace = options.trace.empty() ? nullptr : &trace,
+                   .recorder = &instruments.recorder,
                    .info = configuration},
                   options);
   std::int64_t values = 0;
@@ -188,6 +195,40 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
                                                     : ExitCode::cannot_write);
 }
 
+int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
+               const DataSplit& data, const MakeModel& make, SignalWatcher& signals,
+               Progress::Mode mode) {
+  const TrainOptions& options = line.train;
+  const int rank = transport->rank();
+  Trace trace(rank);
+  FlightRecorder recorder(rank);
+  const auto meter = std::make_shared<Meter>(
+      [&](const OperationRecord& record) {
+        if (!options.trace.empty()) trace.span("wire", record.name, record.start, record.end);
+      },
+      &recorder);
+  const auto communicator = make_metered(std::move(transport), meter);
+  RankWatch watch({.rank = rank,
+                   .recorder = recorder,
+                   .signals = signals,
+                   .output = options.output,
+                   .abort = [&](const std::string& reason) { communicator->abort(reason); }});
+  try {
+    const bool are_processes = communicator->size() > 1 && line.train.ranks == 1;
+    if (are_processes) {
+      const std::string warning =
+          watch.connect(*communicator, std::chrono::seconds(options.timeout));
+      if (rank == 0 && !warning.empty()) std::cerr << "thinwire: " << warning << std::endl;
+    }
+    const int code = train_watched(communicator, line, data, make, signals, mode,
+                                   {.trace = trace, .recorder = recorder, .meter = meter});
+    watch.goodbye();
+    return code;
+  } catch (const std::exception& error) {
+    watch.rethrow(error);
+  }
+}
+
 void share_cores(std::int64_t ranks) {
   const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
   at::set_num_threads(static_cast<int>(std::max<std::int64_t>(1, cores / ranks)));
@@ -195,13 +236,13 @@ void share_cores(std::int64_t ranks) {
 
 #if THINWIRE_HAVE_MPI
 int train_over_mpi(const CommandLine& line, const JobEnvironment& environment,
-                   const DataSplit& data, const SignalWatcher& signals) {
+                   const DataSplit& data, const MakeModel& make, SignalWatcher& signals) {
   MpiEnvironment mpi;
   try {
     auto world = make_mpi_communicator(MPI_COMM_WORLD,
                                        {.timeout = std::chrono::seconds(line.train.timeout)});
     // Open MPI gives its ranks a terminal of its own, wherever its output goes.
-    return train_rank(std::move(world), line, data, signals, Progress::Mode::lines);
+    return train_rank(std::move(world), line, data, make, signals, Progress::Mode::lines);
   } catch (const AgreedError& error) {
     // They end together, and one of them says why.
     if (environment.rank == 0) report(error, std::nullopt);
@@ -215,8 +256,8 @@ int train_over_mpi(const CommandLine& line, const JobEnvironment& environment,
   }
 }
 #else
-int train_over_mpi(const CommandLine&, const JobEnvironment&, const DataSplit&,
-                   const SignalWatcher&) {
+int train_over_mpi(const CommandLine&, const JobEnvironment&, const DataSplit&, const MakeModel&,
+                   SignalWatcher&) {
   throw UsageError(
       "this thinwire was built without MPI, but mpirun started it; rebuild with -DTHINWIRE_MPI=ON, "
       "or run it alone with --ranks N");
@@ -226,21 +267,21 @@ int train_over_mpi(const CommandLine&, const JobEnvironment&, const DataSplit&,
 }  // namespace
 
 int run_train(const TrainOptions& options, const CommandLine& line,
-              const JobEnvironment& environment) {
-  const SignalWatcher signals;  // before any other thread
+              const JobEnvironment& environment, const MakeModel& make) {
+  SignalWatcher signals;  // before any other thread
   share_cores(std::max<std::int64_t>(line.train.ranks, environment.local_size));
   const DataSplit data = load_data(options.data);
   validate(options, data);
   const bool alone_with_threads = environment.world_size == 1 && line.train.ranks > 1;
   if (environment.launcher == JobEnvironment::Launcher::mpirun && !alone_with_threads) {
-    return train_over_mpi(line, environment, data, signals);
+    return train_over_mpi(line, environment, data, make, signals);
   }
 
   std::atomic<int> code{0};
   run_ranks(static_cast<int>(line.train.ranks),
             [&](std::unique_ptr<Communicator> communicator) {
-              const int rank_code =
-                  train_rank(std::move(communicator), line, data, signals, Progress::mode_for(1));
+              const int rank_code = train_rank(std::move(communicator), line, data, make, signals,
+                                               Progress::mode_for(1));
               if (rank_code != 0) code = rank_code;
             },
             {.timeout = std::chrono::seconds(options.timeout), .link = {}});

@@ -55,12 +55,14 @@ struct BucketReducer::Hooks {
 };
 
 BucketReducer::BucketReducer(GradientBuckets& buckets, GradientReducer& reducer,
-                             Communicator& communicator, BeforeReduce before_reduce, Trace* trace)
+                             Communicator& communicator, BeforeReduce before_reduce, Trace* trace,
+                             FlightRecorder* recorder)
     : buckets_(buckets),
       reducer_(reducer),
       communicator_(communicator),
       before_reduce_(std::move(before_reduce)),
       trace_(trace),
+      recorder_(recorder),
       touched_(buckets.parameters().size()),
       complete_(buckets.parameters().size()),
       pending_(buckets.buckets().size()),
@@ -171,8 +173,10 @@ void BucketReducer::submit(std::function<void()> job) {
 void BucketReducer::stage(Bucket& bucket) {
   const c10::NoGradGuard no_grad;  // thread-local: this thread needs its own
   const auto start = Clock::now();
+  if (recorder_) recorder_->set_bucket(static_cast<std::int64_t>(bucket.index));
   if (before_reduce_) before_reduce_(bucket);
   reducer_.stage(bucket, communicator_, step_);
+  if (recorder_) recorder_->set_bucket(std::nullopt);
   if (trace_) {
     trace_->span("communication", fmt::format("bucket {}", bucket.index), start, Clock::now());
   }

@@ -14,6 +14,7 @@
 #include "runtime/buckets/communication_thread.h"
 #include "runtime/buckets/gradient_buckets.h"
 #include "runtime/telemetry/trace.h"
+#include "runtime/watch/flight_recorder.h"
 
 namespace thinwire {
 
@@ -42,9 +43,10 @@ class BucketReducer {
   // Turns a bucket's gradient into what is to be reduced, on the communication thread.
   using BeforeReduce = std::function<void(Bucket&)>;
 
-  // All must outlive this. `trace` may be null.
+  // All must outlive this. `trace` and `recorder` may be null.
   BucketReducer(GradientBuckets& buckets, GradientReducer& reducer, Communicator& communicator,
-                BeforeReduce before_reduce = {}, Trace* trace = nullptr);
+                BeforeReduce before_reduce = {}, Trace* trace = nullptr,
+                FlightRecorder* recorder = nullptr);
   // If a step is open, aborts the group, so that neither this rank nor a peer waits for it.
   ~BucketReducer();
   BucketReducer(const BucketReducer&) = delete;
@@ -83,6 +85,7 @@ class BucketReducer {
   Communicator& communicator_;
   BeforeReduce before_reduce_;
   Trace* trace_;
+  FlightRecorder* recorder_;
   StepContext step_;
 
   std::mutex mutex_;  // hooks of a device run on an engine thread

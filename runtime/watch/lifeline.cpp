@@ -239,7 +239,8 @@ class Lifeline::Thread {
       if (peer == peers_.end()) continue;  // it said goodbye
       const Activity last = peer->second.activity;
       peers_.erase(peer);
-      lose(fmt::format("{} died (its connection closed) in {}", name_of(rank), describe(last)));
+      lose(fmt::format("{} died (its connection closed), last seen in {}", name_of(rank),
+                       describe(last)));
     }
   }
 
@@ -300,8 +301,9 @@ class Lifeline::Thread {
     } else if (!silent.empty()) {
       const Peer& peer = peers_.at(silent.front());
       lose(fmt::format(
-          "{} has not been heard from for {:.1f} s (it is stopped, or its network is down); it "
-          "was in {}",
+          "{} has not been heard from for {:.1f} s (it is stopped, or its network is down), last "
+          "seen "
+          "in {}",
           name_of(silent.front()), in_seconds(now - peer.heard), describe(peer.activity)));
     } else if (hosts()) {
       judge_progress(now);

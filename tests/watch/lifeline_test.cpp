@@ -88,8 +88,9 @@ TEST(Lifeline, ADeathIsNamedWithWhatBothWereDoing) {
   star.ends[3].reset();
   for (const int rank : {0, 1, 2}) {
     const std::string reason = reason_of(*star.ends[static_cast<std::size_t>(rank)]);
-    EXPECT_THAT(reason, HasSubstr("rank 3 died (its connection closed) in step 41, computing "
-                                  "after all_gather of bucket 1 (operation 811)"));
+    EXPECT_THAT(reason,
+                HasSubstr("rank 3 died (its connection closed), last seen in step 41, computing "
+                          "after all_gather of bucket 1 (operation 811)"));
   }
   EXPECT_THAT(reason_of(*star.ends[1]),
               HasSubstr("; this rank is in step 41, waiting 0.3 s in all_to_all of bucket 2 "
@@ -232,7 +233,8 @@ TEST(LifelineOfProcesses, AKilledOneIsNamed) {
   const auto host = Lifeline::host(2, said.parts(kNever));
   const pid_t child = start_rank(1, host->invitation(), kNever);
   end_process(child);
-  EXPECT_THAT(reason_of(*host), HasSubstr("rank 1 died (its connection closed) in step 5"));
+  EXPECT_THAT(reason_of(*host),
+              HasSubstr("rank 1 died (its connection closed), last seen in step 5"));
 }
 
 TEST(LifelineOfProcesses, AStoppedOneIsNamedAfterTheTimeoutByAll) {
