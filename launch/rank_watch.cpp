@@ -33,7 +33,7 @@ void RankWatch::goodbye() {
 }
 
 void RankWatch::rethrow(const std::exception& error) {
-  const std::string position = "; this rank is in " + describe(parts_.recorder.activity());
+  const std::string position = "; this rank: " + describe(parts_.recorder.activity());
   if (dynamic_cast<const PeerLost*>(&error)) {
     if (lifeline_) {
       if (const auto reason = lifeline_->lost(Clock::now() + kPatience)) {

@@ -185,7 +185,13 @@ class Lifeline::Thread {
         if (farewell_) break;
       }
       report();
+      const auto before = Clock::now();
       wait_for_input();
+      const auto paused = Clock::now() - before;
+      if (paused > std::max(parts_.timeout / 2, milliseconds(1000))) {
+        stopped_ =
+            fmt::format("this rank itself was stopped for {:.1f} s; then ", in_seconds(paused));
+      }
       read_peers();
       if (hosts()) admit_strangers();
       if (!over_) judge();
@@ -239,7 +245,7 @@ class Lifeline::Thread {
       if (peer == peers_.end()) continue;  // it said goodbye
       const Activity last = peer->second.activity;
       peers_.erase(peer);
-      lose(fmt::format("{} died (its connection closed), last seen in {}", name_of(rank),
+      lose(fmt::format("{} died (its connection closed), last seen: {}", name_of(rank),
                        describe(last)));
     }
   }
@@ -331,14 +337,14 @@ class Lifeline::Thread {
     std::vector<std::string> behind;
     for (const auto& [rank, activity] : table) {
       if (activity.operations < waiting.operations) {
-        behind.push_back(fmt::format("rank {} is behind, in {}", rank, describe(activity)));
+        behind.push_back(fmt::format("rank {} is behind: {}", rank, describe(activity)));
       }
     }
     // It may have called the operation and not wait for it, and a backend may need its wait.
     if (behind.empty()) {
       for (const auto& [rank, activity] : table) {
         if (activity.operations == waiting.operations && !activity.waiting) {
-          behind.push_back(fmt::format("rank {} does not wait, in {}", rank, describe(activity)));
+          behind.push_back(fmt::format("rank {} does not wait: {}", rank, describe(activity)));
         }
       }
     }
@@ -359,7 +365,8 @@ class Lifeline::Thread {
     if (hosts()) {
       for (auto& [rank, peer] : peers_) peer.wire.send("lost " + what);
     }
-    const std::string reason = fmt::format("{}; this rank is in {}", what, describe(parts_.look()));
+    const std::string reason =
+        fmt::format("{}{}; this rank: {}", stopped_, what, describe(parts_.look()));
     {
       const std::lock_guard lock(mutex_);
       lost_ = reason;
@@ -414,7 +421,8 @@ class Lifeline::Thread {
   std::vector<int> gone_;    // and: left
   Activity reported_;
   Clock::time_point reported_at_{};
-  bool over_ = false;  // somebody was lost, or this rank leaves
+  std::string stopped_;  // if this process stood still, so that its losses may be its own doing
+  bool over_ = false;    // somebody was lost, or this rank leaves
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -31,7 +31,7 @@ class Lifeline {
     // What this rank is doing.
     std::function<Activity()> look;
     // Called once at most, on the lifeline's thread: who was lost, how, and what both were doing.
-    // "rank 3 died (its connection closed), last seen in step 41, ...; this rank is in step 41,
+    // "rank 3 died (its connection closed), last seen: step 41, ...; this rank: step 41,
     // ...".
     std::function<void(const std::string& reason)> on_lost;
   };

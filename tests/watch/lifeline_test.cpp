@@ -89,11 +89,11 @@ TEST(Lifeline, ADeathIsNamedWithWhatBothWereDoing) {
   for (const int rank : {0, 1, 2}) {
     const std::string reason = reason_of(*star.ends[static_cast<std::size_t>(rank)]);
     EXPECT_THAT(reason,
-                HasSubstr("rank 3 died (its connection closed), last seen in step 41, computing "
+                HasSubstr("rank 3 died (its connection closed), last seen: step 41, computing "
                           "after all_gather of bucket 1 (operation 811)"));
   }
   EXPECT_THAT(reason_of(*star.ends[1]),
-              HasSubstr("; this rank is in step 41, waiting 0.3 s in all_to_all of bucket 2 "
+              HasSubstr("; this rank: step 41, waiting 0.3 s in all_to_all of bucket 2 "
                         "(operation 812)"));
 }
 
@@ -157,7 +157,7 @@ TEST(Lifeline, TheOneThatDoesNotComeIsBehind) {
   for (auto& end : star.ends) {
     const std::string reason = reason_of(*end);
     EXPECT_THAT(reason, HasSubstr("all_reduce of bucket 0 of step 7 did not end within 1.5 s: rank "
-                                  "2 is behind, in step 7, writing a checkpoint after barrier "
+                                  "2 is behind: step 7, writing a checkpoint after barrier "
                                   "(operation 30)"));
     EXPECT_THAT(reason, Not(HasSubstr("rank 3")));
   }
@@ -234,7 +234,7 @@ TEST(LifelineOfProcesses, AKilledOneIsNamed) {
   const pid_t child = start_rank(1, host->invitation(), kNever);
   end_process(child);
   EXPECT_THAT(reason_of(*host),
-              HasSubstr("rank 1 died (its connection closed), last seen in step 5"));
+              HasSubstr("rank 1 died (its connection closed), last seen: step 5"));
 }
 
 TEST(LifelineOfProcesses, AStoppedOneIsNamedAfterTheTimeoutByAll) {
