@@ -7,8 +7,6 @@
 #include <new>
 #include <utility>
 
-#include "runtime/base/error.h"
-
 namespace thinwire {
 
 int exit_code(const std::exception& error) {
@@ -27,6 +25,7 @@ std::string message(const std::exception& error) {
 }
 
 int report(const std::exception& error, std::optional<int> rank) {
+  if (dynamic_cast<const PeerLostSaid*>(&error)) return exit_code(error);
   const std::string who = rank ? fmt::format("thinwire: rank {}: ", *rank) : "thinwire: ";
   // One call, so that the lines of ranks do not mix.
   std::fputs((who + message(error) + "\n").c_str(), stderr);

@@ -5,7 +5,14 @@
 #include <optional>
 #include <string>
 
+#include "runtime/base/error.h"
+
 namespace thinwire {
+
+// Lost, and the operator knows: `report` says nothing.
+struct PeerLostSaid : PeerLost {
+  using PeerLost::PeerLost;
+};
 
 // The code of an `Error`; `ExitCode::internal` for everything else.
 int exit_code(const std::exception& error);
@@ -14,7 +21,7 @@ int exit_code(const std::exception& error);
 std::string message(const std::exception& error);
 
 // Prints "thinwire: <message>" to stderr, or "thinwire: rank 3: <message>" where `rank` is given
-// (give it when there are several), and returns the exit code.
+// (give it when there are several), and returns the exit code. Of a `PeerLostSaid` only the latter.
 int report(const std::exception& error, std::optional<int> rank);
 
 // All exit codes and their meaning, a line each, for the help.

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <optional>
 
+#include "examples/models/models.h"
 #include "launch/commands.h"
 #include "launch/exit.h"
 #include "launch/info.h"
@@ -22,7 +23,7 @@ int print(const std::string& text) {
 int run(const std::vector<std::string>& arguments, const JobEnvironment& environment) {
   const CommandLine line = parse_command_line(arguments);
   require_one_kind_of_rank(environment, line.train.ranks);
-  if (line.command == Command::train) return run_train(line.train, line, environment);
+  if (line.command == Command::train) return run_train(line.train, line, environment, make_model);
   // Everything else is one process's work, however many were started.
   if (environment.rank > 0) return 0;
   switch (line.command) {

@@ -120,6 +120,9 @@ std::vector<Option> options_table() {
        Number{&R::bucket_mb, 0.0001, 4096}},
       {"timeout", communication, "seconds that a collective may take",
        Integer{&R::timeout, 1, 86'400}},
+      {"check-every", communication,
+       "steps between comparisons of the ranks' weights; 0: only at checkpoints",
+       Integer{&R::check_every, 0, kMany}},
 
       {"ranks", run, "ranks as threads of this process; 1 under a launcher",
        Integer{&R::ranks, 1, 256}},

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 namespace thinwire {
 
@@ -27,12 +28,14 @@ SignalWatcher::~SignalWatcher() {
 }
 
 void SignalWatcher::watch() {
+  bool ending = false;
   while (true) {
     int number = 0;
     const int error = sigwait(&watched_, &number);
     if (closing_) return;
     if (error != 0) continue;
     const char* name = sigabbrev_np(number);
+    if (given_up_ && !std::exchange(ending, true)) continue;
     if (!requested_.exchange(true)) {
       std::fprintf(stderr, "thinwire: SIG%s: checkpoint and stop at the next step\n", name);
     } else if (number != SIGUSR1) {

@@ -23,6 +23,9 @@ class SignalWatcher {
 
   // Whether a signal came. Safe from any thread.
   bool requested() const { return requested_; }
+  // The run ends and nothing can be saved: a first SIGTERM or SIGINT from now on asks for nothing
+  // and is not announced. Safe from any thread.
+  void give_up() { given_up_ = true; }
 
  private:
   void watch();
@@ -30,6 +33,7 @@ class SignalWatcher {
   sigset_t watched_{};
   sigset_t previous_{};
   std::atomic<bool> requested_{false};
+  std::atomic<bool> given_up_{false};
   std::atomic<bool> closing_{false};
   std::thread thread_;  // last: it uses the others
 };

@@ -15,6 +15,7 @@
 #include "launch/job.h"
 #include "launch/output_folder.h"
 #include "launch/progress.h"
+#include "launch/rank_watch.h"
 #include "launch/signals.h"
 #include "launch/version.h"
 #include "optimizers/factory.h"
@@ -120,18 +121,23 @@ void validate(const TrainOptions& options, const DataSplit& data) {
   }
 }
 
-// One rank's run. Returns the exit code.
-int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
-               const DataSplit& data, const SignalWatcher& signals, Progress::Mode mode) {
-  const TrainOptions& options = line.train;
-  const int rank = transport->rank();
-  Trace trace(rank);
-  const auto meter = std::make_shared<Meter>([&](const OperationRecord& record) {
-    if (!options.trace.empty()) trace.span("wire", record.name, record.start, record.end);
-  });
-  const auto communicator = make_metered(std::move(transport), meter);
+// What a rank's run is watched through.
+struct Instruments {
+  Trace& trace;
+  FlightRecorder& recorder;
+  const std::shared_ptr<Meter>& meter;
+};
 
-  Model model = make_model(options.model, data.train->sample_shape(), data.train->classes());
+// One rank's run. Returns the exit code.
+int train_watched(const std::unique_ptr<Communicator>& communicator, const CommandLine& line,
+                  const DataSplit& data, const MakeModel& make, const SignalWatcher& signals,
+                  Progress::Mode mode, const Instruments& instruments) {
+  const TrainOptions& options = line.train;
+  const int rank = communicator->rank();
+  Trace& trace = instruments.trace;
+  const auto& meter = instruments.meter;
+
+  Model model = make(options.model, data.train->sample_shape(), data.train->classes());
   initialize_parameters(*model.module, options.seed);
 
   const auto configuration = as_map(line.train);
@@ -158,6 +164,7 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
                    .observer = observer,
                    .stop_requested = [&] { return signals.requested(); },
                    .trace = options.trace.empty() ? nullptr : &trace,
+                   .recorder = &instruments.recorder,
                    .info = configuration},
                   options);
   std::int64_t values = 0;
@@ -184,6 +191,40 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
                                                     : ExitCode::cannot_write);
 }
 
+int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
+               const DataSplit& data, const MakeModel& make, SignalWatcher& signals,
+               Progress::Mode mode) {
+  const TrainOptions& options = line.train;
+  const int rank = transport->rank();
+  Trace trace(rank);
+  FlightRecorder recorder(rank);
+  const auto meter = std::make_shared<Meter>(
+      [&](const OperationRecord& record) {
+        if (!options.trace.empty()) trace.span("wire", record.name, record.start, record.end);
+      },
+      &recorder);
+  const auto communicator = make_metered(std::move(transport), meter);
+  RankWatch watch({.rank = rank,
+                   .recorder = recorder,
+                   .signals = signals,
+                   .output = options.output,
+                   .abort = [&](const std::string& reason) { communicator->abort(reason); }});
+  try {
+    const bool are_processes = communicator->size() > 1 && line.train.ranks == 1;
+    if (are_processes) {
+      const std::string warning =
+          watch.connect(*communicator, std::chrono::seconds(options.timeout));
+      if (rank == 0 && !warning.empty()) std::cerr << "thinwire: " << warning << std::endl;
+    }
+    const int code = train_watched(communicator, line, data, make, signals, mode,
+                                   {.trace = trace, .recorder = recorder, .meter = meter});
+    watch.goodbye();
+    return code;
+  } catch (const std::exception& error) {
+    watch.rethrow(error);
+  }
+}
+
 void share_cores(std::int64_t ranks) {
   const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
   at::set_num_threads(static_cast<int>(std::max<std::int64_t>(1, cores / ranks)));
@@ -204,8 +245,8 @@ Device choose_rank_device(const TrainRequest& request, const JobEnvironment& env
 }  // namespace
 
 int run_train(const TrainOptions& options, const CommandLine& line,
-              const JobEnvironment& environment) {
-  const SignalWatcher signals;  // before any other thread
+              const JobEnvironment& environment, const MakeModel& make) {
+  SignalWatcher signals;  // before any other thread
   const auto ranks = static_cast<int>(line.train.ranks);
   const Job job{environment,
                 choose_backend(line.train.backend, environment, ranks, built_backends()), ranks,
@@ -216,7 +257,7 @@ int run_train(const TrainOptions& options, const CommandLine& line,
   validate(options, data);
   if (environment.rank == 0) std::cout << describe(job) << ", on " << name(device) << std::endl;
   return run_job(job, [&](std::unique_ptr<Communicator> communicator) {
-    return train_rank(std::move(communicator), line, data, signals, progress_mode(job));
+    return train_rank(std::move(communicator), line, data, make, signals, progress_mode(job));
   });
 }
 

@@ -55,15 +55,15 @@ struct BucketReducer::Hooks {
 };
 
 BucketReducer::BucketReducer(GradientBuckets& buckets, GradientReducer& reducer,
-                             Communicator& communicator, BeforeReduce before_reduce, Trace* trace,
-                             const GradientPath* path)
+                             Communicator& communicator, BucketReducerParts parts)
     : buckets_(buckets),
       reducer_(reducer),
       communicator_(communicator),
       host_queue_(make_host_queue()),
-      path_(path ? *path : GradientPath{communicator, *host_queue_, *host_queue_}),
-      before_reduce_(std::move(before_reduce)),
-      trace_(trace),
+      path_(parts.path ? *parts.path : GradientPath{communicator, *host_queue_, *host_queue_}),
+      before_reduce_(std::move(parts.before_reduce)),
+      trace_(parts.trace),
+      recorder_(parts.recorder),
       touched_(buckets.parameters().size()),
       complete_(buckets.parameters().size()),
       pending_(buckets.buckets().size()),
@@ -184,8 +184,10 @@ void BucketReducer::stage(Bucket& bucket, const Queue::Mark& ready) {
   const c10::NoGradGuard no_grad;  // thread-local: this thread needs its own
   const auto start = Clock::now();
   path_.communication.wait_for(ready);
+  if (recorder_) recorder_->set_bucket(static_cast<std::int64_t>(bucket.index));
   if (before_reduce_) before_reduce_(bucket);
   reducer_.stage(bucket, path_.communicator, step_);
+  if (recorder_) recorder_->set_bucket(std::nullopt);
   if (trace_) {
     trace_->span("communication", fmt::format("bucket {}", bucket.index), start, Clock::now());
   }

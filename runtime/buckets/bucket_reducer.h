@@ -15,6 +15,7 @@
 #include "runtime/buckets/gradient_buckets.h"
 #include "runtime/buckets/gradient_path.h"
 #include "runtime/telemetry/trace.h"
+#include "runtime/watch/flight_recorder.h"
 
 namespace thinwire {
 
@@ -25,6 +26,17 @@ struct Verdict {
   // The largest of the ranks' votes (see begin_step).
   std::int64_t vote = 0;
   bool committed() const { return !non_finite; }
+};
+
+// What a BucketReducer can be given beside what it needs.
+struct BucketReducerParts {
+  // Turns a bucket's gradient into what is to be reduced, on the communication thread.
+  std::function<void(Bucket&)> before_reduce = {};
+  Trace* trace = nullptr;
+  FlightRecorder* recorder = nullptr;
+  // Null: gradients are in host memory and go over the same communicator as the control word, which
+  // carries host memory.
+  const GradientPath* path = nullptr;
 };
 
 // Watches gradients arrive, stages each full bucket, in the order of their indices and on a thread
@@ -40,14 +52,9 @@ struct Verdict {
 // compare which parameters are frozen, and throw `RanksDisagree` where they differ.
 class BucketReducer {
  public:
-  // Turns a bucket's gradient into what is to be reduced, on the communication thread.
-  using BeforeReduce = std::function<void(Bucket&)>;
-
-  // All must outlive this. `trace` may be null. Without `path` gradients are in host memory and
-  // take the way of the control word: `communicator`, which carries host memory.
+  // All must outlive this.
   BucketReducer(GradientBuckets& buckets, GradientReducer& reducer, Communicator& communicator,
-                BeforeReduce before_reduce = {}, Trace* trace = nullptr,
-                const GradientPath* path = nullptr);
+                BucketReducerParts parts = {});
   // If a step is open, aborts the group, so that neither this rank nor a peer waits for it.
   ~BucketReducer();
   BucketReducer(const BucketReducer&) = delete;
@@ -86,8 +93,9 @@ class BucketReducer {
   Communicator& communicator_;
   std::unique_ptr<Queue> host_queue_;
   GradientPath path_;
-  BeforeReduce before_reduce_;
+  std::function<void(Bucket&)> before_reduce_;
   Trace* trace_;
+  FlightRecorder* recorder_;
   StepContext step_;
 
   std::mutex mutex_;  // hooks of a device run on an engine thread

@@ -21,7 +21,9 @@ nlohmann::ordered_json as_json(const StepReport& report) {
           {"bytes_dense", report.bytes_dense},
           {"bytes_wire", report.bytes_wire},
           {"residual_ratio", report.residual_ratio},
-          {"skipped", report.skipped}};
+          {"skipped", report.skipped},
+          {"slowest_rank", report.slowest_rank},
+          {"slowest_ratio", report.slowest_ratio}};
 }
 
 std::string to_text(const nlohmann::ordered_json& json) {

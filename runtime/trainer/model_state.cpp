@@ -4,6 +4,8 @@
 #include <fmt/ranges.h>
 #include <torch/torch.h>
 
+#include <algorithm>
+
 #include "runtime/base/error.h"
 #include "runtime/base/hash.h"
 
@@ -65,6 +67,17 @@ std::uint64_t hash_parameter(const Parameter& parameter, std::uint64_t seed) {
   return hash64(bytes.const_data_ptr(), bytes.nbytes(), seed);
 }
 
+// Where the value that occurs most often occurs first; of equally frequent ones the first.
+std::size_t most_frequent(const std::vector<std::string>& values) {
+  const auto frequency = [&](const std::string& value) {
+    return std::count(values.begin(), values.end(), value);
+  };
+  const auto place =
+      std::max_element(values.begin(), values.end(),
+                       [&](const auto& a, const auto& b) { return frequency(a) < frequency(b); });
+  return static_cast<std::size_t>(place - values.begin());
+}
+
 }  // namespace
 
 std::uint64_t hash_parameters(const std::vector<Parameter>& parameters) {
@@ -84,15 +97,18 @@ void require_equal_replicas(Communicator& communicator, const std::vector<Parame
   for (const auto& parameter : parameters) hashes += hex64(hash_parameter(parameter, 0));
   const auto ranks = all_gather_text(communicator, hashes);
   for (std::size_t i = 0; i < parameters.size(); ++i) {
+    std::vector<std::string> values;
+    for (const std::string& rank : ranks) values.push_back(rank.substr(16 * i, 16));
+    const std::size_t usual = most_frequent(values);
     std::vector<std::size_t> different;
-    for (std::size_t rank = 1; rank < ranks.size(); ++rank) {
-      if (ranks[rank].substr(16 * i, 16) != ranks[0].substr(16 * i, 16)) different.push_back(rank);
+    for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+      if (values[rank] != values[usual]) different.push_back(rank);
     }
     if (different.empty()) continue;
     throw RanksDisagree(fmt::format(
-        "replicas differ: parameter {} on rank {} is not that of rank 0; go back to the last "
+        "replicas differ: parameter {} on rank {} is not that of rank {}; go back to the last "
         "checkpoint and check the machines of these ranks",
-        parameters[i].name, fmt::join(different, ", ")));
+        parameters[i].name, fmt::join(different, ", "), usual));
   }
 }
 

@@ -43,7 +43,7 @@ class ModelBuffers {
 std::uint64_t hash_parameters(const std::vector<Parameter>& parameters);
 
 // Collective: throws `RanksDisagree`, naming the first parameter that differs and the ranks that
-// differ from rank 0, on every rank.
+// differ from most of the others, on every rank.
 void require_equal_replicas(Communicator& communicator, const std::vector<Parameter>& parameters);
 
 }  // namespace thinwire

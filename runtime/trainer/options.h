@@ -32,6 +32,8 @@ struct TrainOptions {
   std::string feedback = "auto";    // auto | none | error_feedback
   double bucket_mb = 25;            // MiB of gradients that travel together
   std::int64_t timeout = 60;        // seconds that a collective may take
+  std::int64_t check_every = 100;   // steps between comparisons of the ranks' weights; 0: only
+                                    // at checkpoints and at the end
 
   // Run
   std::uint64_t seed = 1;

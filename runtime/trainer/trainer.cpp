@@ -1,8 +1,10 @@
 #include "runtime/trainer/trainer.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "optimizers/clipping.h"
@@ -19,6 +21,9 @@ namespace {
 
 constexpr std::int64_t kMaximumSkipsInARow = 50;
 constexpr std::int64_t kEvaluationBatch = 250;
+// A rank that is busy this much longer than the others is slow. A shorter time is noise.
+constexpr double kSlowRatio = 1.5;
+constexpr double kSlowSeconds = 0.1;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -37,6 +42,19 @@ BucketOptions bucket_options(const TrainOptions& options) {
   return buckets;
 }
 
+// Collective: on which ranks the loss is not finite either, as the end of a sentence.
+std::string where_not_finite(Communicator& communicator, double loss) {
+  std::vector<double> bad(static_cast<std::size_t>(communicator.size()), 0.0);
+  bad[static_cast<std::size_t>(communicator.rank())] = std::isfinite(loss) ? 0 : 1;
+  bad = all_reduce_sum(communicator, std::move(bad));
+  std::vector<std::size_t> ranks;
+  for (std::size_t rank = 0; rank < bad.size(); ++rank) {
+    if (bad[rank] > 0) ranks.push_back(rank);
+  }
+  if (ranks.empty()) return ", though every rank's loss is";
+  return fmt::format(", nor is the loss on rank {}", fmt::join(ranks, ", "));
+}
+
 // Sums the squares of the residuals that it is shown.
 struct SquaredResiduals final : StateVisitor {
   void tensor(const StateEntry& entry) override {
@@ -49,6 +67,18 @@ struct SquaredResiduals final : StateVisitor {
 
 }  // namespace
 
+SlowestRank slowest_rank(const std::vector<double>& seconds) {
+  const auto slowest = std::max_element(seconds.begin(), seconds.end());
+  SlowestRank result{static_cast<int>(slowest - seconds.begin()), 1};
+  std::vector<double> others(seconds.begin(), slowest);
+  others.insert(others.end(), slowest + 1, seconds.end());
+  std::sort(others.begin(), others.end());
+  if (others.empty()) return result;
+  const double median = (others[(others.size() - 1) / 2] + others[others.size() / 2]) / 2;
+  if (median > 0) result.ratio = *slowest / median;
+  return result;
+}
+
 struct Trainer::Interval {
   std::int64_t steps = 0;
   std::int64_t samples = 0;  // of all ranks
@@ -56,6 +86,7 @@ struct Trainer::Interval {
   // Of the steps alone, without evaluation, reports and checkpoints.
   std::int64_t bytes_sent = 0;
   double seconds = 0;
+  double busy = 0;  // seconds in which this rank did not wait for the others
 };
 
 Trainer::Trainer(TrainerParts parts, const TrainOptions& options)
@@ -69,7 +100,9 @@ Trainer::Trainer(TrainerParts parts, const TrainOptions& options)
       dtype_(buckets_.parameters().front().tensor.scalar_type()),
       bucket_reducer_(
           buckets_, *reducer_, parts_.communicator,
-          [this](Bucket& bucket) { optimizer_->before_reduce(bucket); }, parts_.trace) {
+          {.before_reduce = [this](Bucket& bucket) { optimizer_->before_reduce(bucket); },
+           .trace = parts_.trace,
+           .recorder = parts_.recorder}) {
   std::vector<at::Tensor> initial;
   for (const Bucket& bucket : buckets_.buckets()) initial.push_back(bucket.weights);
   for (const at::Tensor& buffer : parts_.model.module->buffers()) initial.push_back(buffer);
@@ -89,6 +122,7 @@ EndReport Trainer::run() {
   const Schedule schedule = parse_schedule(options_.lr_schedule, options_.lr, total_steps());
   double lr = schedule.at(std::max<std::int64_t>(attempted_ - 1, 0));
   bool stop = false;
+  const Doing computing(parts_.recorder, "computing");
 
   while (!finished() && !stop) {
     const auto step_start = Clock::now();
@@ -96,11 +130,14 @@ EndReport Trainer::run() {
     lr = schedule.at(attempted_);
     const RankBatch batch = next_step();
     const double loss = forward_backward(batch);
+    // Before, waiting hides behind backward.
+    const double waited_before = parts_.meter.waited();
     const Verdict verdict = bucket_reducer_.finish();
+    const double waited = parts_.meter.waited() - waited_before;
     if (verdict.committed()) {
       update(lr);
     } else {
-      skip(*verdict.non_finite);
+      skip(*verdict.non_finite, loss);
     }
     ++attempted_;
     const bool epoch_ended = batch.next.epoch != position_.epoch;
@@ -112,11 +149,19 @@ EndReport Trainer::run() {
       sums->samples += batch.total;
       sums->loss += loss;
       sums->bytes_sent += parts_.meter.total().bytes_sent - bytes_before;
-      sums->seconds += seconds_since(step_start);
+      const double seconds = seconds_since(step_start);
+      sums->seconds += seconds;
+      sums->busy += seconds - waited;
     }
     if (attempted_ % options_.report_every == 0 || finished() || stop) {
-      parts_.observer.on_step(make_report(interval, lr));
+      const StepReport report = make_report(interval, lr);
+      parts_.observer.on_step(report);
+      tell_of_slow_rank(report, interval.seconds);
       interval = {};
+    }
+    if (options_.check_every > 0 && attempted_ % options_.check_every == 0) {
+      const Doing comparing(parts_.recorder, "comparing weights");
+      require_equal_replicas(parts_.communicator, parameters());
     }
     if (epoch_ended && !finished()) {
       const Evaluation result = evaluate();
@@ -156,6 +201,7 @@ std::int64_t Trainer::total_steps() const {
 
 // Begins a step: its samples, and the ranks' question whether anybody wants to stop.
 RankBatch Trainer::next_step() {
+  if (parts_.recorder) parts_.recorder->set_step(attempted_ + 1);
   bucket_reducer_.set_step({.step = attempted_,
                             .seed = options_.seed,
                             .transmission = optimizer_->plan(committed_).transmission});
@@ -204,16 +250,22 @@ void Trainer::update(double lr) {
   skipped_in_a_row_ = 0;
 }
 
-void Trainer::skip(const std::string& parameter) {
+void Trainer::skip(const std::string& parameter, double loss) {
   ++skipped_;
   // Forward has put the step's samples, finite or not, into running statistics.
   model_buffers_.assign(buffers_before_);
-  if (++skipped_in_a_row_ < kMaximumSkipsInARow) return;
-  throw AgreedError(
-      ExitCode::internal,
-      fmt::format("{} steps in a row were rolled back: the gradient of {} is not finite; lower the "
-                  "learning rate, clip, or check the data",
-                  skipped_in_a_row_, parameter));
+  ++skipped_in_a_row_;
+  if (skipped_in_a_row_ > 1 && skipped_in_a_row_ < kMaximumSkipsInARow) return;
+  const std::string what = fmt::format("the gradient of {} is not finite{}", parameter,
+                                       where_not_finite(parts_.communicator, loss));
+  if (skipped_in_a_row_ == 1) {
+    parts_.observer.on_line(fmt::format("step {} was rolled back: {}", attempted_ + 1, what));
+    return;
+  }
+  throw AgreedError(ExitCode::internal,
+                    fmt::format("{} steps in a row were rolled back: {}; lower the learning rate, "
+                                "clip, or check the data",
+                                skipped_in_a_row_, what));
 }
 
 StepReport Trainer::make_report(const Interval& interval, double lr) {
@@ -241,9 +293,30 @@ StepReport Trainer::make_report(const Interval& interval, double lr) {
   // After a rollback the buckets hold no estimate.
   const double norm = skipped_in_a_row_ > 0 ? 0 : std::sqrt(squared_norm(buckets_.buckets()));
   if (norm > 0) report.residual_ratio = residual_norm() / norm;
-  const double loss = all_reduce_sum(parts_.communicator, {interval.loss})[0];
-  report.loss = loss / static_cast<double>(std::max<std::int64_t>(interval.samples, 1));
+  // The loss, and each rank's busy time in its own place.
+  std::vector<double> sums(1 + static_cast<std::size_t>(parts_.communicator.size()), 0.0);
+  sums[0] = interval.loss;
+  sums[1 + static_cast<std::size_t>(parts_.communicator.rank())] = interval.busy;
+  sums = all_reduce_sum(parts_.communicator, std::move(sums));
+  report.loss = sums[0] / static_cast<double>(std::max<std::int64_t>(interval.samples, 1));
+  const SlowestRank slowest = slowest_rank({sums.begin() + 1, sums.end()});
+  report.slowest_rank = slowest.rank;
+  report.slowest_ratio = slowest.ratio;
   return report;
+}
+
+void Trainer::tell_of_slow_rank(const StepReport& report, double seconds) {
+  // What the others lose to it: they wait while it is busy.
+  const double lost = seconds * (1 - 1 / report.slowest_ratio);
+  std::optional<int> slow;
+  if (report.slowest_ratio > kSlowRatio && lost > kSlowSeconds) slow = report.slowest_rank;
+  if (slow == slow_rank_) return;
+  parts_.observer.on_line(
+      slow ? fmt::format("rank {} is slow: busy {:.1f} times as long as the others, which wait for "
+                         "it; see what its machine does",
+                         *slow, report.slowest_ratio)
+           : fmt::format("rank {} is as fast as the others again", *slow_rank_));
+  slow_rank_ = slow;
 }
 
 double Trainer::residual_norm() {
@@ -255,6 +328,7 @@ double Trainer::residual_norm() {
 
 Trainer::Evaluation Trainer::evaluate() {
   const torch::NoGradGuard no_grad;
+  const Doing evaluating(parts_.recorder, "evaluating");
   const Dataset& data = *parts_.data.test;
   const std::vector<at::Tensor> own = model_buffers_.clone();
   model_buffers_.assign(model_buffers_.mean(parts_.communicator));
@@ -293,6 +367,7 @@ void Trainer::visit(StateVisitor& visitor) {
 
 void Trainer::save() {
   if (last_saved_step_ == attempted_) return;
+  const Doing saving(parts_.recorder, "writing a checkpoint");
   require_equal_replicas(parts_.communicator, parameters());
   const std::vector<at::Tensor> mean = model_buffers_.mean(parts_.communicator);
   StateCollector model;
@@ -320,6 +395,7 @@ std::map<std::string, std::string> Trainer::lineage() const {
 
 void Trainer::resume() {
   if (options_.resume.empty()) return;
+  const Doing reading(parts_.recorder, "reading a checkpoint");
   const torch::NoGradGuard no_grad;
   const auto found =
       choose_checkpoint(parts_.files, parts_.communicator, options_, parts_.observer);

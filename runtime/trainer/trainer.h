@@ -19,6 +19,7 @@
 #include "runtime/trainer/model.h"
 #include "runtime/trainer/model_state.h"
 #include "runtime/trainer/options.h"
+#include "runtime/watch/flight_recorder.h"
 
 namespace thinwire {
 
@@ -36,7 +37,18 @@ struct StepReport {
   double bytes_wire = 0;      // per rank and step, as counted where the backend sends
   double residual_ratio = 0;  // norm of the residual over that of the last estimate
   std::int64_t skipped = 0;   // steps rolled back so far
+  // The rank that was busy longest, that is, not waiting for the others, and its time over the
+  // median of the others' (1 on one rank). Of the steps alone.
+  int slowest_rank = 0;
+  double slowest_ratio = 1;
 };
+
+struct SlowestRank {
+  int rank = 0;
+  double ratio = 1;  // its time over the median of the others'; 1 where there is nothing to compare
+};
+// Of the ranks' times, in rank order.
+SlowestRank slowest_rank(const std::vector<double>& seconds);
 
 struct EndReport {
   StepReport last;  // over the whole run, since its start or resume
@@ -69,6 +81,7 @@ struct TrainerParts {
   // Whether this rank was asked to checkpoint and stop.
   std::function<bool()> stop_requested = [] { return false; };
   Trace* trace = nullptr;
+  FlightRecorder* recorder = nullptr;            // told of steps, buckets and what else is done
   std::map<std::string, std::string> info = {};  // kept in checkpoints: the configuration
 };
 
@@ -76,7 +89,8 @@ struct TrainerParts {
 // runs.
 //
 // Data order, learning rate and random numbers follow attempted steps; the optimizer's step count
-// follows committed ones. Fifty steps rolled back in a row end the run with an `Error`.
+// follows committed ones. Fifty steps rolled back in a row end the run with an `Error`. Ranks whose
+// weights differ end it with `RanksDisagree`, on all of them.
 class Trainer {
  public:
   // Rank 0's initial parameters and buffers become everybody's.
@@ -109,8 +123,9 @@ class Trainer {
   RankBatch next_step();
   double forward_backward(const RankBatch& batch);
   void update(double lr);
-  void skip(const std::string& parameter);
+  void skip(const std::string& parameter, double loss);
   StepReport make_report(const Interval& interval, double lr);
+  void tell_of_slow_rank(const StepReport& report, double seconds);
   double residual_norm();
   void save();
   // What a checkpoint and the run that resumes from it must have in common.
@@ -132,6 +147,7 @@ class Trainer {
   std::int64_t skipped_ = 0;
   std::int64_t skipped_in_a_row_ = 0;
 
+  std::optional<int> slow_rank_;            // that the user was told of
   std::vector<at::Tensor> buffers_before_;  // the module's, when the step began
   std::optional<std::string> last_checkpoint_;
   std::int64_t last_saved_step_ = -1;

@@ -181,11 +181,12 @@ TEST(BucketReducer, AnErrorOfTheCommunicationThreadReachesFinishOnEveryRank) {
                            GradientBuckets buckets = make_buckets();
                            const auto reducer = make_reducer({});
                            BucketReducer bucket_reducer(
-                               buckets, *reducer, *communicator, [&](Bucket& bucket) {
+                               buckets, *reducer, *communicator,
+                               {.before_reduce = [&](Bucket& bucket) {
                                  if (bucket.index == 1 && communicator->rank() == 1) {
                                    throw DataError("bucket 1 is cursed; pray");
                                  }
-                               });
+                               }});
                            for (std::size_t i = kParameters; i-- > 0;) {
                              arrive(buckets, bucket_reducer, i, 1.0f);
                            }

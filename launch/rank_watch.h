@@ -1,0 +1,57 @@
+// What a rank does when another one is lost, and what it leaves behind when it fails.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "collectives/communicator.h"
+#include "launch/signals.h"
+#include "runtime/watch/flight_recorder.h"
+#include "runtime/watch/lifeline.h"
+
+namespace thinwire {
+
+struct RankWatchParts {
+  int rank = 0;
+  const FlightRecorder& recorder;
+  SignalWatcher& signals;
+  std::string output;  // where `flight/rank-<rank>.json` goes
+  // Ends every wait of this rank's communicators; safe from any thread.
+  std::function<void(const std::string& reason)> abort;
+};
+
+// Ties a rank's lifeline, flight recorder and signals together. All parts must outlive it.
+//
+// When the lifeline says that a rank is lost, this rank says so at once, on stderr: launchers kill
+// everybody a second or two after a death. Then the communicators are aborted, the flight recorder
+// is written, and a later SIGTERM asks for no checkpoint.
+class RankWatch {
+ public:
+  // Ranks that are threads of one process need no lifeline.
+  explicit RankWatch(RankWatchParts parts) : parts_(std::move(parts)) {}
+
+  // Collective, for ranks that are processes. Returns what to tell the user where no lifeline can
+  // be had, on every rank: the run goes on without one.
+  std::string connect(Communicator& communicator, std::chrono::milliseconds timeout);
+
+  // The rank ends as all of them do.
+  void goodbye();
+  // For the handler of what `error` is: tells the other ranks if they cannot know, writes the
+  // flight recorder, and rethrows; a `PeerLost` with what is known of the cause, as
+  // `PeerLostSaid` if that has been said.
+  [[noreturn]] void rethrow(const std::exception& error);
+
+ private:
+  void on_lost(const std::string& reason);
+  void write(const std::string& reason);
+
+  RankWatchParts parts_;
+  std::mutex writing_;
+  bool written_ = false;                // guarded by `writing_`
+  std::unique_ptr<Lifeline> lifeline_;  // last: its thread uses the others
+};
+
+}  // namespace thinwire
