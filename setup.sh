@@ -13,7 +13,7 @@ packages=(
   libgtest-dev libgmock-dev libboost-program-options-dev nlohmann-json3-dev libxxhash-dev zlib1g-dev
   libopenmpi-dev openmpi-bin dataset-fashion-mnist jargon-text
 )
-wheels=(torch==2.11.0 safetensors==0.4.5 numpy==2.4.6)
+wheels=(torch==2.11.0 safetensors==0.4.5 numpy==2.4.6 typing_extensions==4.15.0)
 
 missing=()
 for package in "${packages[@]}"; do

@@ -28,7 +28,7 @@ struct StepReport {
   std::int64_t step = 0;  // attempted steps so far
   std::int64_t total_steps = 0;
   double epoch = 0;  // passes over the data so far
-  double loss = 0;   // mean per sample
+  double loss = 0;   // mean per target: per sample, or per character of text
   double lr = 0;     // of the last step
   double samples_per_second = 0;
   double seconds_left = 0;
@@ -36,6 +36,12 @@ struct StepReport {
   double bytes_wire = 0;      // per rank and step, as counted where the backend sends
   double residual_ratio = 0;  // norm of the residual over that of the last estimate
   std::int64_t skipped = 0;   // steps rolled back so far
+};
+
+// Means over the test set.
+struct Evaluation {
+  double loss = 0;      // per target; its exponential is a text's perplexity
+  double accuracy = 0;  // share of targets
 };
 
 struct EndReport {
@@ -56,6 +62,8 @@ class TrainerObserver {
   // A sentence for people: what is compressed, an epoch's accuracy, a checkpoint that failed.
   virtual void on_line(const std::string& line) = 0;
   virtual void on_step(const StepReport& report) = 0;
+  // At the end of each epoch and of the run, after `step` steps.
+  virtual void on_evaluation(std::int64_t /*step*/, const Evaluation&) {}
 };
 
 // What a trainer works with; all must outlive it.
@@ -87,11 +95,7 @@ class Trainer {
   void resume();
   EndReport run();
 
-  // Mean loss and accuracy over the test set, with the ranks' mean buffers.
-  struct Evaluation {
-    double loss = 0;
-    double accuracy = 0;
-  };
+  // Over the test set, with the ranks' mean buffers.
   Evaluation evaluate();
 
   std::int64_t attempted_steps() const { return attempted_; }
