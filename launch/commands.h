@@ -8,13 +8,13 @@
 
 #include "launch/command_line.h"
 #include "launch/environment.h"
+#include "runtime/data/dataset.h"
 #include "runtime/trainer/model.h"
 
 namespace thinwire {
 
-// Makes what `--model` names, for samples of a shape and a number of classes.
-using MakeModel = std::function<Model(
-    const std::string& spec, const std::vector<std::int64_t>& sample_shape, std::int64_t classes)>;
+// Makes what `--model` names, for samples like those of a dataset.
+using MakeModel = std::function<Model(const std::string& spec, const Dataset& data)>;
 
 // Trains until the end or a signal. Returns the exit code; throws what `report` reports.
 int run_train(const TrainOptions& options, const CommandLine& line,

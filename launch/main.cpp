@@ -23,7 +23,11 @@ int print(const std::string& text) {
 int run(const std::vector<std::string>& arguments, const JobEnvironment& environment) {
   const CommandLine line = parse_command_line(arguments);
   require_one_kind_of_rank(environment, line.train.ranks);
-  if (line.command == Command::train) return run_train(line.train, line, environment, make_model);
+  if (line.command == Command::train) {
+    return run_train(
+        line.train, line, environment,
+        [](const std::string& spec, const Dataset& data) { return make_model(spec, data); });
+  }
   // Everything else is one process's work, however many were started.
   if (environment.rank > 0) return 0;
   switch (line.command) {

@@ -57,12 +57,13 @@ class Console final : public TrainerObserver {
   void on_end(const EndReport& report) {
     metrics_->write(report);
     warn();
-    progress_.line(fmt::format(
-        "{}: test accuracy {:.2f} %, {:.0f} samples/s, {:.0f} bytes a step ({:.1f} times fewer "
-        "than dense), {} steps skipped, parameters {}",
-        report.stopped ? "stopped on request" : "done", 100 * report.test_accuracy,
-        report.last.samples_per_second, report.last.bytes_wire, ratio(report.last),
-        report.last.skipped, report.parameters_hash));
+    progress_.line(
+        fmt::format("{}: test accuracy {:.2f} %, test loss {:.4f}, {:.0f} samples/s, {:.0f} bytes "
+                    "a step ({:.1f} times fewer "
+                    "than dense), {} steps skipped, parameters {}",
+                    report.stopped ? "stopped on request" : "done", 100 * report.test_accuracy,
+                    report.test_loss, report.last.samples_per_second, report.last.bytes_wire,
+                    ratio(report.last), report.last.skipped, report.parameters_hash));
   }
 
  private:
@@ -115,7 +116,7 @@ void validate(const TrainOptions& options, const DataSplit& data) {
   parse_compression(options.compressor, options.feedback);
   parse_schedule(options.lr_schedule, options.lr, 1);
   make_optimizer(options.optimizer, {options.momentum, options.weight_decay}, {});
-  make_model(options.model, data.train->sample_shape(), data.train->classes());
+  make_model(options.model, *data.train);
   if (!options.trace.empty() && !std::ofstream(options.trace, std::ios::app)) {
     throw IoError(fmt::format("cannot write the trace to '{}'; check the folder", options.trace));
   }
@@ -137,7 +138,7 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
   Trace& trace = instruments.trace;
   const auto& meter = instruments.meter;
 
-  Model model = make(options.model, data.train->sample_shape(), data.train->classes());
+  Model model = make(options.model, *data.train);
   initialize_parameters(*model.module, options.seed);
 
   const auto configuration = as_map(line.train);

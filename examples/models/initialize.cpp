@@ -3,8 +3,10 @@
 #include <torch/torch.h>
 
 #include <cmath>
+#include <numbers>
 #include <string>
 
+#include "examples/models/gpt.h"
 #include "runtime/base/error.h"
 #include "runtime/base/hash.h"
 #include "runtime/base/philox.h"
@@ -26,11 +28,30 @@ void fill_uniform(at::Tensor& parameter, double bound, const Philox& draws) {
   parameter.copy_(values);
 }
 
+// Box and Muller's way from two uniform draws to a normal one.
+void fill_normal(at::Tensor& parameter, double deviation, const Philox& draws) {
+  at::Tensor values = at::empty(parameter.sizes(), at::kDouble);
+  double* value = values.mutable_data_ptr<double>();
+  for (std::int64_t i = 0; i < values.numel(); ++i) {
+    const auto draw = 2 * static_cast<std::uint64_t>(i);
+    const double radius = std::sqrt(-2 * std::log(1 - draws.uniform(draw)));
+    value[i] = deviation * radius * std::cos(2 * std::numbers::pi * draws.uniform(draw + 1));
+  }
+  parameter.copy_(values);
+}
+
+double gpt_deviation(const Gpt& gpt, const std::string& name) {
+  constexpr double kDeviation = .02;
+  if (!name.ends_with("_proj.weight")) return kDeviation;
+  return kDeviation / std::sqrt(2 * static_cast<double>(gpt.options().layers));
+}
+
 }  // namespace
 
 void initialize_parameters(torch::nn::Module& module, std::uint64_t seed) {
   const torch::NoGradGuard no_grad;
   auto parameters = module.named_parameters();
+  const auto* gpt = dynamic_cast<const Gpt*>(&module);
   for (auto& item : parameters) {
     const std::string& name = item.key();
     at::Tensor& parameter = item.value();
@@ -39,9 +60,11 @@ void initialize_parameters(torch::nn::Module& module, std::uint64_t seed) {
     const bool is_bias = name.substr(leaf) == "bias";
     const at::Tensor* weight = parameters.find(name.substr(0, leaf) + "weight");
 
-    if (parameter.dim() >= 2) {
+    if (gpt != nullptr && parameter.dim() >= 2) {
+      fill_normal(parameter, gpt_deviation(*gpt, name), draws);
+    } else if (parameter.dim() >= 2) {
       fill_uniform(parameter, bound_of(parameter), draws);
-    } else if (is_bias && weight != nullptr && weight->dim() >= 2) {
+    } else if (gpt == nullptr && is_bias && weight != nullptr && weight->dim() >= 2) {
       fill_uniform(parameter, bound_of(*weight), draws);
     } else {
       check(is_bias || weight == &parameter, "a rule to initialise '" + name + "'");

@@ -6,7 +6,9 @@
 #include <functional>
 #include <memory>
 #include <numeric>
+#include <utility>
 
+#include "examples/models/gpt.h"
 #include "examples/models/networks.h"
 #include "runtime/base/error.h"
 #include "runtime/base/spec.h"
@@ -28,6 +30,30 @@ void require_image(const std::string& model, const Shape& shape, std::int64_t sm
       "--model {} cannot take samples of shape [{}]: it needs [channels, height, width], at least "
       "{} pixels each way; choose other data, or mlp, which takes any",
       model, fmt::join(shape, ", "), smallest));
+}
+
+Model make_gpt(Spec spec, const Shape& sample_shape, std::int64_t vocabulary) {
+  GptOptions options;
+  options.layers = spec.integer("layers", options.layers, 1, 1000);
+  options.heads = spec.integer("heads", options.heads, 1, 1000);
+  options.width = spec.integer("width", options.width, 1, 1 << 16);
+  options.dropout = spec.number("dropout", options.dropout, 0, 0.99);
+  spec.done();
+  if (options.width % options.heads != 0) {
+    throw UsageError(fmt::format(
+        "--model gpt has a width of {} and {} heads; give a width that is a multiple of "
+        "the heads",
+        options.width, options.heads));
+  }
+  if (sample_shape.size() != 1) {
+    throw UsageError(fmt::format(
+        "--model gpt cannot take samples of shape [{}]: it learns text; give --data text or "
+        "--data text:PATH",
+        fmt::join(sample_shape, ", ")));
+  }
+  options.vocabulary = vocabulary;
+  options.context = sample_shape[0];
+  return wrap<Gpt>(options);
 }
 
 }  // namespace
@@ -57,7 +83,20 @@ Model make_model(const std::string& spec_text, const Shape& sample_shape, std::i
     require_image(name, sample_shape, 1);
     return wrap<ResNet>(sample_shape[0], Shape{64, 128, 256, 512}, std::int64_t{2}, classes);
   }
-  spec.unknown_name({"mlp", "convnet", "resnet8", "resnet18"});
+  if (name == "gpt") return make_gpt(std::move(spec), sample_shape, classes);
+  spec.unknown_name({"mlp", "convnet", "resnet8", "resnet18", "gpt"});
+}
+
+Model make_model(const std::string& spec, const Dataset& data) {
+  Model model = make_model(spec, data.sample_shape(), data.classes());
+  const bool answers_many = dynamic_cast<const Gpt*>(model.module.get()) != nullptr;
+  if (answers_many != (data.targets_per_sample() > 1)) {
+    throw UsageError(fmt::format(
+        "--model {} cannot learn these data: it gives {} to a sample, they ask for {}; text goes "
+        "with gpt, images with the others",
+        spec, answers_many ? "many answers" : "one answer", data.targets_per_sample()));
+  }
+  return model;
 }
 
 }  // namespace thinwire

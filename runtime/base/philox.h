@@ -45,10 +45,12 @@ class Philox {
       : key_(seed * 0x9E3779B97F4A7C15u + static_cast<std::uint64_t>(stream)),
         substream_(substream) {}
 
-  // 64 random bits, the `index`-th of this stream.
+  // 128 random bits, the `index`-th of this stream.
+  constexpr PhiloxBlock block(std::uint64_t index) const { return philox(key_, substream_, index); }
+  // The lower 64 of them.
   constexpr std::uint64_t bits(std::uint64_t index) const {
-    const PhiloxBlock block = philox(key_, substream_, index);
-    return (std::uint64_t{block[1]} << 32) | block[0];
+    const PhiloxBlock words = block(index);
+    return (std::uint64_t{words[1]} << 32) | words[0];
   }
   // Uniform in [0, 1), 53 bits.
   constexpr double uniform(std::uint64_t index) const {
@@ -58,6 +60,7 @@ class Philox {
   constexpr std::uint64_t below(std::uint64_t index, std::uint64_t bound) const {
     return static_cast<std::uint64_t>((static_cast<unsigned __int128>(bits(index)) * bound) >> 64);
   }
+  constexpr std::uint64_t key() const { return key_; }
 
  private:
   std::uint64_t key_;

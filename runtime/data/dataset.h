@@ -13,7 +13,7 @@ namespace thinwire {
 
 struct Batch {
   at::Tensor input;   // [n, ...]
-  at::Tensor target;  // int64 [n]
+  at::Tensor target;  // int64 [n], classes; or [n, targets_per_sample]
 };
 
 // A fixed list of samples. Immutable, so ranks that are threads share one.
@@ -24,7 +24,11 @@ class Dataset {
   virtual std::int64_t classes() const = 0;
   // One sample's shape, e.g. {1, 28, 28}.
   virtual std::vector<std::int64_t> sample_shape() const = 0;
-  // The samples at `indices`, inputs in `dtype`. Safe from several threads.
+  // What there is to predict of one sample: its class, or for text the next character at every
+  // place. Samples count alike, and a sample's loss is the mean over its targets.
+  virtual std::int64_t targets_per_sample() const { return 1; }
+  // The samples at `indices`, inputs in `dtype` (text: int64, whatever `dtype` is). Safe from
+  // several threads.
   virtual Batch batch(std::span<const std::int64_t> indices, at::ScalarType dtype) const = 0;
   // A checksum of everything in it, equal on ranks that loaded the same data.
   virtual std::uint64_t fingerprint() const = 0;

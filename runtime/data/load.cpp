@@ -1,12 +1,15 @@
 #include "runtime/data/load.h"
 
+#include <filesystem>
 #include <limits>
+#include <string>
 #include <string_view>
 
 #include "runtime/base/error.h"
 #include "runtime/base/spec.h"
 #include "runtime/data/idx.h"
 #include "runtime/data/synthetic.h"
+#include "runtime/data/text.h"
 
 namespace thinwire {
 namespace {
@@ -26,6 +29,31 @@ DataSplit load_synthetic(Spec spec) {
   return make_synthetic(options);
 }
 
+// Whether `text` begins like an option, "word=".
+bool is_option(std::string_view text) {
+  const std::size_t end = text.find_first_not_of("abcdefghijklmnopqrstuvwxyz_");
+  return end != 0 && end != std::string_view::npos && text[end] == '=';
+}
+
+// `rest` is what follows "text": "", ":PATH", ":PATH,key=value", ":key=value" or ",key=value".
+DataSplit load_text_spec(std::string_view rest) {
+  constexpr std::int64_t kLongestContext = 1 << 20;
+  rest.remove_prefix(rest.empty() ? 0 : 1);
+  // A path may hold commas; the options begin with the first part that looks like one.
+  std::size_t options = is_option(rest) ? 0 : rest.find(',');
+  while (options != 0 && options != std::string_view::npos &&
+         !is_option(rest.substr(options + 1))) {
+    options = rest.find(',', options + 1);
+  }
+  const std::string_view path = rest.substr(0, options);
+  std::string items;
+  if (options != std::string_view::npos) items = rest.substr(options == 0 ? 0 : options + 1);
+  Spec spec("--data", items.empty() ? "text" : "text:" + items);
+  const std::int64_t context = spec.integer("context", 128, 2, kLongestContext);
+  spec.done();
+  return load_text(path.empty() ? default_text() : std::filesystem::path(path), context);
+}
+
 }  // namespace
 
 DataSplit load_data(const std::string& spec) {
@@ -39,8 +67,11 @@ DataSplit load_data(const std::string& spec) {
     }
     return load_fashion_mnist(folder);
   }
+  const std::string word = spec.substr(0, spec.find_first_of(":,"));
+  if (word == "text") return load_text_spec(std::string_view(spec).substr(word.size()));
   if (spec.substr(0, spec.find(':')) == "synthetic") return load_synthetic(Spec("--data", spec));
-  Spec("--data", spec.substr(0, spec.find(':'))).unknown_name({"fashion-mnist", "synthetic"});
+  Spec("--data", spec.substr(0, spec.find(':')))
+      .unknown_name({"fashion-mnist", "synthetic", "text"});
 }
 
 }  // namespace thinwire

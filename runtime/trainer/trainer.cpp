@@ -14,13 +14,17 @@
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/load.h"
 #include "runtime/data_parallel.h"
+#include "runtime/layers/dropout_mask.h"
 #include "runtime/trainer/resume.h"
 
 namespace thinwire {
 namespace {
 
 constexpr std::int64_t kMaximumSkipsInARow = 50;
+// Samples at once, and no more of them than have this many targets: what a long text's layers hold
+// stays small.
 constexpr std::int64_t kEvaluationBatch = 250;
+constexpr std::int64_t kEvaluationTargets = 1 << 15;
 // A rank that is busy this much longer than the others is slow. A shorter time is noise.
 constexpr double kSlowRatio = 1.5;
 constexpr double kSlowSeconds = 0.1;
@@ -29,10 +33,11 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// The loss that is trained: cross entropy, summed over samples.
+// The loss that is trained: cross entropy, summed over targets.
 at::Tensor loss_sum(const at::Tensor& logits, const at::Tensor& target) {
   return torch::nn::functional::cross_entropy(
-      logits, target, torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kSum));
+      logits.flatten(0, -2), target.flatten(),
+      torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kSum));
 }
 
 BucketOptions bucket_options(const TrainOptions& options) {
@@ -165,6 +170,7 @@ EndReport Trainer::run() {
     }
     if (epoch_ended && !finished()) {
       const Evaluation result = evaluate();
+      parts_.observer.on_evaluation(attempted_, result);
       parts_.observer.on_line(fmt::format("epoch {}: test accuracy {:.2f} %, test loss {:.4f}",
                                           position_.epoch, 100 * result.accuracy, result.loss));
     }
@@ -175,6 +181,7 @@ EndReport Trainer::run() {
   EndReport end;
   end.last = make_report(whole, lr);
   const Evaluation result = evaluate();
+  parts_.observer.on_evaluation(attempted_, result);
   end.test_accuracy = result.accuracy;
   end.test_loss = result.loss;
   require_equal_replicas(parts_.communicator, parameters());
@@ -210,11 +217,13 @@ RankBatch Trainer::next_step() {
   return next_batch(order_, position_, layout_, parts_.communicator.rank());
 }
 
-// This rank's sum of losses. Gradients are weighted so that their mean over ranks is the mean over
-// all samples of the step, however many each rank has.
+// This rank's sum of its samples' losses, each the mean over its targets. Gradients are weighted so
+// that their mean over ranks is the mean over all samples of the step, however many each rank has.
 double Trainer::forward_backward(const RankBatch& batch) {
   double sum = 0;
-  const double weight = static_cast<double>(layout_.world_size) / static_cast<double>(batch.total);
+  const auto targets = static_cast<double>(parts_.data.train->targets_per_sample());
+  const double weight =
+      static_cast<double>(layout_.world_size) / static_cast<double>(batch.total) / targets;
   for (std::size_t i = 0; i < batch.micro_batches.size(); ++i) {
     if (i + 1 < batch.micro_batches.size()) {
       bucket_reducer_.pause();
@@ -224,10 +233,14 @@ double Trainer::forward_backward(const RankBatch& batch) {
     if (batch.micro_batches[i].empty()) continue;
     const auto start = Clock::now();
     const Batch samples = parts_.data.train->batch(batch.micro_batches[i], dtype_);
+    begin_forward(*parts_.model.module, {.seed = options_.seed,
+                                         .step = attempted_,
+                                         .rank = parts_.communicator.rank(),
+                                         .micro_batch = static_cast<std::int64_t>(i)});
     const at::Tensor loss = loss_sum(parts_.model.forward(samples.input), samples.target);
     const auto backward_start = Clock::now();
     (loss * weight).backward();
-    sum += loss.item<double>();
+    sum += loss.item<double>() / targets;
     if (parts_.trace) {
       parts_.trace->span("compute", "forward", start, backward_start);
       parts_.trace->span("compute", "backward", backward_start, Clock::now());
@@ -326,7 +339,7 @@ double Trainer::residual_norm() {
   return std::sqrt(squares.sum);
 }
 
-Trainer::Evaluation Trainer::evaluate() {
+Evaluation Trainer::evaluate() {
   const torch::NoGradGuard no_grad;
   const Doing evaluating(parts_.recorder, "evaluating");
   const Dataset& data = *parts_.data.test;
@@ -337,19 +350,21 @@ Trainer::Evaluation Trainer::evaluate() {
       share_of_rank(data.size(), parts_.communicator.size(), parts_.communicator.rank());
   double correct = 0;
   double loss = 0;
-  for (std::int64_t begin = share.begin; begin < share.end; begin += kEvaluationBatch) {
+  const std::int64_t at_once =
+      std::clamp<std::int64_t>(kEvaluationTargets / data.targets_per_sample(), 1, kEvaluationBatch);
+  for (std::int64_t begin = share.begin; begin < share.end; begin += at_once) {
     std::vector<std::int64_t> indices(
-        static_cast<std::size_t>(std::min(kEvaluationBatch, share.end - begin)));
+        static_cast<std::size_t>(std::min(at_once, share.end - begin)));
     std::iota(indices.begin(), indices.end(), begin);
     const Batch batch = data.batch(indices, dtype_);
     const at::Tensor logits = parts_.model.forward(batch.input);
     loss += loss_sum(logits, batch.target).item<double>();
-    correct += logits.argmax(1).eq(batch.target).sum().item<double>();
+    correct += logits.argmax(-1).eq(batch.target).sum().item<double>();
   }
   parts_.model.module->train();
   model_buffers_.assign(own);
   const auto sums = all_reduce_sum(parts_.communicator, {loss, correct});
-  const auto count = static_cast<double>(data.size());
+  const auto count = static_cast<double>(data.size() * data.targets_per_sample());
   return {sums[0] / count, sums[1] / count};
 }
 

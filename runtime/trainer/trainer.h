@@ -29,7 +29,7 @@ struct StepReport {
   std::int64_t step = 0;  // attempted steps so far
   std::int64_t total_steps = 0;
   double epoch = 0;  // passes over the data so far
-  double loss = 0;   // mean per sample
+  double loss = 0;   // mean per target: per sample, or per character of text
   double lr = 0;     // of the last step
   double samples_per_second = 0;
   double seconds_left = 0;
@@ -50,6 +50,12 @@ struct SlowestRank {
 // Of the ranks' times, in rank order.
 SlowestRank slowest_rank(const std::vector<double>& seconds);
 
+// Means over the test set.
+struct Evaluation {
+  double loss = 0;      // per target; its exponential is a text's perplexity
+  double accuracy = 0;  // share of targets
+};
+
 struct EndReport {
   StepReport last;  // over the whole run, since its start or resume
   double test_accuracy = 0;
@@ -68,6 +74,8 @@ class TrainerObserver {
   // A sentence for people: what is compressed, an epoch's accuracy, a checkpoint that failed.
   virtual void on_line(const std::string& line) = 0;
   virtual void on_step(const StepReport& report) = 0;
+  // At the end of each epoch and of the run, after `step` steps.
+  virtual void on_evaluation(std::int64_t /*step*/, const Evaluation&) {}
 };
 
 // What a trainer works with; all must outlive it.
@@ -101,11 +109,7 @@ class Trainer {
   void resume();
   EndReport run();
 
-  // Mean loss and accuracy over the test set, with the ranks' mean buffers.
-  struct Evaluation {
-    double loss = 0;
-    double accuracy = 0;
-  };
+  // Over the test set, with the ranks' mean buffers.
   Evaluation evaluate();
 
   std::int64_t attempted_steps() const { return attempted_; }

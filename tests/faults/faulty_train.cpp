@@ -57,9 +57,8 @@ at::Tensor faulty_forward(const Model& sound, const Fault& fault, const at::Tens
 }
 
 MakeModel make_faulty(const Fault& fault) {
-  return [fault](const std::string& spec, const std::vector<std::int64_t>& shape,
-                 std::int64_t classes) {
-    const Model sound = make_model(spec, shape, classes);
+  return [fault](const std::string& spec, const Dataset& data) {
+    const Model sound = make_model(spec, data);
     const auto step = std::make_shared<std::int64_t>(0);
     return Model{sound.module, [sound, fault, step](const at::Tensor& input) {
                    if (!sound.module->is_training()) return sound.forward(input);
@@ -70,6 +69,10 @@ MakeModel make_faulty(const Fault& fault) {
   };
 }
 
+MakeModel make_sound() {
+  return [](const std::string& spec, const Dataset& data) { return make_model(spec, data); };
+}
+
 int run(const std::vector<std::string>& arguments) {
   JobEnvironment environment;
   try {
@@ -77,7 +80,7 @@ int run(const std::vector<std::string>& arguments) {
     const Fault fault = parse_fault(arguments.at(0));
     const CommandLine line = parse_command_line({arguments.begin() + 1, arguments.end()});
     return run_train(line.train, line, environment,
-                     fault.rank == environment.rank ? make_faulty(fault) : MakeModel(make_model));
+                     fault.rank == environment.rank ? make_faulty(fault) : make_sound());
   } catch (const std::exception& error) {
     return report(error, environment.rank);
   }

@@ -93,6 +93,18 @@ class Results(Case):
             self.assertEqual(process.returncode, 0, out + err)
         self.assertEqual(self.hash_of("threads"), self.hash_of("by-hand"))
 
+    @unittest.skipUnless(HAS_MPI, "built without MPI")
+    def test_threads_and_mpi_have_the_same_bits_with_dropout(self):
+        text = self.folder / "text"
+        text.write_text("few bytes over a thin wire, " * 200)
+        job = ("--model", "gpt:layers=2,heads=2,width=16,dropout=0.2", "--data",
+               f"text:{text},context=16", "--steps", 12, "--batch-size", 4, "--compressor", "sign",
+               "--lr", "0.05")
+        self.train("--ranks", 2, *job, name="threads")
+        result = PROGRAM.mpirun(2, "train", *job, "--output", self.folder / "mpi")
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        self.assertEqual(self.hash_of("threads"), self.hash_of("mpi"))
+
     def test_trace_shows_exchanges_while_backward_runs(self):
         trace = self.folder / "trace.json"
         self.train("--ranks", 2, "--steps", 8, "--model", "mlp:hidden=512,512,512", "--bucket-mb",
@@ -294,6 +306,14 @@ class Checkpoints(Case):
 
 
 class BadInput(Case):
+    def test_models_and_data_that_do_not_go_together(self):
+        text = self.folder / "text"
+        text.write_text("few bytes over a thin wire, " * 200)
+        for model, data in (("mlp", f"text:{text}"), ("convnet", f"text:{text},context=32"),
+                            ("gpt", "synthetic:samples=8,test_samples=8,size=8")):
+            result = self.train("--model", model, "--data", data, code=2)
+            self.assertIn(f"--model {model} cannot", result.stderr)
+
     def test_table(self):
         good = self.folder / "good"
         good.mkdir()
