@@ -11,7 +11,7 @@ build=${1:-build}
 packages=(
   g++ cmake ninja-build ccache clang-format python3 python3-venv ca-certificates
   libgtest-dev libgmock-dev libboost-program-options-dev nlohmann-json3-dev libxxhash-dev zlib1g-dev
-  libopenmpi-dev openmpi-bin dataset-fashion-mnist jargon-text
+  libopenmpi-dev openmpi-bin iproute2 dataset-fashion-mnist jargon-text
   shellcheck slurmctld slurmd slurm-client munge
 )
 wheels=(torch==2.11.0 safetensors==0.4.5 numpy==2.4.6 typing-extensions==4.15.0)

@@ -191,10 +191,24 @@ CommandLine parse_verify(const std::vector<std::string>& arguments) {
   return line;
 }
 
+CommandLine parse_bench_command(const std::vector<std::string>& arguments) {
+  CommandLine line;
+  line.command = Command::bench_help;
+  if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) return line;
+  if (arguments.empty() || arguments[0] != "all-reduce") {
+    throw UsageError(
+        fmt::format("bench knows all-reduce, not '{}'; write thinwire bench all-reduce",
+                    arguments.empty() ? "" : arguments[0]));
+  }
+  line.command = Command::bench;
+  line.bench = parse_bench({arguments.begin() + 1, arguments.end()});
+  return line;
+}
+
 }  // namespace
 
 CommandLine parse_command_line(const std::vector<std::string>& arguments) {
-  const std::vector<std::string> commands{"train", "verify", "info", "help"};
+  const std::vector<std::string> commands{"train", "bench", "verify", "info", "help"};
   if (arguments.empty()) {
     throw UsageError(fmt::format("no command; give {}", fmt::join(commands, ", ")));
   }
@@ -203,6 +217,10 @@ CommandLine parse_command_line(const std::vector<std::string>& arguments) {
   const bool asks_for_help = command == "help" || command == "--help" || command == "-h";
   if (command == "train") return parse_train(rest);
   if (asks_for_help && rest == std::vector<std::string>{"train"}) return parse_train({"--help"});
+  if (command == "bench") return parse_bench_command(rest);
+  if (asks_for_help && rest == std::vector<std::string>{"bench"}) {
+    return parse_bench_command({"--help"});
+  }
   if (command == "verify" && rest != std::vector<std::string>{"--help"}) return parse_verify(rest);
   if (!asks_for_help && command != "verify" && command != "info") {
     throw UsageError(fmt::format("unknown command '{}'; {}give {}", command,
@@ -287,6 +305,7 @@ std::string help_text() {
          "\n"
          "Usage:\n"
          "  thinwire train [--FLAG VALUE]...   train; `thinwire train --help` lists the flags\n"
+         "  thinwire bench all-reduce          time all-reduces; `thinwire bench --help` has more\n"
          "  thinwire verify FOLDER             check that a checkpoint is complete and undamaged\n"
          "  thinwire info                      print the version and what it was built with\n"
          "  thinwire help                      print this text\n"

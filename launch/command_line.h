@@ -7,16 +7,18 @@
 #include <string>
 #include <vector>
 
+#include "launch/bench_options.h"
 #include "launch/options_table.h"
 
 namespace thinwire {
 
-enum class Command { train, print_config, verify, info, help, train_help };
+enum class Command { train, print_config, bench, verify, info, help, train_help, bench_help };
 
 // A command line that was understood, with every value inside its range.
 struct CommandLine {
   Command command = Command::help;
   TrainRequest train;  // `train` and `print_config`: flags over the config file over the defaults
+  BenchOptions bench;
   std::string folder;  // `verify`: the checkpoint
 };
 

@@ -22,16 +22,19 @@ int print(const std::string& text) {
 
 int run(const std::vector<std::string>& arguments, const JobEnvironment& environment) {
   const CommandLine line = parse_command_line(arguments);
-  require_one_kind_of_rank(environment, line.train.ranks);
+  require_one_kind_of_rank(environment,
+                           line.command == Command::bench ? line.bench.ranks : line.train.ranks);
   if (line.command == Command::train) {
     return run_train(
         line.train, line, environment,
         [](const std::string& spec, const Dataset& data) { return make_model(spec, data); });
   }
+  if (line.command == Command::bench) return run_bench(line.bench, environment);
   // Everything else is one process's work, however many were started.
   if (environment.rank > 0) return 0;
   switch (line.command) {
     case Command::train:
+    case Command::bench:
       break;
     case Command::print_config:
       return print(config_text(line.train));
@@ -43,6 +46,8 @@ int run(const std::vector<std::string>& arguments, const JobEnvironment& environ
       return print(help_text());
     case Command::train_help:
       return print(train_help_text());
+    case Command::bench_help:
+      return print(bench_help_text());
   }
   throw Bug("bug: a command without a case");
 }

@@ -5,6 +5,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdio>
 #include <cstring>
@@ -98,12 +99,32 @@ struct Link {
   std::string reason;
 };
 
+// What a message is for: a part of a sum on its way to the owner, or back, or anything else.
+enum class Purpose { to_owner, from_owner, other };
+enum class Direction { send, receive };
+
+// One message in flight, beside its request.
+struct Message {
+  Purpose purpose = Purpose::other;
+  Direction direction = Direction::send;
+  int peer = -1;  // -1: all
+  std::int64_t piece = 0;
+};
+
 // What an operation holds; outlives the Work when MPI may still touch it.
 struct Pending {
   Operation call;
-  std::vector<char> shares;
+  std::unique_ptr<char[]> slots;
   std::vector<MPI_Request> requests;
-  std::vector<int> peers;  // of each request that has one
+  std::vector<Message> messages;  // of each request
+};
+
+// How far a sum has come with one peer, in pieces of the peer's share.
+struct Lane {
+  std::int64_t pieces = 0;
+  std::int64_t next_send = 0;
+  std::int64_t next_gather = 0;
+  std::vector<bool> sent;
 };
 
 class MpiWork final : public Work {
@@ -130,20 +151,16 @@ class MpiWork final : public Work {
     int polls = 0;
     while (!done_) {
       link_->throw_if_aborted();
-      int flag = 0;
+      bool moved = false;
       try {
-        mpi_check(MPI_Testall(static_cast<int>(pending_->requests.size()),
-                              pending_->requests.data(), &flag, MPI_STATUSES_IGNORE));
+        moved = progress();
       } catch (const PeerLost& error) {
         link_->poison(error.what());
         throw;
       }
-      if (flag) {
-        advance();
+      if (moved) {
         polls = 0;
-        continue;
-      }
-      if (++polls > kYields) {
+      } else if (++polls > kYields) {
         link_->poll_notice();
         link_->throw_if_aborted();
         if (Clock::now() >= deadline) {
@@ -168,10 +185,11 @@ class MpiWork final : public Work {
     const Operation& call = pending_->call;
     switch (call.kind) {
       case OperationKind::all_reduce:
-        scatter_shares_to_owners(call.output_counts);
+        start_sum(call.output_counts,
+                  in() + at(offsets_of(call.output_counts), link_->rank) * width());
         return;
       case OperationKind::reduce_scatter:
-        scatter_shares_to_owners(call.input_counts);
+        start_sum(call.input_counts, out());
         return;
       case OperationKind::all_gather: {
         char* own = out() + at(offsets_of(call.output_counts), link_->rank) * width();
@@ -205,8 +223,7 @@ class MpiWork final : public Work {
         return;
       }
       case OperationKind::barrier:
-        pending_->requests.emplace_back();
-        mpi_check(MPI_Ibarrier(link_->comm, &pending_->requests.back()));
+        mpi_check(MPI_Ibarrier(link_->comm, new_request({})));
         return;
       case OperationKind::split:
         return;
@@ -215,17 +232,52 @@ class MpiWork final : public Work {
 
  private:
   static constexpr int kYields = 50;
+  // A sum keeps this many pieces from each peer, and to each peer, in flight.
+  static constexpr int kWindow = 4;
+  static constexpr std::int64_t kPieceBytes = 1 << 20;
+  // All slots together: bounds the memory of a sum, however large it is.
+  static constexpr std::int64_t kSlotBytes = 64 << 20;
+  static constexpr std::int64_t kBlockBytes = 16 << 10;  // stays in L1
 
   // Whom this rank still waits for.
   std::string missing() {
     std::set<int> peers;
     for (std::size_t i = 0; i < pending_->requests.size(); ++i) {
-      int ended = 0;  // Testall says nothing of single requests
+      int ended = 0;  // Testsome has ended those that it could
       MPI_Test(&pending_->requests[i], &ended, MPI_STATUS_IGNORE);
-      if (!ended && i < pending_->peers.size()) peers.insert(pending_->peers[i]);
+      if (!ended && pending_->messages[i].peer >= 0) peers.insert(pending_->messages[i].peer);
     }
     if (peers.empty()) return "a peer did not take part";
     return fmt::format("rank {} did not take part", fmt::join(peers, ", "));
+  }
+
+  // Takes note of the messages that have ended, and posts what can go now. False: none had.
+  bool progress() {
+    auto& requests = pending_->requests;
+    auto& messages = pending_->messages;
+    if (requests.empty()) {
+      advance();
+      return true;
+    }
+    ended_.resize(requests.size());
+    int count = 0;
+    mpi_check(MPI_Testsome(static_cast<int>(requests.size()), requests.data(), &count,
+                           ended_.data(), MPI_STATUSES_IGNORE));
+    if (count == 0) return false;
+    finished_.clear();
+    for (int i = 0; i < count; ++i) {
+      finished_.push_back(messages[static_cast<std::size_t>(ended_[static_cast<std::size_t>(i)])]);
+    }
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      if (requests[i] == MPI_REQUEST_NULL) continue;
+      requests[kept] = requests[i];
+      messages[kept++] = messages[i];
+    }
+    requests.resize(kept);
+    messages.resize(kept);
+    for (const Message& message : finished_) sum_message_ended(message);
+    return true;
   }
 
   char* in() const { return static_cast<char*>(pending_->call.input.data_ptr()); }
@@ -237,24 +289,33 @@ class MpiWork final : public Work {
     return counts[static_cast<std::size_t>(rank)];
   }
 
-  void send(const char* from, std::int64_t bytes, int peer, int tag) {
+  MPI_Request* new_request(Message message) {
+    pending_->requests.push_back(MPI_REQUEST_NULL);
+    pending_->messages.push_back(message);
+    return &pending_->requests.back();
+  }
+  void send(const char* from, std::int64_t bytes, int tag, Message message) {
+    message.direction = Direction::send;
     bytes_sent_ += bytes;
     for (std::int64_t done = 0; done < bytes; done += link_->options.max_message_bytes) {
-      const auto piece = static_cast<int>(std::min(link_->options.max_message_bytes, bytes - done));
-      pending_->requests.emplace_back();
-      pending_->peers.push_back(peer);
-      mpi_check(MPI_Isend(from + done, piece, MPI_BYTE, peer, tag, link_->comm,
-                          &pending_->requests.back()));
+      const auto part = static_cast<int>(std::min(link_->options.max_message_bytes, bytes - done));
+      mpi_check(MPI_Isend(from + done, part, MPI_BYTE, message.peer, tag, link_->comm,
+                          new_request(message)));
     }
   }
-  void receive(char* to, std::int64_t bytes, int peer, int tag) {
+  void receive(char* to, std::int64_t bytes, int tag, Message message) {
+    message.direction = Direction::receive;
     for (std::int64_t done = 0; done < bytes; done += link_->options.max_message_bytes) {
-      const auto piece = static_cast<int>(std::min(link_->options.max_message_bytes, bytes - done));
-      pending_->requests.emplace_back();
-      pending_->peers.push_back(peer);
-      mpi_check(MPI_Irecv(to + done, piece, MPI_BYTE, peer, tag, link_->comm,
-                          &pending_->requests.back()));
+      const auto part = static_cast<int>(std::min(link_->options.max_message_bytes, bytes - done));
+      mpi_check(MPI_Irecv(to + done, part, MPI_BYTE, message.peer, tag, link_->comm,
+                          new_request(message)));
     }
+  }
+  void send(const char* from, std::int64_t bytes, int peer, int tag) {
+    send(from, bytes, tag, {.peer = peer});
+  }
+  void receive(char* to, std::int64_t bytes, int peer, int tag) {
+    receive(to, bytes, tag, {.peer = peer});
   }
 
   template <typename Body>
@@ -263,29 +324,114 @@ class MpiWork final : public Work {
     for (int step = 1; step < link_->size; ++step) body((link_->rank + step) % link_->size);
   }
 
-  void scatter_shares_to_owners(const Counts& counts) {
-    const Counts offsets = offsets_of(counts);
-    const std::int64_t mine = at(counts, link_->rank) * width();
-    pending_->shares.resize(static_cast<std::size_t>(mine * link_->size));
+  // A sum goes in pieces, so that a rank reduces and sends back the first while later ones are
+  // still on the wire. Messages of one kind between two ranks keep the order of the pieces, which
+  // is how MPI matches them.
+  void start_sum(const Counts& counts, char* to) {
+    const auto size = static_cast<std::size_t>(link_->size);
+    offsets_ = offsets_of(counts);
+    to_ = to;
+    piece_ = std::max<std::int64_t>(
+        1, std::min({kPieceBytes, kSlotBytes / std::max(1, kWindow * (link_->size - 1)),
+                     link_->options.max_message_bytes}) /
+               width());
+    lanes_.resize(size);
+    for (std::size_t rank = 0; rank < size; ++rank) {
+      lanes_[rank].pieces = (counts[rank] + piece_ - 1) / piece_;
+      lanes_[rank].sent.resize(static_cast<std::size_t>(lanes_[rank].pieces));
+    }
+    const std::int64_t slots = std::min<std::int64_t>(kWindow, mine().pieces);
+    pending_->slots = std::make_unique_for_overwrite<char[]>(
+        static_cast<std::size_t>(slots * link_->size * piece_ * width()));
+    for (std::int64_t piece = 0; piece < slots; ++piece) receive_piece(piece);
+    for (int i = 0; i < kWindow; ++i) each_peer([&](int peer) { send_next_piece(peer); });
+    reduce_what_arrived();
+  }
+
+  Lane& lane(int rank) { return lanes_[static_cast<std::size_t>(rank)]; }
+  Lane& mine() { return lane(link_->rank); }
+  std::int64_t piece_begin(int owner, std::int64_t piece) const {
+    return at(offsets_, owner) + piece * piece_;
+  }
+  std::int64_t piece_count(int owner, std::int64_t piece) const {
+    return std::min(piece_, at(offsets_, owner + 1) - piece_begin(owner, piece));
+  }
+  // Where the piece of this rank's share that `peer` sent arrives.
+  char* slot(std::int64_t piece, int peer) const {
+    return pending_->slots.get() + (piece % kWindow * link_->size + peer) * piece_ * width();
+  }
+
+  void receive_piece(std::int64_t piece) {
+    missing_[static_cast<std::size_t>(piece % kWindow)] = link_->size - 1;
     each_peer([&](int peer) {
-      receive(pending_->shares.data() + mine * peer, mine, peer, tag_);
-      send(in() + at(offsets, peer) * width(), at(counts, peer) * width(), peer, tag_);
+      receive(slot(piece, peer), piece_count(link_->rank, piece) * width(), tag_,
+              {.purpose = Purpose::to_owner, .peer = peer, .piece = piece});
     });
   }
 
-  // to := the reduction of this rank's share, in rank order.
-  void reduce_shares(char* to, const Counts& counts) {
-    const std::int64_t count = at(counts, link_->rank);
-    const std::int64_t bytes = count * width();
-    char* own = pending_->shares.data() + bytes * link_->rank;
-    if (bytes > 0) {
-      std::memcpy(own, in() + at(offsets_of(counts), link_->rank) * width(),
-                  static_cast<std::size_t>(bytes));
-      std::memcpy(to, pending_->shares.data(), static_cast<std::size_t>(bytes));
+  void send_next_piece(int owner) {
+    if (lane(owner).next_send == lane(owner).pieces) return;
+    const std::int64_t piece = lane(owner).next_send++;
+    send(in() + piece_begin(owner, piece) * width(), piece_count(owner, piece) * width(), tag_,
+         {.purpose = Purpose::to_owner, .peer = owner, .piece = piece});
+  }
+
+  void sum_message_ended(const Message& message) {
+    if (message.purpose != Purpose::to_owner) return;
+    if (message.direction == Direction::receive) {
+      --missing_[static_cast<std::size_t>(message.piece % kWindow)];
+      reduce_what_arrived();
+      return;
     }
-    for (int rank = 1; rank < link_->size; ++rank) {
-      reduce_into(pending_->call.input.scalar_type(), pending_->call.op, to,
-                  pending_->shares.data() + bytes * rank, count);
+    Lane& there = lane(message.peer);
+    there.sent[static_cast<std::size_t>(message.piece)] = true;
+    send_next_piece(message.peer);
+    if (pending_->call.kind != OperationKind::all_reduce) return;
+    // The result overwrites what was sent, so it may only come in once that has left.
+    for (; there.next_gather < there.pieces &&
+           there.sent[static_cast<std::size_t>(there.next_gather)];
+         ++there.next_gather) {
+      receive(out() + piece_begin(message.peer, there.next_gather) * width(),
+              piece_count(message.peer, there.next_gather) * width(), tag_ + 1,
+              {.purpose = Purpose::from_owner, .peer = message.peer, .piece = there.next_gather});
+    }
+  }
+
+  void reduce_what_arrived() {
+    for (; next_reduce_ < mine().pieces &&
+           missing_[static_cast<std::size_t>(next_reduce_ % kWindow)] == 0;
+         ++next_reduce_) {
+      reduce_piece(next_reduce_);
+      if (pending_->call.kind == OperationKind::all_reduce) {
+        each_peer([&](int peer) {
+          send(to_ + next_reduce_ * piece_ * width(),
+               piece_count(link_->rank, next_reduce_) * width(), tag_ + 1,
+               {.purpose = Purpose::from_owner, .peer = peer, .piece = next_reduce_});
+        });
+      }
+      if (next_reduce_ + kWindow < mine().pieces) receive_piece(next_reduce_ + kWindow);
+    }
+  }
+
+  // to_ := the reduction of one piece of this rank's share, in rank order. Block by block, so that
+  // each value comes from memory once.
+  void reduce_piece(std::int64_t piece) {
+    const std::int64_t count = piece_count(link_->rank, piece);
+    const std::int64_t block = kBlockBytes / width();
+    for (std::int64_t begin = 0; begin < count; begin += block) {
+      const std::int64_t here = std::min(block, count - begin);
+      const auto bytes = static_cast<std::size_t>(here * width());
+      const char* own = in() + (piece_begin(link_->rank, piece) + begin) * width();
+      char* to = to_ + (piece * piece_ + begin) * width();
+      const auto from = [&](int rank) {
+        return rank == link_->rank ? own : slot(piece, rank) + begin * width();
+      };
+      char* sum = link_->rank == 0 ? to : slot(piece, 0) + begin * width();
+      if (sum == to && to != own) std::memcpy(to, own, bytes);
+      for (int rank = 1; rank < link_->size; ++rank) {
+        reduce_into(pending_->call.input.scalar_type(), pending_->call.op, sum, from(rank), here);
+      }
+      if (sum != to) std::memcpy(to, sum, bytes);
     }
   }
 
@@ -301,46 +447,26 @@ class MpiWork final : public Work {
     if (bytes > 0 && to != from) std::memcpy(to, from, static_cast<std::size_t>(bytes));
   }
 
-  // The messages in flight have ended: go on to the next phase, or be done.
+  // No message is in flight any more: go on to the next phase, or be done.
   void advance() {
     const Operation& call = pending_->call;
-    pending_->requests.clear();
-    pending_->peers.clear();
-    if (second_phase_) {
+    if (call.kind != OperationKind::broadcast || second_phase_) {
       done_ = true;
       return;
     }
     second_phase_ = true;
-    switch (call.kind) {
-      case OperationKind::all_reduce: {
-        if (link_->size == 1) break;
-        char* own = out() + at(offsets_of(call.output_counts), link_->rank) * width();
-        reduce_shares(own, call.output_counts);
-        gather(own, call.output_counts, tag_ + 1);
-        return;
+    // The root has the whole already; it only sends.
+    const Counts offsets = offsets_of(call.output_counts);
+    const char* own = out() + at(offsets, link_->rank) * width();
+    each_peer([&](int peer) {
+      if (peer != call.root) {
+        send(own, at(call.output_counts, link_->rank) * width(), peer, tag_ + 1);
       }
-      case OperationKind::reduce_scatter:
-        reduce_shares(out(), call.input_counts);
-        break;
-      case OperationKind::broadcast: {
-        // The root has the whole already; it only sends.
-        const Counts offsets = offsets_of(call.output_counts);
-        const char* own = out() + at(offsets, link_->rank) * width();
-        each_peer([&](int peer) {
-          if (peer != call.root) {
-            send(own, at(call.output_counts, link_->rank) * width(), peer, tag_ + 1);
-          }
-          if (link_->rank != call.root) {
-            receive(out() + at(offsets, peer) * width(), at(call.output_counts, peer) * width(),
-                    peer, tag_ + 1);
-          }
-        });
-        return;
+      if (link_->rank != call.root) {
+        receive(out() + at(offsets, peer) * width(), at(call.output_counts, peer) * width(), peer,
+                tag_ + 1);
       }
-      default:
-        break;
-    }
-    done_ = true;
+    });
   }
 
   std::shared_ptr<Link> link_;
@@ -348,6 +474,15 @@ class MpiWork final : public Work {
   int tag_ = 0;
   bool second_phase_ = false;
   bool done_ = false;
+  std::vector<int> ended_;         // scratch of `progress`
+  std::vector<Message> finished_;  // scratch of `progress`
+  // Of sums.
+  Counts offsets_;          // of the owners' shares, in elements
+  char* to_ = nullptr;      // where the sum of this rank's share goes
+  std::int64_t piece_ = 1;  // elements
+  std::vector<Lane> lanes_;
+  std::int64_t next_reduce_ = 0;
+  std::array<int, kWindow> missing_{};  // messages for each slot that have not come
   std::int64_t bytes_sent_ = 0;
 };
 

@@ -1,0 +1,269 @@
+// `thinwire bench`.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <fstream>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <optional>
+#include <thread>
+
+#include "collectives/compression/options.h"
+#include "collectives/metered.h"
+#include "launch/commands.h"
+#include "launch/job.h"
+#include "launch/version.h"
+#include "runtime/base/error.h"
+
+namespace thinwire {
+namespace {
+
+// What is timed: one call on this rank, and whether its result is right.
+class Subject {
+ public:
+  virtual ~Subject() = default;
+  virtual void run() = 0;
+  // Runs once on known input; how many of this rank's values are wrong. Collective.
+  virtual std::int64_t count_wrong() = 0;
+};
+
+// The communicator's own sum.
+class PlainSum final : public Subject {
+ public:
+  PlainSum(Communicator& communicator, std::int64_t count)
+      : communicator_(communicator), values_(at::empty({count}, at::kFloat)) {
+    values_.zero_();
+  }
+
+  void run() override { communicator_.all_reduce(values_, ReduceOp::sum)->wait(); }
+
+  std::int64_t count_wrong() override {
+    float* values = values_.data_ptr<float>();
+    for (std::int64_t i = 0; i < values_.numel(); ++i) values[i] = input(communicator_.rank(), i);
+    run();
+    std::int64_t wrong = 0;
+    for (std::int64_t i = 0; i < values_.numel(); ++i) {
+      float expected = 0;
+      for (int rank = 0; rank < communicator_.size(); ++rank) expected += input(rank, i);
+      wrong += values[i] != expected;
+    }
+    return wrong;
+  }
+
+ private:
+  // Small whole numbers: their sum is exact.
+  static float input(int rank, std::int64_t i) {
+    return static_cast<float>((rank * 31 + i * 7 + i / 5) % 97);
+  }
+
+  Communicator& communicator_;
+  at::Tensor values_;
+};
+
+// The mean as the trainer makes it, of one matrix.
+class ReducedMean final : public Subject {
+ public:
+  ReducedMean(Communicator& communicator, const CompressionOptions& compression, std::int64_t count)
+      : communicator_(communicator), reducer_(make_reducer(compression)) {
+    bucket_.gradient = at::empty({count}, at::kFloat);
+    const std::int64_t columns = std::gcd(count, std::int64_t{1024});
+    bucket_.slices.push_back({"matrix", {count / columns, columns}, 0, count, false});
+    fill();
+    reducer_->prepare(bucket_, communicator.rank(), communicator.size());
+  }
+
+  void run() override {
+    reducer_->stage(bucket_, communicator_, {.step = step_++});
+    if (reducer_->non_finite(bucket_)) throw Bug("bug: the benchmark's gradient is not finite");
+    reducer_->commit(bucket_);
+  }
+
+  std::int64_t count_wrong() override {
+    fill();
+    run();
+    at::Tensor first = bucket_.gradient.clone();
+    communicator_.broadcast(first, 0)->wait();
+    const float* mine = bucket_.gradient.data_ptr<float>();
+    const float* theirs = first.data_ptr<float>();
+    std::int64_t wrong = 0;
+    for (std::int64_t i = 0; i < first.numel(); ++i) wrong += !(mine[i] == theirs[i]);
+    return wrong;
+  }
+
+ private:
+  void fill() {
+    float* values = bucket_.gradient.data_ptr<float>();
+    for (std::int64_t i = 0; i < bucket_.numel(); ++i) {
+      values[i] = static_cast<float>((communicator_.rank() * 31 + i * 7 + i / 5) % 97 - 48);
+    }
+  }
+
+  Communicator& communicator_;
+  std::unique_ptr<GradientReducer> reducer_;
+  Bucket bucket_;
+  std::int64_t step_ = 0;
+};
+
+// One line of the table.
+struct Row {
+  std::int64_t bytes = 0;
+  double mean_us = 0;  // over the runs, of the slowest rank; so are the next
+  double median_us = 0;
+  double min_us = 0;
+  std::int64_t wrong = 0;  // over all ranks
+  double wire_bytes = 0;   // per run, sent by this rank
+
+  double algbw() const { return static_cast<double>(bytes) / mean_us / 1e3; }
+  double busbw(int size) const { return ring_bytes(algbw(), size); }
+};
+
+Row measure(Subject& subject, std::int64_t bytes, const BenchOptions& options,
+            Communicator& communicator, const Meter& meter) {
+  Row row;
+  row.bytes = bytes;
+  // First, so that memory is touched and connections are made.
+  row.wrong = subject.count_wrong();
+  for (std::int64_t i = 0; i < options.warmup; ++i) subject.run();
+  communicator.barrier()->wait();
+  const std::int64_t sent_before = meter.total().bytes_sent;
+  std::vector<std::int64_t> times;  // ns
+  auto before = Clock::now();
+  for (std::int64_t i = 0; i < options.iterations; ++i) {
+    subject.run();
+    const auto now = Clock::now();
+    times.push_back(std::chrono::nanoseconds(now - before).count());
+    before = now;
+  }
+  const auto runs = static_cast<double>(options.iterations);
+  row.wire_bytes = static_cast<double>(meter.total().bytes_sent - sent_before) / runs;
+  const std::int64_t total = std::accumulate(times.begin(), times.end(), std::int64_t{0});
+  std::sort(times.begin(), times.end());
+  const auto slowest =
+      all_reduce_max(communicator, {total, times[times.size() / 2], times.front()});
+  row.mean_us = static_cast<double>(slowest[0]) / runs / 1e3;
+  row.median_us = static_cast<double>(slowest[1]) / 1e3;
+  row.min_us = static_cast<double>(slowest[2]) / 1e3;
+  row.wrong = static_cast<std::int64_t>(
+      all_reduce_sum(communicator, {static_cast<double>(row.wrong)}).front());
+  return row;
+}
+
+std::vector<std::int64_t> sizes(const BenchOptions& options) {
+  std::vector<std::int64_t> result;
+  for (std::int64_t bytes = options.min_bytes; bytes <= options.max_bytes;
+       bytes *= options.factor) {
+    result.push_back(bytes / 4 * 4);
+  }
+  return result;
+}
+
+void print_head(const BenchOptions& options, int size, Backend backend) {
+  fmt::print(
+      "# thinwire {} bench all-reduce: {} ranks over {}, compressor {}, {} runs after {}\n#\n",
+      kVersion, size, name(backend), options.compressor, options.iterations, options.warmup);
+  fmt::print("#{:>11} {:>13} {:>7} {:>7} {:>11} {:>8} {:>8} {:>7} {:>13}\n", "size", "count",
+             "type", "redop", "time", "algbw", "busbw", "#wrong", "wire");
+  fmt::print("#{:>11} {:>13} {:>7} {:>7} {:>11} {:>8} {:>8} {:>7} {:>13}\n", "(B)", "(elements)",
+             "", "", "(us)", "(GB/s)", "(GB/s)", "", "(B)");
+}
+
+void print_row(const Row& row, const std::string& redop, int size) {
+  fmt::print(" {:>11} {:>13} {:>7} {:>7} {:>11.1f} {:>8.4f} {:>8.4f} {:>7} {:>13.0f}\n", row.bytes,
+             row.bytes / 4, "float", redop, row.mean_us, row.algbw(), row.busbw(size), row.wrong,
+             row.wire_bytes);
+  std::fflush(stdout);
+}
+
+void write_json(const BenchOptions& options, const std::vector<Row>& rows,
+                const std::vector<std::string>& totals, const std::string& redop) {
+  const int size = static_cast<int>(totals.size());
+  nlohmann::ordered_json document{{"version", kVersion},
+                                  {"operation", "all_reduce"},
+                                  {"ranks", size},
+                                  {"compressor", options.compressor},
+                                  {"feedback", options.feedback},
+                                  {"iterations", options.iterations},
+                                  {"warmup", options.warmup}};
+  auto& results = document["results"] = nlohmann::ordered_json::array();
+  for (const Row& row : rows) {
+    results.push_back({{"size", row.bytes},
+                       {"count", row.bytes / 4},
+                       {"type", "float"},
+                       {"redop", redop},
+                       {"time_us", row.mean_us},
+                       {"median_us", row.median_us},
+                       {"min_us", row.min_us},
+                       {"algbw", row.algbw()},
+                       {"busbw", row.busbw(size)},
+                       {"wrong", row.wrong},
+                       {"wire_bytes", row.wire_bytes}});
+  }
+  // Everything that each rank sent, warm-up and checks too: to hold against a network's counters.
+  auto& sent = document["wire_bytes_total"] = nlohmann::ordered_json::array();
+  for (const std::string& total : totals) sent.push_back(std::stoll(total));
+  std::ofstream file(options.json);
+  file << document.dump(2) << '\n';
+  file.flush();
+  if (!file) {
+    throw Error(ExitCode::cannot_write,
+                fmt::format("cannot write '{}'; check the folder and its space", options.json));
+  }
+}
+
+void bench_rank(std::unique_ptr<Communicator> transport, const BenchOptions& options,
+                const CompressionOptions& compression, const Job& job) {
+  const auto meter = std::make_shared<Meter>();
+  const auto communicator = make_metered(std::move(transport), meter);
+  const bool plain = options.compressor == "none";
+  const std::string redop = plain ? "sum" : "mean";
+  const bool speaks = communicator->rank() == 0;
+  if (speaks) print_head(options, communicator->size(), job.backend);
+  std::vector<Row> rows;
+  for (const std::int64_t bytes : sizes(options)) {
+    std::unique_ptr<Subject> subject;
+    if (plain) {
+      subject = std::make_unique<PlainSum>(*communicator, bytes / 4);
+    } else {
+      subject = std::make_unique<ReducedMean>(*communicator, compression, bytes / 4);
+    }
+    rows.push_back(measure(*subject, bytes, options, *communicator, *meter));
+    if (speaks) print_row(rows.back(), redop, communicator->size());
+  }
+  const auto totals = all_gather_text(*communicator, fmt::format("{}", meter->total().bytes_sent));
+  std::int64_t wrong = 0;
+  double busbw = 0;
+  for (const Row& row : rows) {
+    wrong += row.wrong;
+    busbw += row.busbw(communicator->size()) / static_cast<double>(rows.size());
+  }
+  if (speaks) {
+    fmt::print("# wrong values: {} {}\n# average busbw: {:.4f} GB/s\n", wrong,
+               wrong == 0 ? "OK" : "FAILED", busbw);
+    if (!options.json.empty()) write_json(options, rows, totals, redop);
+  }
+  communicator->barrier()->wait();
+  if (wrong > 0) {
+    throw AgreedError(ExitCode::ranks_disagree,
+                      fmt::format("{} values are wrong; report this, with the table", wrong));
+  }
+}
+
+}  // namespace
+
+int run_bench(const BenchOptions& options, const JobEnvironment& environment) {
+  const CompressionOptions compression = parse_compression(options.compressor, options.feedback);
+  const auto ranks = static_cast<int>(options.ranks);
+  const Job job{environment, choose_backend(options.backend, environment, ranks, built_backends()),
+                ranks, std::chrono::seconds(options.timeout)};
+  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+  at::set_num_threads(std::max(1, cores / std::max(ranks, environment.local_size)));
+  return run_job(job, [&](std::unique_ptr<Communicator> communicator) {
+    bench_rank(std::move(communicator), options, compression, job);
+    return 0;
+  });
+}
+
+}  // namespace thinwire
