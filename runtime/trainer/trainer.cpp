@@ -47,6 +47,10 @@ BucketOptions bucket_options(const TrainOptions& options) {
   return buckets;
 }
 
+Batch to_device(Batch batch, at::Device device) {
+  return {batch.input.to(device), batch.target.to(device)};
+}
+
 // Collective: on which ranks the loss is not finite either, as the end of a sentence.
 std::string where_not_finite(Communicator& communicator, double loss) {
   std::vector<double> bad(static_cast<std::size_t>(communicator.size()), 0.0);
@@ -87,7 +91,7 @@ SlowestRank slowest_rank(const std::vector<double>& seconds) {
 struct Trainer::Interval {
   std::int64_t steps = 0;
   std::int64_t samples = 0;  // of all ranks
-  double loss = 0;           // of this rank, summed over samples
+  at::Tensor loss;           // of this rank, summed over samples; where the model is
   // Of the steps alone, without evaluation, reports and checkpoints.
   std::int64_t bytes_sent = 0;
   double seconds = 0;
@@ -99,15 +103,18 @@ Trainer::Trainer(TrainerParts parts, const TrainOptions& options)
       options_(options),
       buckets_(parameters_of(*parts_.model.module), bucket_options(options)),
       model_buffers_(*parts_.model.module),
-      reducer_(make_reducer(parse_compression(options.compressor, options.feedback))),
+      reducer_(make_reducer(parse_compression(options.compressor, options.feedback),
+                            parts_.device ? parts_.device->reducer : ReducerLaunch{})),
       order_(parts_.data.train->size(), options.seed),
       layout_{parts_.communicator.size(), options.batch_size, options.accumulate},
       dtype_(buckets_.parameters().front().tensor.scalar_type()),
+      launch_(parts_.device ? parts_.device->optimizer : OptimizerLaunch{}),
       bucket_reducer_(
           buckets_, *reducer_, parts_.communicator,
           {.before_reduce = [this](Bucket& bucket) { optimizer_->before_reduce(bucket); },
            .trace = parts_.trace,
-           .recorder = parts_.recorder}) {
+           .recorder = parts_.recorder,
+           .path = parts_.device ? &parts_.device->path : nullptr}) {
   std::vector<at::Tensor> initial;
   for (const Bucket& bucket : buckets_.buckets()) initial.push_back(bucket.weights);
   for (const at::Tensor& buffer : parts_.model.module->buffers()) initial.push_back(buffer);
@@ -115,7 +122,7 @@ Trainer::Trainer(TrainerParts parts, const TrainOptions& options)
   // After the broadcast: an optimizer may copy the weights it starts from.
   optimizer_ = make_optimizer(options.optimizer,
                               {.momentum = options.momentum, .weight_decay = options.weight_decay},
-                              buckets_.buckets());
+                              buckets_.buckets(), no_decay_on_vectors(), launch_);
 }
 
 Trainer::~Trainer() = default;
@@ -134,7 +141,7 @@ EndReport Trainer::run() {
     const std::int64_t bytes_before = parts_.meter.total().bytes_sent;
     lr = schedule.at(attempted_);
     const RankBatch batch = next_step();
-    const double loss = forward_backward(batch);
+    const at::Tensor loss = forward_backward(batch);
     // Before, waiting hides behind backward.
     const double waited_before = parts_.meter.waited();
     const Verdict verdict = bucket_reducer_.finish();
@@ -152,7 +159,7 @@ EndReport Trainer::run() {
     for (Interval* sums : {&whole, &interval}) {
       ++sums->steps;
       sums->samples += batch.total;
-      sums->loss += loss;
+      sums->loss = sums->loss.defined() ? sums->loss + loss : loss;
       sums->bytes_sent += parts_.meter.total().bytes_sent - bytes_before;
       const double seconds = seconds_since(step_start);
       sums->seconds += seconds;
@@ -219,8 +226,10 @@ RankBatch Trainer::next_step() {
 
 // This rank's sum of its samples' losses, each the mean over its targets. Gradients are weighted so
 // that their mean over ranks is the mean over all samples of the step, however many each rank has.
-double Trainer::forward_backward(const RankBatch& batch) {
-  double sum = 0;
+// In double, where the model is: the host reads it when it reports.
+at::Tensor Trainer::forward_backward(const RankBatch& batch) {
+  at::Tensor sum =
+      at::zeros({}, parameters().front().tensor.options().dtype(at::kDouble).requires_grad(false));
   const auto targets = static_cast<double>(parts_.data.train->targets_per_sample());
   const double weight =
       static_cast<double>(layout_.world_size) / static_cast<double>(batch.total) / targets;
@@ -232,7 +241,8 @@ double Trainer::forward_backward(const RankBatch& batch) {
     }
     if (batch.micro_batches[i].empty()) continue;
     const auto start = Clock::now();
-    const Batch samples = parts_.data.train->batch(batch.micro_batches[i], dtype_);
+    const Batch samples =
+        to_device(parts_.data.train->batch(batch.micro_batches[i], dtype_), sum.device());
     begin_forward(*parts_.model.module, {.seed = options_.seed,
                                          .step = attempted_,
                                          .rank = parts_.communicator.rank(),
@@ -240,7 +250,7 @@ double Trainer::forward_backward(const RankBatch& batch) {
     const at::Tensor loss = loss_sum(parts_.model.forward(samples.input), samples.target);
     const auto backward_start = Clock::now();
     (loss * weight).backward();
-    sum += loss.item<double>() / targets;
+    sum.add_(loss.detach().to(at::kDouble) / targets);
     if (parts_.trace) {
       parts_.trace->span("compute", "forward", start, backward_start);
       parts_.trace->span("compute", "backward", backward_start, Clock::now());
@@ -253,7 +263,7 @@ void Trainer::update(double lr) {
   StepParameters step{.lr = lr, .gradient_scale = 1, .committed_step = committed_};
   if (options_.clip_norm > 0) {
     step.gradient_scale =
-        clip_scale(std::sqrt(squared_norm(buckets_.buckets())), options_.clip_norm);
+        clip_scale(std::sqrt(squared_norm(buckets_.buckets(), launch_)), options_.clip_norm);
   }
   const auto start = Clock::now();
   const torch::NoGradGuard no_grad;
@@ -263,14 +273,14 @@ void Trainer::update(double lr) {
   skipped_in_a_row_ = 0;
 }
 
-void Trainer::skip(const std::string& parameter, double loss) {
+void Trainer::skip(const std::string& parameter, const at::Tensor& loss) {
   ++skipped_;
   // Forward has put the step's samples, finite or not, into running statistics.
   model_buffers_.assign(buffers_before_);
   ++skipped_in_a_row_;
   if (skipped_in_a_row_ > 1 && skipped_in_a_row_ < kMaximumSkipsInARow) return;
   const std::string what = fmt::format("the gradient of {} is not finite{}", parameter,
-                                       where_not_finite(parts_.communicator, loss));
+                                       where_not_finite(parts_.communicator, loss.item<double>()));
   if (skipped_in_a_row_ == 1) {
     parts_.observer.on_line(fmt::format("step {} was rolled back: {}", attempted_ + 1, what));
     return;
@@ -304,11 +314,12 @@ StepReport Trainer::make_report(const Interval& interval, double lr) {
   }
   report.bytes_dense = ring_bytes(bytes, parts_.communicator.size());
   // After a rollback the buckets hold no estimate.
-  const double norm = skipped_in_a_row_ > 0 ? 0 : std::sqrt(squared_norm(buckets_.buckets()));
+  const double norm =
+      skipped_in_a_row_ > 0 ? 0 : std::sqrt(squared_norm(buckets_.buckets(), launch_));
   if (norm > 0) report.residual_ratio = residual_norm() / norm;
   // The loss, and each rank's busy time in its own place.
   std::vector<double> sums(1 + static_cast<std::size_t>(parts_.communicator.size()), 0.0);
-  sums[0] = interval.loss;
+  if (interval.loss.defined()) sums[0] = interval.loss.item<double>();
   sums[1 + static_cast<std::size_t>(parts_.communicator.rank())] = interval.busy;
   sums = all_reduce_sum(parts_.communicator, std::move(sums));
   report.loss = sums[0] / static_cast<double>(std::max<std::int64_t>(interval.samples, 1));
@@ -356,7 +367,8 @@ Evaluation Trainer::evaluate() {
     std::vector<std::int64_t> indices(
         static_cast<std::size_t>(std::min(at_once, share.end - begin)));
     std::iota(indices.begin(), indices.end(), begin);
-    const Batch batch = data.batch(indices, dtype_);
+    const Batch batch =
+        to_device(data.batch(indices, dtype_), parameters().front().tensor.device());
     const at::Tensor logits = parts_.model.forward(batch.input);
     loss += loss_sum(logits, batch.target).item<double>();
     correct += logits.argmax(-1).eq(batch.target).sum().item<double>();

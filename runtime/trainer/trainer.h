@@ -9,9 +9,11 @@
 
 #include "collectives/compression/options.h"
 #include "collectives/metered.h"
+#include "optimizers/launch.h"
 #include "optimizers/optimizer.h"
 #include "optimizers/schedule.h"
 #include "runtime/buckets/bucket_reducer.h"
+#include "runtime/buckets/gradient_path.h"
 #include "runtime/checkpoint/file_system.h"
 #include "runtime/data/dataset.h"
 #include "runtime/data/sampler.h"
@@ -78,16 +80,26 @@ class TrainerObserver {
   virtual void on_evaluation(std::int64_t /*step*/, const Evaluation&) {}
 };
 
+// What a trainer needs where the model is on a device: the way of the gradients, and the kernels of
+// its memory. The reducer's are put on the path's communication queue, the optimizer's on its
+// compute queue.
+struct TrainerDevice {
+  GradientPath path;
+  ReducerLaunch reducer;
+  OptimizerLaunch optimizer;
+};
+
 // What a trainer works with; all must outlive it.
 struct TrainerParts {
   Model model;
   DataSplit data;
-  Communicator& communicator;  // reports to `meter`
+  Communicator& communicator;  // carries host memory; reports to `meter`
   Meter& meter;
   FileSystem& files;
   TrainerObserver& observer;
   // Whether this rank was asked to checkpoint and stop.
   std::function<bool()> stop_requested = [] { return false; };
+  const TrainerDevice* device = nullptr;  // null: the host
   Trace* trace = nullptr;
   FlightRecorder* recorder = nullptr;            // told of steps, buckets and what else is done
   std::map<std::string, std::string> info = {};  // kept in checkpoints: the configuration
@@ -125,9 +137,9 @@ class Trainer {
   bool finished() const;
   std::int64_t total_steps() const;
   RankBatch next_step();
-  double forward_backward(const RankBatch& batch);
+  at::Tensor forward_backward(const RankBatch& batch);
   void update(double lr);
-  void skip(const std::string& parameter, double loss);
+  void skip(const std::string& parameter, const at::Tensor& loss);
   StepReport make_report(const Interval& interval, double lr);
   void tell_of_slow_rank(const StepReport& report, double seconds);
   double residual_norm();
@@ -144,6 +156,7 @@ class Trainer {
   EpochOrder order_;
   BatchLayout layout_;
   at::ScalarType dtype_;
+  OptimizerLaunch launch_;
 
   DataPosition position_;
   std::int64_t attempted_ = 0;
