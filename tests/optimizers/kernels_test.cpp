@@ -130,7 +130,8 @@ TYPED_TEST(OptimizerKernelsTest, AdamOfABucketEqualsTheOptimizer) {
   }
 }
 
-// Each rounding in its place: every operation of the formula is one operation on T.
+// Each rounding in its place: every operation of the formula is one operation on T. All terms are
+// of one size, so that no rounding is lost in a larger one.
 TYPED_TEST(OptimizerKernelsTest, RoundsAsTheFormulasAreWritten) {
   using T = TypeParam;
   auto buckets = make_buckets(this->dtype, this->dtype);
@@ -142,8 +143,9 @@ TYPED_TEST(OptimizerKernelsTest, RoundsAsTheFormulasAreWritten) {
 
   at::Tensor weights = start.clone();
   at::Tensor first = torch::full_like(start, 0.2);
-  at::Tensor second = torch::full_like(start, 0.7);
-  const SgdStep sgd{.lr = 0.1, .gradient_scale = 0.9, .momentum = 0.8, .take = 0.6};
+  at::Tensor second = torch::full_like(start, 0.01);
+  const SgdStep sgd{
+      .lr = 5, .gradient_scale = 0.9, .momentum = 0.8, .take = 0.6, .direct = 0.7, .buffered = 0.9};
   this->kernels.sgd({.slices = &slice,
                      .slice_count = 1,
                      .numel = bucket.numel(),
@@ -160,18 +162,23 @@ TYPED_TEST(OptimizerKernelsTest, RoundsAsTheFormulasAreWritten) {
     const volatile T kept = static_cast<T>(0.8) * static_cast<T>(0.2);
     const volatile T taken = static_cast<T>(0.6) * d;
     const volatile T next = kept + taken;
-    const volatile T move = static_cast<T>(0.1 * 0.3) * next;
+    const volatile T direct = static_cast<T>(0.7) * d;
+    const volatile T buffered = static_cast<T>(0.9) * next;
+    const volatile T direction = direct + buffered;
+    const volatile T move = static_cast<T>(5 * 0.3) * direction;
     EXPECT_EQ(first.template const_data_ptr<T>()[i], next);
     EXPECT_EQ(weights.template const_data_ptr<T>()[i], w - move);
   }
 
   weights = start.clone();
   first.fill_(0.2);
-  const AdamStep adam{.lr = 0.1,
+  const AdamStep adam{.lr = 5,
                       .gradient_scale = 0.9,
+                      .beta1 = 0.3,
+                      .beta2 = 0.4,
                       .decay = WeightDecay::decoupled,
                       .bias1 = 0.19,
-                      .sqrt_bias2 = 0.05};
+                      .sqrt_bias2 = 0.07};
   this->kernels.adam({.slices = &slice,
                       .slice_count = 1,
                       .numel = bucket.numel(),
@@ -184,17 +191,17 @@ TYPED_TEST(OptimizerKernelsTest, RoundsAsTheFormulasAreWritten) {
   for (std::int64_t i = slice.offset; i < slice.offset + slice.numel; ++i) {
     const volatile T w = start.template const_data_ptr<T>()[i];
     const volatile T g = static_cast<T>(0.9) * gradient[i];
-    const volatile T m_kept = static_cast<T>(0.9) * static_cast<T>(0.2);
-    const volatile T m_taken = static_cast<T>(1 - 0.9) * g;
+    const volatile T m_kept = static_cast<T>(0.3) * static_cast<T>(0.2);
+    const volatile T m_taken = static_cast<T>(1 - 0.3) * g;
     const volatile T m = m_kept + m_taken;
-    const volatile T v_kept = static_cast<T>(0.999) * static_cast<T>(0.7);
-    const volatile T v_once = static_cast<T>(1 - 0.999) * g;
+    const volatile T v_kept = static_cast<T>(0.4) * static_cast<T>(0.01);
+    const volatile T v_once = static_cast<T>(1 - 0.4) * g;
     const volatile T v_taken = v_once * g;
     const volatile T v = v_kept + v_taken;
     const volatile T root = std::sqrt(static_cast<T>(v));
-    const volatile T corrected = root / static_cast<T>(0.05);
+    const volatile T corrected = root / static_cast<T>(0.07);
     const volatile T below = corrected + static_cast<T>(1e-8);
-    const double lr = 0.1 * 0.3;
+    const double lr = 5 * 0.3;
     const volatile T above = static_cast<T>(lr / 0.19) * m;
     const volatile T shrunk = static_cast<T>(1 - lr * 0.05) * w;
     const volatile T quotient = above / below;
