@@ -18,9 +18,9 @@ JobEnvironment process(int local_rank, int local_size) {
   environment.launcher = Launcher::mpirun;
   environment.local_rank = local_rank;
   environment.local_size = local_size;
-  // On the second of two such hosts: the rank is no index.
-  environment.rank = local_size + local_rank;
-  environment.world_size = 2 * local_size;
+  // Behind a host of one rank more: the rank is no index.
+  environment.rank = local_size + 1 + local_rank;
+  environment.world_size = 2 * local_size + 1;
   return environment;
 }
 

@@ -59,10 +59,12 @@ class Torchrun(unittest.TestCase):
 
     def test_a_restart_does_not_meet_the_first_start(self):
         # The agent keeps its store, and what the first start left in it, over the restart. The
-        # first start ends after the rendezvous: its ranks find that their seeds differ.
+        # first start ends after the rendezvous: its ranks find that their seeds differ. In the
+        # second one rank 1 is there first, and must wait for rank 0's new address.
         script = self.folder / "job.sh"
         script.write_text(f"""#!/bin/sh
 if [ "$TORCHELASTIC_RESTART_COUNT$RANK" = 01 ]; then set -- "$@" --seed 2; fi
+if [ "$TORCHELASTIC_RESTART_COUNT$RANK" = 10 ]; then sleep 3; fi
 exec "{pathlib.Path(PROGRAM.path).resolve()}" "$@"
 """)
         script.chmod(0o755)
