@@ -233,7 +233,8 @@ TEST(NcclSimulated, AbortFromAnotherThreadGetsARankOutOfItsWait) {
 }
 
 TEST(NcclSimulated, ACallThatFailsInAGroupIsReportedAndTheGroupEnded) {
-  std::vector<Parts> parts(1);
+  std::vector<Parts> parts(2);
+  const at::Tensor ones = at::ones({4});
   Simulator simulator({.devices = 2});
   const auto errors = run_on_devices(simulator, 1, {}, [&](const DeviceRank& rank) {
     simulator.refuse_calls(0, ncclInvalidArgument);
@@ -244,15 +245,17 @@ TEST(NcclSimulated, ACallThatFailsInAGroupIsReportedAndTheGroupEnded) {
       EXPECT_THAT(error.what(), HasSubstr("all_reduce of 4 Float failed on rank 0: NCCL says "
                                           "'invalid argument'"));
     }
-    // On the same thread, another group: its calls would wait in the old one for ever.
+    // On the same thread, another group: its calls would stay in the open one.
     simulator.cuda().set_device(1);
     const Stream stream(simulator.cuda());
     NcclOptions options;
     options.stream = stream.get();
-    make_nccl_communicator(make_nccl_id(simulator.nccl()), 0, 1, options, simulator.nccl(),
-                           simulator.cuda())
-        ->barrier()
-        ->wait();
+    options.is_device_tensor = &testing::any_tensor;
+    const auto other = make_nccl_communicator(make_nccl_id(simulator.nccl()), 0, 1, options,
+                                              simulator.nccl(), simulator.cuda());
+    other->all_gather(parts[1].tensor, ones, {})->wait();
+    synchronize(simulator.cuda(), stream.get());
+    EXPECT_TRUE(parts[1].tensor.equal(ones));
   });
   expect_clean(simulator, errors);
 }
