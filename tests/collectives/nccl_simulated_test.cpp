@@ -6,8 +6,9 @@
 #include <cuda_runtime_api.h>
 
 #include <atomic>
-#include <mutex>
+#include <functional>
 #include <thread>
+#include <utility>
 
 #include "runtime/base/error.h"
 #include "tests/collectives/nccl_scenario.h"
@@ -229,6 +230,62 @@ TEST(NcclSimulated, AbortFromAnotherThreadGetsARankOutOfItsWait) {
   EXPECT_NE(errors[0], "");
   EXPECT_NE(errors[1], "");
   EXPECT_THAT(simulator.failures(), IsEmpty());
+}
+
+TEST(NcclSimulated, ACallThatFailsInAGroupIsReportedAndTheGroupEnded) {
+  std::vector<Parts> parts(2);
+  const at::Tensor ones = at::ones({4});
+  Simulator simulator({.devices = 2});
+  const auto errors = run_on_devices(simulator, 1, {}, [&](const DeviceRank& rank) {
+    simulator.refuse_calls(0, ncclInvalidArgument);
+    try {
+      rank.communicator.all_reduce(parts[0].tensor, ReduceOp::sum)->wait();
+      FAIL() << "nothing was thrown";
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), HasSubstr("all_reduce of 4 Float failed on rank 0: NCCL says "
+                                          "'invalid argument'"));
+    }
+    // On the same thread, another group: its calls would stay in the open one.
+    simulator.cuda().set_device(1);
+    const Stream stream(simulator.cuda());
+    NcclOptions options;
+    options.stream = stream.get();
+    options.is_device_tensor = &testing::any_tensor;
+    const auto other = make_nccl_communicator(make_nccl_id(simulator.nccl()), 0, 1, options,
+                                              simulator.nccl(), simulator.cuda());
+    other->all_gather(parts[1].tensor, ones, {})->wait();
+    synchronize(simulator.cuda(), stream.get());
+    EXPECT_TRUE(parts[1].tensor.equal(ones));
+  });
+  expect_clean(simulator, errors);
+}
+
+// For the test below: what happens while a host wait is about to look at its event.
+std::function<void()>& before_look() {
+  static std::function<void()> hook;
+  return hook;
+}
+
+TEST(NcclSimulated, WhatAnAbortLetRunOutIsNoResult) {
+  Parts parts;
+  Simulator simulator({.devices = 1});
+  CudaApi cuda = simulator.cuda();
+  cuda.set_device(0);
+  cuda.about_to_wait = [](const char*, unsigned) {
+    if (before_look()) std::exchange(before_look(), {})();
+  };
+  NcclOptions options;
+  options.is_device_tensor = &testing::any_tensor;
+  const auto communicator =
+      make_nccl_communicator(make_nccl_id(simulator.nccl()), 0, 1, options, simulator.nccl(), cuda);
+  communicator->all_reduce(parts.tensor, ReduceOp::sum)->wait();
+  Event verdict(cuda);
+  verdict.record(nullptr);
+  before_look() = [&] {
+    communicator->abort("too late");
+    EXPECT_EQ(cuda.stream_synchronize(nullptr), cudaSuccess);
+  };
+  EXPECT_THROW(communicator->host_wait(verdict, "the verdict", Clock::now() + 1h), PeerLost);
 }
 
 TEST(NcclSimulated, AbortReachesGroupsSplitOff) {

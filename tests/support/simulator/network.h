@@ -118,7 +118,8 @@ class Network {
   void break_device(int device, ncclResult_t error);
   std::vector<std::string> leaks() const;
 
-  std::map<int, ncclResult_t> refused;  // per device
+  std::map<int, ncclResult_t> refused;        // communicators, per device
+  std::map<int, ncclResult_t> refused_calls;  // per device
 
  private:
   SimulatedComm* living(ncclComm_t comm, const char* caller);

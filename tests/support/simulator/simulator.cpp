@@ -380,6 +380,8 @@ ncclResult_t issue(NcclCall call, ncclComm_t handle, cudaStream_t stream, const 
   SimulatedComm* comm = machine->network.idle(handle, caller);
   if (comm == nullptr) return ncclInvalidArgument;
   if (comm->error != ncclSuccess) return comm->error;
+  const auto& refused = machine->network.refused_calls;
+  if (const auto found = refused.find(comm->device); found != refused.end()) return found->second;
   Thread& here = thread();
   if (here.depth == 0) return machine->network.issue(*comm, {call}, stream);
   if (!here.calls.empty() && (here.comm != handle || here.stream != stream)) {
@@ -566,6 +568,11 @@ void Simulator::break_communicators(int device, ncclResult_t error) {
 void Simulator::refuse_communicators(int device, ncclResult_t error) {
   const auto guard = lock();
   machine->network.refused[device] = error;
+}
+
+void Simulator::refuse_calls(int device, ncclResult_t error) {
+  const auto guard = lock();
+  machine->network.refused_calls[device] = error;
 }
 
 void Simulator::break_all() {

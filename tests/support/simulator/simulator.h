@@ -75,6 +75,8 @@ class Simulator {
   void break_communicators(int device, ncclResult_t error);
   // NCCL communicators of `device` cannot be made from now on.
   void refuse_communicators(int device, ncclResult_t error);
+  // NCCL calls of `device` return `error`, and no communicator's state tells of it.
+  void refuse_calls(int device, ncclResult_t error);
   // All communicators report a lost peer: gets every rank out, after one failed.
   void break_all();
 
