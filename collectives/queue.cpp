@@ -7,6 +7,7 @@ namespace {
 
 class HostQueue final : public Queue {
  public:
+  void attach_thread() override {}
   bool on_host() const override { return true; }
   StreamHandle stream() const override { return nullptr; }
   std::shared_ptr<const Mark> mark() override { return std::make_shared<Mark>(); }

@@ -29,6 +29,8 @@ class Queue {
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
 
+  // Before a thread's first use of the queue: makes the queue's device the thread's.
+  virtual void attach_thread() = 0;
   // Whether everything runs at once, on host memory.
   virtual bool on_host() const = 0;
   // Where kernels are launched; null on the host and for a device's default stream.

@@ -213,8 +213,9 @@ void require_agreement(const Variables& variables, const JobEnvironment& environ
 
 }  // namespace
 
-JobEnvironment job_environment(const std::function<const char*(const char*)>& variable) {
-  const Variables variables(variable);
+namespace {
+
+JobEnvironment believed(const Variables& variables) {
   const bool mpirun = variables.complete("mpirun", {kOpenMpi[0], kOpenMpi[1], kOpenMpi[2]});
   if (variables.has("TORCHELASTIC_RUN_ID")) {
     JobEnvironment environment = from_torchrun(variables);
@@ -236,6 +237,15 @@ JobEnvironment job_environment(const std::function<const char*(const char*)>& va
     environment.why =
         fmt::format("Slurm's job {} has not started it with srun", variables.text("SLURM_JOB_ID"));
   }
+  return environment;
+}
+
+}  // namespace
+
+JobEnvironment job_environment(const std::function<const char*(const char*)>& variable) {
+  const Variables variables(variable);
+  JobEnvironment environment = believed(variables);
+  environment.devices_limited = variables.has("CUDA_VISIBLE_DEVICES");
   return environment;
 }
 

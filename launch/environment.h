@@ -30,6 +30,7 @@ struct JobEnvironment {
   int local_size = 1;                                   // how many those are
   Mpi mpi = Mpi::absent;                                // would MPI_Init find the other processes?
   Rendezvous rendezvous;                                // srun and torchrun
+  bool devices_limited = false;                         // CUDA_VISIBLE_DEVICES is set
   std::string why = "no launcher's variables are set";  // why this launcher was believed
 };
 

@@ -13,8 +13,8 @@ std::string info_text() {
       "compiler  {}, {}\n"
       "libtorch  {}\n"
       "MPI       {}\n"
-      "CUDA      {} (no backend uses it yet)\n"
-      "NCCL      {} (no backend uses it yet)\n",
+      "CUDA      {}\n"
+      "NCCL      {}\n",
       kVersion, kCompiler, kBuildType, TORCH_VERSION, kMpi, kCuda, kNccl);
 }
 

@@ -2,6 +2,7 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
+#include <atomic>
 #include <fstream>
 #include <iostream>
 #include <optional>
@@ -12,6 +13,7 @@
 #include "launch/agreement.h"
 #include "launch/commands.h"
 #include "launch/device.h"
+#include "launch/gpu.h"
 #include "launch/job.h"
 #include "launch/output_folder.h"
 #include "launch/progress.h"
@@ -129,10 +131,23 @@ struct Instruments {
   const std::shared_ptr<Meter>& meter;
 };
 
+SharePolicy share_policy(const TrainRequest& request) {
+  return request.share_device ? SharePolicy::share : SharePolicy::refuse;
+}
+
+// Which device rank `rank` of this process computes on.
+Device choose_rank_device(const TrainRequest& request, const JobEnvironment& environment,
+                          int rank) {
+  const VisibleDevices visible{cuda_device_count(), environment.devices_limited};
+  const auto threads = static_cast<int>(request.ranks);
+  return choose_device(request.device, threads > 1 ? thread_rank(rank, threads) : environment,
+                       visible, share_policy(request));
+}
+
 // One rank's run. Returns the exit code.
 int train_watched(const std::unique_ptr<Communicator>& communicator, const CommandLine& line,
                   const DataSplit& data, const MakeModel& make, const SignalWatcher& signals,
-                  Progress::Mode mode, const Instruments& instruments) {
+                  Progress::Mode mode, GpuRank* gpu, const Instruments& instruments) {
   const TrainOptions& options = line.train;
   const int rank = communicator->rank();
   Trace& trace = instruments.trace;
@@ -140,6 +155,7 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
 
   Model model = make(options.model, *data.train);
   initialize_parameters(*model.module, options.seed);
+  if (gpu != nullptr) model.module->to(gpu->device());
 
   const auto configuration = as_map(line.train);
   Facts facts(configuration.begin(), configuration.end());
@@ -164,6 +180,7 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
                    .files = files,
                    .observer = observer,
                    .stop_requested = [&] { return signals.requested(); },
+                   .device = gpu != nullptr ? &gpu->trainer_device() : nullptr,
                    .trace = options.trace.empty() ? nullptr : &trace,
                    .recorder = &instruments.recorder,
                    .info = configuration},
@@ -173,6 +190,7 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
   observer.on_line(fmt::format("{} ranks, {} with {} parameters on {}, {} samples a step",
                                communicator->size(), options.model, values, options.data,
                                communicator->size() * options.batch_size * options.accumulate));
+  if (gpu != nullptr) observer.on_line("gradients over " + gpu->describe());
   trainer.resume();
   communicator->barrier()->wait();  // everybody has read what it resumes from
   if (rank == 0) {
@@ -193,8 +211,8 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
 }
 
 int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
-               const DataSplit& data, const MakeModel& make, SignalWatcher& signals,
-               Progress::Mode mode) {
+               const JobEnvironment& environment, const DataSplit& data, const MakeModel& make,
+               SignalWatcher& signals, Progress::Mode mode) {
   const TrainOptions& options = line.train;
   const int rank = transport->rank();
   Trace trace(rank);
@@ -205,11 +223,16 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
       },
       &recorder);
   const auto communicator = make_metered(std::move(transport), meter);
+  std::unique_ptr<GpuRank> gpu;
+  std::atomic<GpuRank*> gpu_to_abort = nullptr;
   RankWatch watch({.rank = rank,
                    .recorder = recorder,
                    .signals = signals,
                    .output = options.output,
-                   .abort = [&](const std::string& reason) { communicator->abort(reason); }});
+                   .abort = [&](const std::string& reason) {
+                     communicator->abort(reason);
+                     if (GpuRank* const started = gpu_to_abort) started->abort(reason);
+                   }});
   try {
     const bool are_processes = communicator->size() > 1 && line.train.ranks == 1;
     if (are_processes) {
@@ -217,11 +240,17 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
           watch.connect(*communicator, std::chrono::seconds(options.timeout));
       if (rank == 0 && !warning.empty()) std::cerr << "thinwire: " << warning << std::endl;
     }
-    const int code = train_watched(communicator, line, data, make, signals, mode,
+    const Device device = choose_rank_device(line.train, environment, rank);
+    if (device.kind == Device::Kind::cuda) {
+      gpu = make_gpu_rank(device, share_policy(line.train), *communicator, meter);
+      gpu_to_abort = gpu.get();
+    }
+    const int code = train_watched(communicator, line, data, make, signals, mode, gpu.get(),
                                    {.trace = trace, .recorder = recorder, .meter = meter});
     watch.goodbye();
     return code;
   } catch (const std::exception& error) {
+    if (gpu) gpu->abort(error.what());
     watch.rethrow(error);
   }
 }
@@ -236,13 +265,6 @@ Progress::Mode progress_mode(const Job& job) {
   return job.backend == Backend::threads ? Progress::mode_for(1) : Progress::Mode::lines;
 }
 
-// This program trains on the CPU only, whatever devices the host has.
-Device choose_rank_device(const TrainRequest& request, const JobEnvironment& environment) {
-  const VisibleDevices none;
-  return choose_device(request.device, environment, none,
-                       request.share_device ? SharePolicy::share : SharePolicy::refuse);
-}
-
 }  // namespace
 
 int run_train(const TrainOptions& options, const CommandLine& line,
@@ -252,13 +274,14 @@ int run_train(const TrainOptions& options, const CommandLine& line,
   const Job job{environment,
                 choose_backend(line.train.backend, environment, ranks, built_backends()), ranks,
                 std::chrono::seconds(options.timeout)};
-  const Device device = choose_rank_device(line.train, environment);
+  const Device device = choose_rank_device(line.train, environment, 0);
   share_cores(std::max(ranks, environment.local_size));
   const DataSplit data = load_data(options.data);
   validate(options, data);
   if (environment.rank == 0) std::cout << describe(job) << ", on " << name(device) << std::endl;
   return run_job(job, [&](std::unique_ptr<Communicator> communicator) {
-    return train_rank(std::move(communicator), line, data, make, signals, progress_mode(job));
+    return train_rank(std::move(communicator), line, environment, data, make, signals,
+                      progress_mode(job));
   });
 }
 

@@ -14,8 +14,11 @@ class CudaMark final : public Queue::Mark {
 class CudaQueue final : public Queue {
  public:
   CudaQueue(const CudaApi& api, StreamHandle stream, std::function<void()> poll)
-      : api_(api), stream_(stream), poll_(std::move(poll)) {}
+      : api_(api), stream_(stream), poll_(std::move(poll)) {
+    cuda_check(api, api.get_device(&device_), "cudaGetDevice");
+  }
 
+  void attach_thread() override { cuda_check(api_, api_.set_device(device_), "cudaSetDevice"); }
   bool on_host() const override { return false; }
   StreamHandle stream() const override { return stream_; }
 
@@ -56,6 +59,7 @@ class CudaQueue final : public Queue {
  private:
   const CudaApi& api_;
   StreamHandle stream_;
+  int device_ = 0;
   std::function<void()> poll_;
 };
 

@@ -7,6 +7,7 @@ namespace thinwire {
 
 // NCCL's functions, typed by the real header.
 struct NcclApi {
+  decltype(&::ncclGetVersion) get_version = nullptr;
   decltype(&::ncclGetUniqueId) get_unique_id = nullptr;
   decltype(&::ncclCommInitRankConfig) comm_init_rank_config = nullptr;
   decltype(&::ncclCommSplit) comm_split = nullptr;

@@ -4,6 +4,7 @@ namespace thinwire {
 
 NcclApi real_nccl_api() {
   NcclApi api;
+  api.get_version = &::ncclGetVersion;
   api.get_unique_id = &::ncclGetUniqueId;
   api.comm_init_rank_config = &::ncclCommInitRankConfig;
   api.comm_split = &::ncclCommSplit;

@@ -68,6 +68,7 @@ BucketReducer::BucketReducer(GradientBuckets& buckets, GradientReducer& reducer,
       complete_(buckets.parameters().size()),
       pending_(buckets.buckets().size()),
       hooks_(std::make_unique<Hooks>(*this)) {
+  submit([this] { path_.communication.attach_thread(); });
   for (const Bucket& bucket : buckets_.buckets()) {
     reducer_.prepare(bucket, communicator_.rank(), communicator_.size());
   }

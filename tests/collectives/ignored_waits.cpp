@@ -13,6 +13,7 @@
 #include <string_view>
 
 #include "tests/collectives/nccl_scenario.h"
+#include "tests/runtime/step_scenario.h"
 
 namespace thinwire::testing {
 namespace {
@@ -23,6 +24,7 @@ struct NamedScenario {
 };
 constexpr NamedScenario kScenarios[] = {
     {"nccl", nccl_scenario},
+    {"step", step_scenario},
 };
 
 constexpr std::uint64_t kSeeds = 300;

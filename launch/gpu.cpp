@@ -1,0 +1,132 @@
+#include "launch/gpu.h"
+
+#include <dlfcn.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <set>
+
+#include "collectives/cuda/cuda_queue.h"
+#include "collectives/staged.h"
+#include "runtime/base/error.h"
+
+#if THINWIRE_HAVE_NCCL
+#include "collectives/nccl/nccl_communicator.h"
+#endif
+
+namespace thinwire {
+namespace {
+
+// libtorch's part for CUDA registers itself when it is loaded. It is not linked: it takes seconds,
+// and most runs do not need it.
+void load_libtorch_cuda() {
+  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) return;
+  throw Error(ExitCode::internal,
+              fmt::format("libtorch's part for CUDA cannot be loaded: {}; install a torch wheel "
+                          "with CUDA, or use --device cpu",
+                          dlerror()));
+}
+
+// One device of the whole job: its host and its bus.
+std::string identity_of(int index) {
+  char host[256] = {};
+  gethostname(host, sizeof host - 1);
+  char bus[64] = {};
+  cudaDeviceGetPCIBusId(bus, sizeof bus, index);
+  return fmt::format("{} {}", host, bus);
+}
+
+class CudaRank final : public GpuRank {
+ public:
+  CudaRank(const Device& device, SharePolicy policy, Communicator& host,
+           std::shared_ptr<Meter> meter, std::function<std::string()> explain_stall)
+      : device_(at::kCUDA, static_cast<at::DeviceIndex>(device.index)), cuda_(real_cuda_api()) {
+    load_libtorch_cuda();
+    cuda_check(cuda_, cuda_.set_device(device.index), "cudaSetDevice");
+    const std::string identity = identity_of(device.index);
+    if (policy == SharePolicy::refuse) require_own_devices(host, identity);
+    const auto identities = all_gather_text(host, identity);
+    const bool shared = std::set(identities.begin(), identities.end()).size() < identities.size();
+    stream_ = std::make_unique<Stream>(cuda_);
+    const auto poll = [this] {
+      if (poll_) poll_();
+    };
+    compute_ = make_cuda_queue(cuda_, nullptr, poll);
+    communication_ = make_cuda_queue(cuda_, stream_->get(), poll);
+    if (shared) {
+      stage_through(host, "host memory, because ranks share a device", std::move(meter));
+    } else {
+      join(host, std::move(meter), std::move(explain_stall));
+    }
+    trainer_ = std::make_unique<TrainerDevice>(TrainerDevice{
+        {*carrier_, *compute_, *communication_},
+        {cuda_kernels<float>(), cuda_kernels<double>(), communication_},
+        {cuda_optimizer_kernels<float>(), cuda_optimizer_kernels<double>(), compute_}});
+  }
+
+  at::Device device() const override { return device_; }
+  const TrainerDevice& trainer_device() const override { return *trainer_; }
+  std::string describe() const override { return carried_by_; }
+  void abort(const std::string& reason) override { carrier_->abort(reason); }
+
+ private:
+  void stage_through(Communicator& host, std::string why, std::shared_ptr<Meter> meter) {
+    carrier_ =
+        make_metered(make_staged(host.split(0, host.rank()), *communication_), std::move(meter));
+    carried_by_ = std::move(why);
+  }
+
+#if THINWIRE_HAVE_NCCL
+  void join(Communicator& host, std::shared_ptr<Meter> meter,
+            std::function<std::string()> explain_stall) {
+    nccl_ = real_nccl_api();
+    const std::string id =
+        broadcast_text(host, host.rank() == 0 ? make_nccl_id(nccl_) : std::string(), 0);
+    NcclOptions options;
+    options.timeout = host.timeout();
+    options.stream = stream_->get();
+    options.all_to_all = AllToAllPath::native_if_equal;
+    options.explain_stall = std::move(explain_stall);
+    auto group = make_nccl_communicator(id, host.rank(), host.size(), options, nccl_, cuda_);
+    poll_ = [nccl = group.get()] { nccl->poll(); };
+    carrier_ = make_metered(std::move(group), std::move(meter));
+    int version = 0;
+    nccl_.get_version(&version);
+    carried_by_ = fmt::format("NCCL {}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+  }
+
+  NcclApi nccl_;
+#else
+  void join(Communicator& host, std::shared_ptr<Meter> meter, std::function<std::string()>) {
+    stage_through(host, "host memory, because thinwire was built without NCCL", std::move(meter));
+  }
+#endif
+
+  at::Device device_;
+  CudaApi cuda_;
+  std::function<void()> poll_;  // throws when the group has failed
+  std::unique_ptr<Stream> stream_;
+  std::shared_ptr<Queue> compute_;
+  std::shared_ptr<Queue> communication_;
+  std::unique_ptr<Communicator> carrier_;
+  std::unique_ptr<TrainerDevice> trainer_;
+  std::string carried_by_;
+};
+
+}  // namespace
+
+int cuda_device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();  // clears it
+  return 0;
+}
+
+std::unique_ptr<GpuRank> make_gpu_rank(const Device& device, SharePolicy policy, Communicator& host,
+                                       std::shared_ptr<Meter> meter,
+                                       std::function<std::string()> explain_stall) {
+  return std::make_unique<CudaRank>(device, policy, host, std::move(meter),
+                                    std::move(explain_stall));
+}
+
+}  // namespace thinwire

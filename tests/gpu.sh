@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# What only a GPU can show: builds; kernels against their host instance, bit for bit, with the bytes
+# per second that they reach; the conformance suite on real NCCL; training on the GPU, alone and
+# with ranks that share it. Ends with a table. Where there is no GPU it says so and passes.
+#
+#   tests/gpu.sh [BUILD_FOLDER]      default: build
+#   CMAKE_ARGUMENTS="..."            for the first configuration, e.g. -DTHINWIRE_CUDA_ARCHITECTURES=90
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+build=${1:-build}
+if ! nvidia-smi -L >/dev/null 2>&1; then
+  echo "gpu: no GPU here"
+  exit 0
+fi
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+if [[ ! -f $build/build.ninja ]]; then
+  read -ra arguments <<<"${CMAKE_ARGUMENTS:-}"
+  cmake -S . -B "$build" -G Ninja -DTHINWIRE_CUDA=ON "${arguments[@]}" >/dev/null || exit 1
+fi
+./build.sh "$build" thinwire_cli kernels_gpu_test nccl_gpu_test >"$work/build.log" 2>&1 || {
+  tail -n 30 "$work/build.log"
+  exit 1
+}
+
+table=()
+failed=0
+# step NAME COMMAND...: runs it, keeps its last line.
+step() {
+  local name=$1 started=$SECONDS result=passed
+  shift
+  echo "== $name"
+  "$@" 2>&1 | tee "$work/log" || result=FAILED
+  [[ $result == passed ]] || failed=1
+  table+=("$(printf '%-28s %-7s %4d s  %s' "$name" "$result" $((SECONDS - started)) \
+    "$(grep -v '^ *$' "$work/log" | tail -n 1 | cut -c 1-110)")")
+}
+
+step "kernels" "$build/tests/gpu/kernels_gpu_test"
+step "nccl conformance" "$build/tests/gpu/nccl_gpu_test" --gtest_brief=1
+job=(--model convnet --steps 300 --batch-size 64 --lr 0.1 --report-every 100)
+for compressor in none sign; do
+  step "train $compressor, cpu" "$build/thinwire" train "${job[@]}" --compressor $compressor \
+    --device cpu --output "$work/cpu-$compressor"
+  step "train $compressor, cuda" "$build/thinwire" train "${job[@]}" --compressor $compressor \
+    --device cuda --output "$work/cuda-$compressor"
+  step "train $compressor, 2 on 1 GPU" "$build/thinwire" train "${job[@]}" --ranks 2 \
+    --share-device --device cuda --compressor $compressor --output "$work/shared-$compressor"
+done
+step "train adamw bf16, cuda" "$build/thinwire" train "${job[@]}" --optimizer adamw --lr 0.001 \
+  --device cuda --precision bf16 --output "$work/bf16"
+step "resume, cuda" bash -c "'$build/thinwire' train --model convnet --steps 100 --compressor sign \
+  --device cuda --output '$work/resume' && '$build/thinwire' train --model convnet --steps 200 \
+  --compressor sign --device cuda --output '$work/resume' --resume auto"
+
+echo
+printf '%s\n' "${table[@]}"
+exit $failed

@@ -1,0 +1,48 @@
+#include "tests/runtime/simulated_device.h"
+
+namespace thinwire::testing {
+namespace {
+
+Simulator* machine = nullptr;
+
+template <auto Table, auto Member, typename Args>
+void later(const Args& args, StreamHandle stream) {
+  machine->launch(stream, [args] { (Table().*Member)(args, nullptr); });
+}
+
+template <typename T>
+Kernels<T> simulated_kernels() {
+  constexpr auto host = &host_kernels<T>;
+  return {later<host, &Kernels<T>::encode, EncodeArgs<T>>,
+          later<host, &Kernels<T>::owner_reduce, OwnerReduceArgs<T>>,
+          later<host, &Kernels<T>::first_non_finite, FirstNonFiniteArgs<T>>,
+          later<host, &Kernels<T>::decode, DecodeArgs<T>>,
+          later<host, &Kernels<T>::mean_and_check, MeanAndCheckArgs<T>>};
+}
+
+template <typename T>
+OptimizerKernels<T> simulated_optimizer_kernels() {
+  constexpr auto host = &host_optimizer_kernels<T>;
+  return {later<host, &OptimizerKernels<T>::sgd, SgdArgs<T>>,
+          later<host, &OptimizerKernels<T>::adam, AdamArgs<T>>,
+          later<host, &OptimizerKernels<T>::squared_norm, SquaredNormArgs<T>>};
+}
+
+}  // namespace
+
+KernelsOn::KernelsOn(Simulator& simulator) {
+  machine = &simulator;
+}
+KernelsOn::~KernelsOn() {
+  machine = nullptr;
+}
+
+ReducerLaunch KernelsOn::reducer_launch(std::shared_ptr<Queue> queue) const {
+  return {simulated_kernels<float>(), simulated_kernels<double>(), std::move(queue)};
+}
+OptimizerLaunch KernelsOn::optimizer_launch(std::shared_ptr<Queue> queue) const {
+  return {simulated_optimizer_kernels<float>(), simulated_optimizer_kernels<double>(),
+          std::move(queue)};
+}
+
+}  // namespace thinwire::testing

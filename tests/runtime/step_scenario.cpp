@@ -1,0 +1,176 @@
+#include "tests/runtime/step_scenario.h"
+
+#include <ATen/ops/zeros.h>
+#include <fmt/format.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <mutex>
+
+#include "collectives/cuda/cuda_queue.h"
+#include "collectives/threads/thread_communicator.h"
+#include "optimizers/sgd.h"
+#include "runtime/buckets/bucket_reducer.h"
+#include "tests/runtime/simulated_device.h"
+#include "tests/support/simulator/ranks.h"
+
+namespace thinwire::testing {
+namespace {
+
+constexpr int kSize = 2;
+constexpr std::int64_t kSteps = 5;
+constexpr std::int64_t kPoisoned = 2;
+
+std::vector<Parameter> make_parameters() {
+  std::vector<Parameter> parameters;
+  for (const auto& [name, shape] : std::vector<std::pair<std::string, std::vector<std::int64_t>>>{
+           {"a", {8, 8}}, {"b", {16, 4}}, {"c", {10}}, {"d", {4, 20}}}) {
+    parameters.push_back({name, at::zeros(shape).set_requires_grad(true)});
+  }
+  return parameters;
+}
+
+CompressionOptions compression_of(bool dense) {
+  if (dense) return {};
+  return {Sign{16}, FeedbackKind::error_feedback, ExchangeKind::two_stage};
+}
+
+// A rank's gradient of parameter `place` in a step.
+void write_gradient(float* to, std::int64_t count, std::int64_t step, int rank, std::size_t place) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    to[i] = std::sin(static_cast<float>(1 + step * 31 + rank * 7 + i) + static_cast<float>(place));
+  }
+  if (step == kPoisoned && rank == 1 && place == 1) {
+    to[3] = std::numeric_limits<float>::quiet_NaN();
+  }
+}
+
+// What one rank's run needs; all of it outlives what the simulator has not run.
+struct Rank {
+  explicit Rank(bool dense)
+      : buckets(make_parameters(), {.bucket_bytes = 300, .first_bucket_bytes = 200}),
+        compression(compression_of(dense)) {}
+  GradientBuckets buckets;
+  CompressionOptions compression;
+  std::unique_ptr<GradientReducer> reducer;
+  std::unique_ptr<Optimizer> optimizer;
+};
+
+// One step, with gradients written by `backward(slot, parameter)`; empty, or what is wrong.
+template <typename Backward>
+std::string run_step(Rank& mine, BucketReducer& bucket_reducer, std::int64_t step,
+                     const Backward& backward) {
+  for (std::size_t i = mine.buckets.parameters().size(); i-- > 0;) {
+    bucket_reducer.arriving(i);
+    const Slice& slice = mine.buckets.slice(i);
+    at::Tensor& gradient = mine.buckets.buckets()[mine.buckets.place(i).bucket].gradient;
+    backward(gradient.narrow(0, slice.offset, slice.numel), i);
+    bucket_reducer.arrived(i);
+  }
+  const Verdict verdict = bucket_reducer.finish();
+  if (verdict.committed() == (step == kPoisoned)) {
+    return fmt::format("step {}: the verdict is {}", step,
+                       verdict.non_finite.value_or("to commit"));
+  }
+  if (!verdict.committed()) return {};
+  for (Bucket& bucket : mine.buckets.buckets()) {
+    mine.optimizer->after_reduce(bucket, {.lr = 0.5, .committed_step = step});
+  }
+  return {};
+}
+
+std::vector<at::Tensor> weights_of(const Rank& rank) {
+  std::vector<at::Tensor> weights;
+  for (const Bucket& bucket : rank.buckets.buckets()) weights.push_back(bucket.weights.clone());
+  return weights;
+}
+
+bool same(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (std::memcmp(a[i].const_data_ptr(), b[i].const_data_ptr(), a[i].nbytes()) != 0) return false;
+  }
+  return true;
+}
+
+// The weights after each step, as threads have them in plain code.
+std::vector<std::vector<at::Tensor>> expected_weights(bool dense) {
+  std::vector<std::vector<at::Tensor>> weights;
+  run_ranks(kSize, [&](auto communicator) {
+    Rank mine(dense);
+    mine.reducer = make_reference_reducer(mine.compression);
+    mine.optimizer =
+        std::make_unique<Sgd>(mine.buckets.buckets(), SgdOptions{.momentum = 0.5}, GroupRules{});
+    BucketReducer bucket_reducer(mine.buckets, *mine.reducer, *communicator);
+    const int rank = communicator->rank();
+    for (std::int64_t step = 0; step < kSteps; ++step) {
+      run_step(mine, bucket_reducer, step, [&](const at::Tensor& slot, std::size_t place) {
+        write_gradient(slot.data_ptr<float>(), slot.numel(), step, rank, place);
+      });
+      if (rank == 0) weights.push_back(weights_of(mine));
+    }
+  });
+  return weights;
+}
+
+}  // namespace
+
+ScenarioResult step_scenario(std::uint64_t seed, const std::optional<WaitSite>& ignored) {
+  const bool dense = seed % 2 == 1;
+  const auto expected = expected_weights(dense);
+  std::vector<std::unique_ptr<Rank>> all;
+  for (int rank = 0; rank < kSize; ++rank) all.push_back(std::make_unique<Rank>(dense));
+  auto group = make_thread_group(kSize);
+  Simulator simulator({.devices = kSize, .seed = seed});
+  const KernelsOn kernels(simulator);
+  if (ignored) simulator.ignore_wait(*ignored);
+  ScenarioResult result;
+  std::mutex mutex;
+  const auto errors = run_on_devices(simulator, kSize, {}, [&](const DeviceRank& self) {
+    const auto place = static_cast<std::size_t>(self.rank());
+    Rank& mine = *all[place];
+    const CudaApi& cuda = self.simulator.cuda();
+    const Stream compute_stream(cuda);
+    const std::shared_ptr<Queue> compute = make_cuda_queue(cuda, compute_stream.get());
+    const std::shared_ptr<Queue> communication =
+        make_cuda_queue(cuda, self.stream, [&] { self.communicator.poll(); });
+    mine.reducer = make_reducer(mine.compression, kernels.reducer_launch(communication));
+    mine.optimizer = std::make_unique<Sgd>(mine.buckets.buckets(), SgdOptions{.momentum = 0.5},
+                                           GroupRules{}, kernels.optimizer_launch(compute));
+    // Its memory is the simulator's, which it must not outlive.
+    struct Reset {
+      ~Reset() { rank.reducer.reset(); }
+      Rank& rank;
+    } const reset{mine};
+    const GradientPath path{self.communicator, *compute, *communication};
+    BucketReducer bucket_reducer(mine.buckets, *mine.reducer, *group[place], {.path = &path});
+    for (std::int64_t step = 0; step < kSteps; ++step) {
+      std::string problem =
+          run_step(mine, bucket_reducer, step, [&](const at::Tensor& slot, std::size_t parameter) {
+            auto* to = slot.data_ptr<float>();
+            self.simulator.launch(compute_stream.get(),
+                                  [to, count = slot.numel(), step, rank = self.rank(), parameter] {
+                                    write_gradient(to, count, step, rank, parameter);
+                                  });
+          });
+      // Forward of the next step reads the weights behind the optimizer.
+      cuda_check(cuda, cuda.stream_synchronize(compute_stream.get()), "waiting for the weights");
+      if (problem.empty() && !same(weights_of(mine), expected[static_cast<std::size_t>(step)])) {
+        problem = fmt::format("rank {}: the weights after step {} are not those of threads",
+                              self.rank(), step);
+      }
+      if (problem.empty()) continue;
+      const std::lock_guard lock(mutex);
+      result.problems.push_back(problem);
+    }
+    cuda_check(cuda, cuda.stream_synchronize(self.stream), "waiting for the end");
+  });
+  for (const std::string& error : errors) {
+    if (!error.empty()) result.problems.push_back(error);
+  }
+  for (const std::string& failure : simulator.failures()) result.problems.push_back(failure);
+  result.sites = simulator.wait_sites();
+  return result;
+}
+
+}  // namespace thinwire::testing
