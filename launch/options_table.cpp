@@ -85,8 +85,8 @@ std::vector<Option> options_table() {
   const std::string communication = "Communication";
   const std::string run = "Run";
   return {
-      {"model", data, "mlp | convnet | resnet8 | resnet18", Word{&R::model}},
-      {"data", data, "fashion-mnist | fashion-mnist:PATH | synthetic", Word{&R::data}},
+      {"model", data, "mlp | convnet | resnet8 | resnet18 | gpt", Word{&R::model}},
+      {"data", data, "fashion-mnist[:PATH] | synthetic | text[:PATH]", Word{&R::data}},
       {"batch-size", data, "samples per rank and micro-batch", Integer{&R::batch_size, 1, 1 << 20}},
       {"accumulate", data, "micro-batches per step", Integer{&R::accumulate, 1, 1 << 16}},
 

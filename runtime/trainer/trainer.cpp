@@ -42,6 +42,12 @@ BucketOptions bucket_options(const TrainOptions& options) {
   return buckets;
 }
 
+// What people read a language model's loss as; empty for other data.
+std::string perplexity(const Dataset& data, const Evaluation& result) {
+  if (data.targets_per_sample() == 1) return {};
+  return fmt::format(", perplexity {:.2f}", std::exp(result.loss));
+}
+
 // Sums the squares of the residuals that it is shown.
 struct SquaredResiduals final : StateVisitor {
   void tensor(const StateEntry& entry) override {
@@ -126,8 +132,9 @@ EndReport Trainer::run() {
     if (epoch_ended && !finished()) {
       const Evaluation result = evaluate();
       parts_.observer.on_evaluation(attempted_, result);
-      parts_.observer.on_line(fmt::format("epoch {}: test accuracy {:.2f} %, test loss {:.4f}",
-                                          position_.epoch, 100 * result.accuracy, result.loss));
+      parts_.observer.on_line(fmt::format("epoch {}: test accuracy {:.2f} %, test loss {:.4f}{}",
+                                          position_.epoch, 100 * result.accuracy, result.loss,
+                                          perplexity(*parts_.data.test, result)));
     }
     const bool due = options_.checkpoint_every > 0 && attempted_ % options_.checkpoint_every == 0;
     if (due || finished() || stop) save();
