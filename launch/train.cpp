@@ -25,6 +25,7 @@
 #include "runtime/data_parallel.h"
 #include "runtime/telemetry/metrics.h"
 #include "runtime/telemetry/tensorboard.h"
+#include "runtime/trainer/precision.h"
 #include "runtime/trainer/trainer.h"
 
 #if THINWIRE_HAVE_MPI
@@ -129,6 +130,7 @@ void validate(const TrainOptions& options, const DataSplit& data) {
   parse_schedule(options.lr_schedule, options.lr, 1);
   make_optimizer(options.optimizer, {options.momentum, options.weight_decay}, {});
   make_model(options.model, *data.train);
+  parse_precision(options.precision);
   if (!options.trace.empty() && !std::ofstream(options.trace, std::ios::app)) {
     throw IoError(fmt::format("cannot write the trace to '{}'; check the folder", options.trace));
   }

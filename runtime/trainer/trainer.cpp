@@ -78,6 +78,7 @@ Trainer::Trainer(TrainerParts parts, const TrainOptions& options)
       order_(parts_.data.train->size(), options.seed),
       layout_{parts_.communicator.size(), options.batch_size, options.accumulate},
       dtype_(buckets_.parameters().front().tensor.scalar_type()),
+      precision_(parse_precision(options.precision)),
       bucket_reducer_(
           buckets_, *reducer_, parts_.communicator,
           [this](Bucket& bucket) { optimizer_->before_reduce(bucket); }, parts_.trace) {
@@ -178,6 +179,13 @@ RankBatch Trainer::next_step() {
   return next_batch(order_, position_, layout_, parts_.communicator.rank());
 }
 
+// In float32 at least: a loss over bfloat16 logits would lose its sum.
+at::Tensor Trainer::logits(const Batch& batch) const {
+  const ComputeIn scope(precision_, buckets_.parameters().front().tensor.device().type());
+  const at::Tensor logits = parts_.model.forward(batch.input);
+  return dtype_ == at::kDouble ? logits : logits.to(at::kFloat);
+}
+
 // This rank's sum of its samples' losses, each the mean over its targets. Gradients are weighted so
 // that their mean over ranks is the mean over all samples of the step, however many each rank has.
 double Trainer::forward_backward(const RankBatch& batch) {
@@ -198,7 +206,7 @@ double Trainer::forward_backward(const RankBatch& batch) {
                                          .step = attempted_,
                                          .rank = parts_.communicator.rank(),
                                          .micro_batch = static_cast<std::int64_t>(i)});
-    const at::Tensor loss = loss_sum(parts_.model.forward(samples.input), samples.target);
+    const at::Tensor loss = loss_sum(logits(samples), samples.target);
     const auto backward_start = Clock::now();
     (loss * weight).backward();
     sum += loss.item<double>() / targets;
@@ -290,9 +298,9 @@ Evaluation Trainer::evaluate() {
         static_cast<std::size_t>(std::min(at_once, share.end - begin)));
     std::iota(indices.begin(), indices.end(), begin);
     const Batch batch = data.batch(indices, dtype_);
-    const at::Tensor logits = parts_.model.forward(batch.input);
-    loss += loss_sum(logits, batch.target).item<double>();
-    correct += logits.argmax(-1).eq(batch.target).sum().item<double>();
+    const at::Tensor guesses = logits(batch);
+    loss += loss_sum(guesses, batch.target).item<double>();
+    correct += guesses.argmax(-1).eq(batch.target).sum().item<double>();
   }
   parts_.model.module->train();
   model_buffers_.assign(own);

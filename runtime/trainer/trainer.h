@@ -19,6 +19,7 @@
 #include "runtime/trainer/model.h"
 #include "runtime/trainer/model_state.h"
 #include "runtime/trainer/options.h"
+#include "runtime/trainer/precision.h"
 
 namespace thinwire {
 
@@ -111,6 +112,7 @@ class Trainer {
   bool finished() const;
   std::int64_t total_steps() const;
   RankBatch next_step();
+  at::Tensor logits(const Batch& batch) const;
   double forward_backward(const RankBatch& batch);
   void update(double lr);
   void skip(const std::string& parameter);
@@ -129,6 +131,7 @@ class Trainer {
   EpochOrder order_;
   BatchLayout layout_;
   at::ScalarType dtype_;
+  Precision precision_;
 
   DataPosition position_;
   std::int64_t attempted_ = 0;

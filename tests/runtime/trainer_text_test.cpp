@@ -275,6 +275,17 @@ TEST_F(TrainerTextTest, EvaluatesOverAllCharacters) {
   EXPECT_EQ(outcome.evaluations.at(30).loss, outcome.end.test_loss);
 }
 
+TEST_F(TrainerTextTest, Bf16TrainsNearlyTheSameWeightsInFp32) {
+  options_.lr = 0.001;
+  const Outcome exact = run(2, options_);
+  options_.precision = "bf16";
+  const Outcome rounded = run(2, options_);
+  EXPECT_NE(rounded.end.parameters_hash, exact.end.parameters_hash);
+  EXPECT_EQ(run(2, options_).end.parameters_hash, rounded.end.parameters_hash);
+  EXPECT_EQ(rounded.weights[0].scalar_type(), at::kFloat);
+  EXPECT_NEAR(rounded.end.test_loss, exact.end.test_loss, 0.02 * exact.end.test_loss);
+}
+
 TEST_F(TrainerTextTest, LearnsMoreThanLetterFrequencies) {
   options_.model = "gpt:layers=2,heads=2,width=32,dropout=0.1";
   options_.batch_size = 8;
