@@ -94,10 +94,12 @@ std::vector<Option> options_table() {
   const std::string communication = "Communication";
   const std::string run = "Run";
   return {
-      {"model", data, "mlp | convnet | resnet8 | resnet18", Word{&R::model}},
-      {"data", data, "fashion-mnist | fashion-mnist:PATH | synthetic", Word{&R::data}},
+      {"model", data, "mlp | convnet | resnet8 | resnet18 | gpt", Word{&R::model}},
+      {"data", data, "fashion-mnist[:PATH] | synthetic | text[:PATH]", Word{&R::data}},
       {"batch-size", data, "samples per rank and micro-batch", Integer{&R::batch_size, 1, 1 << 20}},
       {"accumulate", data, "micro-batches per step", Integer{&R::accumulate, 1, 1 << 16}},
+      {"precision", data, "of forward and backward: fp32 | bf16; weights stay fp32",
+       Word{&R::precision}},
 
       {"epochs", length, "passes over the training data", Integer{&R::epochs, 1, 1'000'000}},
       {"steps", length, "steps; 0: as many as the epochs have", Integer{&R::steps, 0, kMany}},

@@ -67,6 +67,12 @@ OutputHistory set_aside_earlier_runs(const TrainOptions& options) {
       fs::rename(path, earlier / "checkpoints" / path.filename());
     }
     if (has_metrics) fs::copy_file(metrics, earlier / "metrics.jsonl");
+    // Of a history that goes on, the new events take the place of what is abandoned here.
+    const fs::path events = folder / "tensorboard";
+    if (fs::is_directory(events)) {
+      fs::copy(events, earlier / "tensorboard", fs::copy_options::recursive);
+      if (!history.continued) fs::remove_all(events);
+    }
     history.moved = fmt::format("moved what an earlier run left in {} to {}: {} checkpoints",
                                 options.output, earlier.string(), strangers.size());
     return history;

@@ -27,6 +27,8 @@
 #include "runtime/data/load.h"
 #include "runtime/data_parallel.h"
 #include "runtime/telemetry/metrics.h"
+#include "runtime/telemetry/tensorboard.h"
+#include "runtime/trainer/precision.h"
 #include "runtime/trainer/trainer.h"
 
 namespace thinwire {
@@ -40,12 +42,14 @@ class Console final : public TrainerObserver {
   // Once it is known what the run resumes from.
   void open_metrics(const TrainOptions& options, std::int64_t resumed_at) {
     metrics_.emplace(options.output + "/metrics.jsonl", resumed_at);
+    tensorboard_.emplace(options.output + "/tensorboard", resumed_at);
     warn();
   }
 
   void on_line(const std::string& line) override { progress_.line(line); }
   void on_step(const StepReport& report) override {
     metrics_->write(report);
+    tensorboard_->write(report);
     warn();
     progress_.report({.step = report.step,
                       .total_steps = report.total_steps,
@@ -55,6 +59,10 @@ class Console final : public TrainerObserver {
                       .seconds_left = report.seconds_left,
                       .bytes_per_step = report.bytes_wire,
                       .ratio = ratio(report)});
+  }
+  void on_evaluation(std::int64_t step, const Evaluation& evaluation) override {
+    tensorboard_->write(step, evaluation);
+    warn();
   }
   void on_end(const EndReport& report) {
     metrics_->write(report);
@@ -73,11 +81,13 @@ class Console final : public TrainerObserver {
     return report.bytes_wire > 0 ? report.bytes_dense / report.bytes_wire : 1;
   }
   void warn() {
-    const std::string warning = metrics_->take_warning();
-    if (!warning.empty()) progress_.line("warning: " + warning);
+    for (const std::string& warning : {metrics_->take_warning(), tensorboard_->take_warning()}) {
+      if (!warning.empty()) progress_.line("warning: " + warning);
+    }
   }
 
   std::optional<MetricsFile> metrics_;
+  std::optional<TensorBoardFile> tensorboard_;
   Progress progress_;
 };
 
@@ -119,6 +129,7 @@ void validate(const TrainOptions& options, const DataSplit& data) {
   parse_schedule(options.lr_schedule, options.lr, 1);
   make_optimizer(options.optimizer, {options.momentum, options.weight_decay}, {});
   make_model(options.model, *data.train);
+  parse_precision(options.precision);
   if (!options.trace.empty() && !std::ofstream(options.trace, std::ios::app)) {
     throw IoError(fmt::format("cannot write the trace to '{}'; check the folder", options.trace));
   }

@@ -13,7 +13,7 @@
 namespace thinwire {
 
 // A text's characters as numbers. A character is a byte: every text has at most 256 of them, and
-// none is lost, whatever its encoding.
+// none is lost, in UTF-8 as in any 8-bit encoding.
 struct Characters {
   std::vector<std::uint8_t> vocabulary;  // the bytes that occur, ascending
   std::vector<std::uint8_t> tokens;      // each character's place in it

@@ -10,10 +10,11 @@ namespace thinwire {
 // '_'. Choices with options of their own are specs, "name:key=value,..." (runtime/base/spec.h).
 struct TrainOptions {
   // Data and model
-  std::string model = "convnet";       // mlp | convnet | resnet8 | resnet18
-  std::string data = "fashion-mnist";  // fashion-mnist | fashion-mnist:PATH | synthetic
+  std::string model = "convnet";       // mlp | convnet | resnet8 | resnet18 | gpt
+  std::string data = "fashion-mnist";  // fashion-mnist[:PATH] | synthetic | text[:PATH]
   std::int64_t batch_size = 64;        // samples per rank and micro-batch
   std::int64_t accumulate = 1;         // micro-batches per step
+  std::string precision = "fp32";      // of forward and backward: fp32 | bf16; weights stay fp32
 
   // Length
   std::int64_t epochs = 1;  // passes over the training data

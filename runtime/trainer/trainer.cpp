@@ -64,6 +64,12 @@ std::string where_not_finite(Communicator& communicator, double loss) {
   return fmt::format(", nor is the loss on rank {}", fmt::join(ranks, ", "));
 }
 
+// What people read a language model's loss as; empty for other data.
+std::string perplexity(const Dataset& data, const Evaluation& result) {
+  if (data.targets_per_sample() == 1) return {};
+  return fmt::format(", perplexity {:.2f}", std::exp(result.loss));
+}
+
 // Sums the squares of the residuals that it is shown.
 struct SquaredResiduals final : StateVisitor {
   void tensor(const StateEntry& entry) override {
@@ -109,6 +115,7 @@ Trainer::Trainer(TrainerParts parts, const TrainOptions& options)
       layout_{parts_.communicator.size(), options.batch_size, options.accumulate},
       dtype_(buckets_.parameters().front().tensor.scalar_type()),
       launch_(parts_.device ? parts_.device->optimizer : OptimizerLaunch{}),
+      precision_(parse_precision(options.precision)),
       bucket_reducer_(
           buckets_, *reducer_, parts_.communicator,
           {.before_reduce = [this](Bucket& bucket) { optimizer_->before_reduce(bucket); },
@@ -178,8 +185,9 @@ EndReport Trainer::run() {
     if (epoch_ended && !finished()) {
       const Evaluation result = evaluate();
       parts_.observer.on_evaluation(attempted_, result);
-      parts_.observer.on_line(fmt::format("epoch {}: test accuracy {:.2f} %, test loss {:.4f}",
-                                          position_.epoch, 100 * result.accuracy, result.loss));
+      parts_.observer.on_line(fmt::format("epoch {}: test accuracy {:.2f} %, test loss {:.4f}{}",
+                                          position_.epoch, 100 * result.accuracy, result.loss,
+                                          perplexity(*parts_.data.test, result)));
     }
     const bool due = options_.checkpoint_every > 0 && attempted_ % options_.checkpoint_every == 0;
     if (due || finished() || stop) save();
@@ -224,6 +232,13 @@ RankBatch Trainer::next_step() {
   return next_batch(order_, position_, layout_, parts_.communicator.rank());
 }
 
+// In float32 at least: a loss over bfloat16 logits would lose its sum.
+at::Tensor Trainer::logits(const Batch& batch) const {
+  const ComputeIn scope(precision_, buckets_.parameters().front().tensor.device().type());
+  const at::Tensor logits = parts_.model.forward(batch.input);
+  return dtype_ == at::kDouble ? logits : logits.to(at::kFloat);
+}
+
 // This rank's sum of its samples' losses, each the mean over its targets. Gradients are weighted so
 // that their mean over ranks is the mean over all samples of the step, however many each rank has.
 // In double, where the model is: the host reads it when it reports.
@@ -247,7 +262,7 @@ at::Tensor Trainer::forward_backward(const RankBatch& batch) {
                                          .step = attempted_,
                                          .rank = parts_.communicator.rank(),
                                          .micro_batch = static_cast<std::int64_t>(i)});
-    const at::Tensor loss = loss_sum(parts_.model.forward(samples.input), samples.target);
+    const at::Tensor loss = loss_sum(logits(samples), samples.target);
     const auto backward_start = Clock::now();
     (loss * weight).backward();
     sum.add_(loss.detach().to(at::kDouble) / targets);
@@ -369,9 +384,9 @@ Evaluation Trainer::evaluate() {
     std::iota(indices.begin(), indices.end(), begin);
     const Batch batch =
         to_device(data.batch(indices, dtype_), parameters().front().tensor.device());
-    const at::Tensor logits = parts_.model.forward(batch.input);
-    loss += loss_sum(logits, batch.target).item<double>();
-    correct += logits.argmax(-1).eq(batch.target).sum().item<double>();
+    const at::Tensor guesses = logits(batch);
+    loss += loss_sum(guesses, batch.target).item<double>();
+    correct += guesses.argmax(-1).eq(batch.target).sum().item<double>();
   }
   parts_.model.module->train();
   model_buffers_.assign(own);

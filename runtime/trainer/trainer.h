@@ -21,6 +21,7 @@
 #include "runtime/trainer/model.h"
 #include "runtime/trainer/model_state.h"
 #include "runtime/trainer/options.h"
+#include "runtime/trainer/precision.h"
 #include "runtime/watch/flight_recorder.h"
 
 namespace thinwire {
@@ -137,6 +138,7 @@ class Trainer {
   bool finished() const;
   std::int64_t total_steps() const;
   RankBatch next_step();
+  at::Tensor logits(const Batch& batch) const;
   at::Tensor forward_backward(const RankBatch& batch);
   void update(double lr);
   void skip(const std::string& parameter, const at::Tensor& loss);
@@ -157,6 +159,7 @@ class Trainer {
   BatchLayout layout_;
   at::ScalarType dtype_;
   OptimizerLaunch launch_;
+  Precision precision_;
 
   DataPosition position_;
   std::int64_t attempted_ = 0;

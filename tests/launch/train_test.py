@@ -16,6 +16,7 @@ import tempfile
 import time
 import unittest
 
+import tfevents
 from support import SMALL, Program, end_of, metrics, mpi_environment, mpirun
 
 PROGRAM = Program(sys.argv.pop(1))
@@ -164,6 +165,46 @@ class Results(Case):
                    self.folder / "run/checkpoints/step-00000020")
         steps = [line["step"] for line in metrics(self.folder / "run")]
         self.assertEqual(steps, [5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 50])
+
+    def test_tensorboard_shows_the_same_numbers(self):
+        job = ("--ranks", 2, "--compressor", "sign", "--report-every", 5)
+        self.train(*job, "--steps", 40, "--checkpoint-every", 20)
+        before = time.time()
+        self.train(*job, "--steps", 30, "--resume", self.folder / "run/checkpoints/step-00000020")
+        files = sorted((self.folder / "run/tensorboard").iterdir())
+        self.assertEqual(len(files), 2)
+        first, second = (tfevents.read(path) for path in files)
+        for events, step in ((first, 1), (second, 21)):
+            self.assertEqual(events[0]["version"], "brain.Event:2")
+            self.assertTrue(events[1]["start"])
+            self.assertEqual(events[1]["step"], step)
+        for event in second:
+            self.assertTrue(before - 1 <= event["wall_time"] <= time.time() + 1)
+        # The start of the second file takes back what it reports again.
+        events = [e for e in first[2:] if e["step"] <= 20] + second[2:]
+        lines = metrics(self.folder / "run")
+        reported = [e for e in events if "loss" in e["scalars"]]
+        self.assertEqual([e["step"] for e in reported], [line["step"] for line in lines[:-1]])
+        for event, line in zip(reported, lines):
+            for key in ("loss lr samples_per_second bytes_dense bytes_wire residual_ratio skipped "
+                        "epoch").split():
+                single = struct.unpack("<f", struct.pack("<f", line[key]))[0]
+                self.assertEqual(event["scalars"][key], single, key)
+        end = events[-1]
+        self.assertEqual(end["step"], 30)
+        for key in ("test_accuracy", "test_loss"):
+            self.assertAlmostEqual(end["scalars"][key], lines[-1][key], 6)
+        # What was abandoned is kept; a run that starts anew leaves nothing of it here.
+        self.assertEqual(len(list((self.folder / "run/earlier-1/tensorboard").iterdir())), 1)
+        self.train(*job, "--steps", 5)
+        self.assertEqual(len(list((self.folder / "run/tensorboard").iterdir())), 1)
+        self.assertEqual(len(list((self.folder / "run/earlier-2/tensorboard").iterdir())), 2)
+
+    def test_charts_that_cannot_be_written_cost_a_warning(self):
+        (self.folder / "run").mkdir()
+        (self.folder / "run/tensorboard").write_text("in the way")
+        result = self.train("--steps", 20)
+        self.assertEqual(result.stdout.count("warning: cannot write TensorBoard events"), 1)
 
     def test_metrics_of_an_earlier_run_without_checkpoint_are_kept(self):
         self.train("--steps", 400, "--lr", 1000, "--optimizer", "sgd", code=70)

@@ -7,12 +7,15 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <mutex>
+#include <set>
 
 #include "collectives/threads/thread_communicator.h"
 #include "examples/models/initialize.h"
 #include "examples/models/models.h"
 #include "runtime/base/philox.h"
 #include "runtime/data/load.h"
+#include "runtime/layers/philox_dropout.h"
 #include "runtime/trainer/trainer.h"
 
 namespace thinwire {
@@ -77,9 +80,9 @@ class TrainerTextTest : public ::testing::Test {
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
-  // The outcome of rank 0. `stop_after`: steps; -1: none.
+  // The outcome of rank 0. `stop_after`: steps; -1: none. `change` may change each rank's model.
   Outcome run(int ranks, const TrainOptions& options, at::ScalarType dtype = at::kFloat,
-              std::int64_t stop_after = -1) const {
+              std::int64_t stop_after = -1, const std::function<void(Model&)>& change = {}) const {
     Outcome outcome;
     const DataSplit data = load_data(options.data);
     PosixFileSystem files;
@@ -87,9 +90,10 @@ class TrainerTextTest : public ::testing::Test {
       const int rank = transport->rank();
       const auto meter = std::make_shared<Meter>();
       const auto communicator = make_metered(std::move(transport), meter);
-      const Model model = make_model(options.model, *data.train);
+      Model model = make_model(options.model, *data.train);
       initialize_parameters(*model.module, options.seed);
       model.module->to(dtype);
+      if (change) change(model);
       Reports reports;
       Trainer* current = nullptr;
       Trainer trainer(
@@ -143,6 +147,60 @@ TEST_F(TrainerTextTest, RanksTimesBatchEqualsOneRankInDoublePrecision) {
   EXPECT_LT(relative_difference(with(4, 3, 1), alone), 1e-10);
   EXPECT_LT(relative_difference(with(2, 3, 2), alone), 1e-10);
   EXPECT_GT(relative_difference(with(1, 6, 1), alone), 1e-3) << "the oracle sees no difference";
+}
+
+// Against one step by hand, on the samples that come first in the order.
+TEST_F(TrainerTextTest, StepsDownTheMeanOverCharacters) {
+  options_.optimizer = "sgd";
+  options_.lr = 0.5;
+  options_.steps = 1;
+  const auto stepped = run(2, options_, at::kDouble).weights;
+  const DataSplit data = load_data(options_.data);
+  const Model model = make_model(options_.model, *data.train);
+  initialize_parameters(*model.module, options_.seed);
+  model.module->to(at::kDouble);
+  EpochOrder order(data.train->size(), options_.seed);
+  const Batch batch = data.train->batch(order(0).first(6), at::kDouble);
+  torch::cross_entropy_loss(model.forward(batch.input).flatten(0, 1), batch.target.flatten())
+      .backward();
+  const torch::NoGradGuard no_grad;
+  std::vector<at::Tensor> expected;
+  for (const auto& parameter : model.module->parameters()) {
+    expected.push_back(parameter - 0.5 * parameter.grad());
+  }
+  EXPECT_LT(relative_difference(stepped, expected), 1e-12);
+}
+
+// A layer beside the model shows the masks that each pass draws.
+TEST_F(TrainerTextTest, EveryRankStepAndMicroBatchHasItsMasks) {
+  options_.steps = 3;
+  options_.accumulate = 2;
+  std::mutex mutex;
+  std::set<std::vector<float>> masks;
+  std::size_t passes = 0;
+  const auto run_with_probe = [&](std::uint64_t seed) {
+    options_.seed = seed;
+    run(2, options_, at::kFloat, -1, [&](Model& model) {
+      const auto probe =
+          model.module->register_module("probe", std::make_shared<PhiloxDropout>(.5));
+      model.forward = [&, probe, forward = model.forward](const at::Tensor& input) {
+        const at::Tensor mask = probe->forward(at::ones({64}));
+        if (probe->is_training()) {
+          const std::lock_guard lock(mutex);
+          masks.insert({mask.const_data_ptr<float>(), mask.const_data_ptr<float>() + 64});
+          ++passes;
+        }
+        return forward(input);
+      };
+    });
+  };
+  run_with_probe(1);
+  EXPECT_EQ(passes, 12u);
+  EXPECT_EQ(masks.size(), 12u);
+  run_with_probe(1);
+  EXPECT_EQ(masks.size(), 12u);
+  run_with_probe(2);
+  EXPECT_EQ(masks.size(), 24u);
 }
 
 TEST_F(TrainerTextTest, ResumeIsBitIdenticalWithDropout) {
@@ -215,6 +273,17 @@ TEST_F(TrainerTextTest, EvaluatesOverAllCharacters) {
   EXPECT_EQ(outcome.end.test_accuracy, right / characters);
   ASSERT_TRUE(outcome.evaluations.contains(30));
   EXPECT_EQ(outcome.evaluations.at(30).loss, outcome.end.test_loss);
+}
+
+TEST_F(TrainerTextTest, Bf16TrainsNearlyTheSameWeightsInFp32) {
+  options_.lr = 0.001;
+  const Outcome exact = run(2, options_);
+  options_.precision = "bf16";
+  const Outcome rounded = run(2, options_);
+  EXPECT_NE(rounded.end.parameters_hash, exact.end.parameters_hash);
+  EXPECT_EQ(run(2, options_).end.parameters_hash, rounded.end.parameters_hash);
+  EXPECT_EQ(rounded.weights[0].scalar_type(), at::kFloat);
+  EXPECT_NEAR(rounded.end.test_loss, exact.end.test_loss, 0.02 * exact.end.test_loss);
 }
 
 TEST_F(TrainerTextTest, LearnsMoreThanLetterFrequencies) {

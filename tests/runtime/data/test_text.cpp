@@ -116,6 +116,7 @@ TEST_F(TextTest, TakesPathsWithCommasAndOptionsInAnyForm) {
   EXPECT_THAT(message("text:" + odd + ",contxt=64"), HasSubstr("did you mean 'context'"));
   EXPECT_THAT(message("text:" + odd + ",context=1"), HasSubstr("from 2 to"));
   EXPECT_THAT(message("text:contxt=64"), HasSubstr("did you mean 'context'"));
+  EXPECT_THAT(message("text:c=64"), testing::Not(HasSubstr("there is no file")));
   EXPECT_THAT(message("txt"), HasSubstr("did you mean 'text'"));
 }
 
