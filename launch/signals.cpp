@@ -11,6 +11,9 @@ SignalWatcher::SignalWatcher() {
   sigemptyset(&watched_);
   for (const int number : {SIGUSR1, SIGTERM, SIGINT}) sigaddset(&watched_, number);
   pthread_sigmask(SIG_BLOCK, &watched_, &previous_);
+  struct sigaction ignore {};
+  ignore.sa_handler = SIG_IGN;
+  sigaction(SIGXFSZ, &ignore, &previous_limit_);
   thread_ = std::thread([this] { watch(); });
 }
 
@@ -25,6 +28,7 @@ SignalWatcher::~SignalWatcher() {
   const timespec no_time{};
   sigtimedwait(&harmless, nullptr, &no_time);
   pthread_sigmask(SIG_SETMASK, &previous_, nullptr);
+  sigaction(SIGXFSZ, &previous_limit_, nullptr);
 }
 
 void SignalWatcher::watch() {

@@ -14,6 +14,9 @@ namespace thinwire {
 // (before MPI is initialised): threads inherit what is blocked. The first signal is announced on
 // stderr. A SIGTERM or SIGINT that follows ends the process at once with 128 + its number. The
 // destructor gives the constructing thread its signals back. At most one at a time.
+//
+// SIGXFSZ is ignored meanwhile: a file that meets a limit on its size is an error of the write, as
+// on a full disk, not the end of the process.
 class SignalWatcher {
  public:
   SignalWatcher();
@@ -32,6 +35,7 @@ class SignalWatcher {
 
   sigset_t watched_{};
   sigset_t previous_{};
+  struct sigaction previous_limit_ {};
   std::atomic<bool> requested_{false};
   std::atomic<bool> given_up_{false};
   std::atomic<bool> closing_{false};

@@ -30,6 +30,7 @@ using watch::Wire;
 constexpr milliseconds kLongestJoin{10000};
 constexpr milliseconds kLongestGoodbye{1000};
 constexpr milliseconds kFresh{2000};
+constexpr milliseconds kGiveUp{3000};
 constexpr std::size_t kMostStrangers = 64;
 
 double in_seconds(Clock::duration duration) {
@@ -103,6 +104,7 @@ Wire connect_to_host(int rank, const std::string& invitation, milliseconds timeo
         continue;
       }
       wires[i].flush();
+      // What may follow the welcome already, a report, comes again.
       for (const std::string& line : wires[i].receive()) {
         if (line == "welcome " + secret) return std::move(wires[i]);
       }
@@ -308,8 +310,7 @@ class Lifeline::Thread {
       const Peer& peer = peers_.at(silent.front());
       lose(fmt::format(
           "{} has not been heard from for {:.1f} s (it is stopped, or its network is down), last "
-          "seen "
-          "in {}",
+          "seen: {}",
           name_of(silent.front()), in_seconds(now - peer.heard), describe(peer.activity)));
     } else if (hosts()) {
       judge_progress(now);
@@ -349,6 +350,8 @@ class Lifeline::Thread {
       }
     }
     if (behind.empty()) {
+      // A communicator that gives up by itself knows more: whose messages are missing.
+      if (waited(longest) <= parts_.timeout + kGiveUp) return;
       behind.emplace_back("every rank has come to it, so the network between some of them is down");
     }
     lose(fmt::format("{} of step {} did not end within {:.1f} s: {}", waiting.operation,

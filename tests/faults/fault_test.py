@@ -24,6 +24,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "launch"))
 from support import end_of, metrics, mpi_environment, mpirun  # noqa: E402
 
+NETLAB = pathlib.Path(__file__).parent.parent / "bench/netlab"
 RANKS = 4
 TIMEOUT = 5  # --timeout
 # A launcher needs about two seconds to end a job; the rest is for a loaded machine.
@@ -37,21 +38,37 @@ class Skip(Exception):
     pass
 
 
-class Job:
-    """Four ranks under mpirun, their output with the time of each line."""
+def pairs(arguments):
+    words = [str(word) for word in arguments]
+    return dict(zip(words[::2], words[1::2]))
 
-    def __init__(self, command, arguments, folder, of_rank=()):
+
+def flat(options):
+    return [word for pair in options.items() for word in pair]
+
+
+class Job:
+    """Four ranks under mpirun, their output with the time of each line. `arguments` replace those
+    of JOB, those that `of_rank` has for a rank replace both; `launcher` instead of mpirun."""
+
+    def __init__(self, command, arguments, folder, of_rank=None, launcher=None):
         self.folder = folder / "run"
-        common = [*command, "train", *JOB, "--output", str(self.folder), *map(str, arguments)]
-        # `of_rank` maps a rank to arguments of its own.
-        parts = [["-np", "1", *common, *dict(of_rank).get(rank, [])] for rank in range(RANKS)]
-        line = [mpirun()]
-        for part in parts if of_rank else [["-np", str(RANKS), *common]]:
-            line += part + [":"]
-        # With SIGXFSZ ignored, which Python does, a file that grows too large is an error.
-        self.process = subprocess.Popen(line[:-1], env=mpi_environment(), text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                        restore_signals=False)
+        self.options = {**pairs(JOB), **pairs(arguments), "--output": str(self.folder)}
+
+        def line_of(ranks, options):
+            return ["-np", str(ranks), *command, "train", *flat(options)]
+
+        if launcher:
+            line = [*launcher, *command, "train", *flat(self.options)]
+        elif of_rank:
+            line = [mpirun()]
+            for rank in range(RANKS):
+                line += line_of(1, {**self.options, **of_rank.get(rank, {})})
+                line += [":"] if rank + 1 < RANKS else []
+        else:
+            line = [mpirun(), *line_of(RANKS, self.options)]
+        self.process = subprocess.Popen(line, env=mpi_environment(), text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.lines = []
         self.threads = [threading.Thread(target=self.read, args=(stream,))
                         for stream in (self.process.stdout, self.process.stderr)]
@@ -220,7 +237,7 @@ class Faults:
         assert made.returncode == 0, made.stderr
         began = time.monotonic()
         job = Job([self.thinwire], ["--resume", "auto", "--steps", 10**7], self.folder,
-                  {rank: ["--clip-norm", "3"]})
+                  of_rank={rank: {"--clip-norm": "3"}})
         code = job.end(60)
         return Result(job, began, (code, 78), rf"clip-norm: .*3 \(rank {rank}\)", 30)
 
@@ -243,6 +260,27 @@ class Faults:
                    for line in metrics(job.folder)), "no metrics of the slow rank"
         return Result(job, began, (code, 75), pattern, 60)
 
+    def unplug(self, rank):
+        seconds = self.draw.uniform(12, 16)
+        if not NETLAB.exists():
+            raise Skip(f"there is no {NETLAB.name}")
+        job = Job([self.thinwire], ["--steps", 10**7, "--checkpoint-every", 3], self.folder,
+                  launcher=[str(NETLAB), "--ranks", str(RANKS), "--rate", "1gbit", "--unplug",
+                            f"{rank}@{seconds:.1f}", "--"])
+        try:
+            job.wait_until_it_trains()
+        except AssertionError:
+            if job.process.poll() == 77:
+                raise Skip(job.text()) from None
+            raise
+        job.wait_for("the cut", lambda: job.find("unplugged rank"))
+        began = job.find("unplugged rank")[0]
+        code = job.end(TIMEOUT + 3 * SLACK)
+        return Result(job, began, (code, 71),
+                      rf"rank {rank} (did not take part|is behind)|"
+                      f"{end_of_rank(rank)} has not been heard from",
+                      TIMEOUT + 5, self.others(rank))
+
 
 def check(faults, result, quick):
     """Raises AssertionError; returns what to print."""
@@ -263,26 +301,16 @@ def check(faults, result, quick):
     if not quick:
         step = int(last.name[5:])
         again = subprocess.run(
-            [faults.thinwire, "train", *JOB, *model_of(job), "--ranks", str(RANKS), "--resume",
-             "auto", "--steps", str(step + 2), "--output", str(job.folder)], text=True,
+            [faults.thinwire, "train", "--ranks", str(RANKS),
+             *flat({**job.options, "--resume": "auto", "--steps": str(step + 2)})], text=True,
             capture_output=True, check=False)
         assert again.returncode == 0 and f"at step {step}" in again.stdout, again.stderr
     return (f"exit {got:3}, named after {max(took, 0):4.1f} s, checkpoint {last.name}",
             named[1])
 
 
-def model_of(job):
-    """--model and --data as the job had them."""
-    given = list(job.process.args)
-    found = []
-    for name in ("--model", "--data", "--batch-size"):
-        place = max(i for i, word in enumerate(given) if word == name)
-        found += given[place:place + 2]
-    return found
-
-
 KINDS = ["kill", "stop", "stuck", "throw", "inf", "inf_for_ever", "damage", "disk",
-         "configuration", "slow"]
+         "configuration", "slow", "unplug"]
 SHORT = [("kill", 2), ("stop", 0), ("damage", 1), ("configuration", 3)]
 
 

@@ -62,6 +62,7 @@ TEST(Config, WhatWasPrintedReadsBackAsTheSame) {
   request.feedback = "none";
   request.bucket_mb = 1.25;
   request.timeout = 86400;
+  request.check_every = 7;
   request.ranks = 3;
   request.backend = "mpi";
   request.device = "cpu";

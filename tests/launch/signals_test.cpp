@@ -1,9 +1,12 @@
 #include "launch/signals.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
+#include <cstdio>
 #include <thread>
 
 namespace thinwire {
@@ -74,6 +77,39 @@ TEST(Signals, ManyWatchersInTurnLeaveNoSignalBehind) {
     const SignalWatcher watcher;
     kill(getpid(), SIGUSR1);
   }
+}
+
+TEST(Signals, AfterGivingUpATerminationAsksForNothing) {
+  testing::internal::CaptureStderr();
+  {
+    SignalWatcher watcher;
+    watcher.give_up();
+    kill(getpid(), SIGTERM);
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    EXPECT_FALSE(watcher.requested());
+    kill(getpid(), SIGUSR1);  // the second one is like a first
+    EXPECT_TRUE(requested_soon(watcher));
+  }
+  EXPECT_EQ(testing::internal::GetCapturedStderr(),
+            "thinwire: SIGUSR1: checkpoint and stop at the next step\n");
+}
+
+TEST(Signals, AFileThatGrowsTooLargeIsAnErrorOfItsWrite) {
+  const SignalWatcher watcher;
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  std::FILE* file = std::tmpfile();
+  rlimit small = before;
+  small.rlim_cur = 10;
+  setrlimit(RLIMIT_FSIZE, &small);
+  const ssize_t first = write(fileno(file), "0123456789", 10);
+  const ssize_t second = write(fileno(file), "x", 1);
+  const int error = errno;
+  setrlimit(RLIMIT_FSIZE, &before);
+  std::fclose(file);
+  EXPECT_EQ(first, 10);
+  EXPECT_EQ(second, -1);
+  EXPECT_EQ(error, EFBIG);
 }
 
 void stop_twice(int first, int second) {

@@ -1,11 +1,14 @@
 #include "runtime/trainer/trainer.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <atomic>
 #include <filesystem>
 #include <limits>
 #include <mutex>
+#include <thread>
 
 #include "collectives/threads/thread_communicator.h"
 #include "examples/models/initialize.h"
@@ -46,6 +49,8 @@ struct Job {
   at::ScalarType dtype = at::kFloat;
   Disturbance disturbance;
   int stop_after = -1;  // this many forward passes on rank 0
+  // Before each training forward pass, which counts from 0 on each rank.
+  std::function<void(torch::nn::Module&, int rank, int step)> before_forward = {};
 };
 
 DataSplit data_for_tests() {
@@ -82,6 +87,7 @@ Outcome run(const Job& job, const std::function<void(Trainer&, int rank)>& look 
     model.forward = [&passes, forward, module, rank, &job](const at::Tensor& x) {
       if (!module->is_training()) return forward(x);
       const int step = passes++;
+      if (job.before_forward) job.before_forward(*module, rank, step);
       const Disturbance& bad = job.disturbance;
       const bool here = rank == bad.rank && step >= bad.from_step && step < bad.until_step;
       return forward(here ? x + bad.value : x);
@@ -367,6 +373,78 @@ TEST_F(TrainerTest, BuffersAreEachRanksOwnAndEvaluatedAtTheirMean) {
   });
   ASSERT_EQ(means.size(), 3u);
   EXPECT_FALSE(means[0].equal(means[1]));
+}
+
+TEST_F(TrainerTest, DamagedWeightsAreFoundAtTheNextComparison) {
+  const std::vector<std::tuple<int, int, int, std::string>> cases = {
+      // damaged rank, check_every, steps until it is found, what is said
+      {1, 10, 20, "parameter fc1.weight on rank 1 is not that of rank 0;"},
+      {0, 10, 20, "parameter fc1.weight on rank 0 is not that of rank 1;"},
+      {2, 0, 50, "parameter fc1.weight on rank 2 is not that of rank 0;"}};
+  for (const auto& [damaged, check_every, expected, text] : cases) {
+    std::atomic<int> steps{0};
+    Job one = job(3);
+    one.options.check_every = check_every;
+    one.before_forward = [&, bad = damaged](torch::nn::Module& module, int rank, int step) {
+      if (rank == bad) steps = step + 1;
+      if (rank != bad || step != 12) return;
+      const torch::NoGradGuard no_grad;
+      module.named_parameters()["fc1.weight"].view(-1)[3].add_(1);
+    };
+    try {
+      run(one);
+      ADD_FAILURE() << "damage on rank " << damaged << " was not found";
+    } catch (const RanksDisagree& error) {
+      EXPECT_THAT(error.what(), ::testing::HasSubstr(text));
+    }
+    EXPECT_EQ(steps, expected);
+  }
+}
+
+TEST_F(TrainerTest, ASlowRankIsNamedOnceAndNotStopped) {
+  Job one = job(3);
+  one.options.steps = 30;
+  one.before_forward = [](torch::nn::Module&, int rank, int step) {
+    // Sleeping is as good as computing to those who wait.
+    if (rank == 2 && step < 20) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  };
+  const Outcome outcome = run(one);
+  ASSERT_EQ(outcome.steps.size(), 3u);
+  for (const std::size_t report : {0u, 1u}) {
+    EXPECT_EQ(outcome.steps[report].slowest_rank, 2);
+    EXPECT_GT(outcome.steps[report].slowest_ratio, 1.5);
+  }
+  EXPECT_EQ(std::count_if(outcome.lines.begin(), outcome.lines.end(),
+                          [](const auto& line) { return line.starts_with("rank 2 is slow"); }),
+            1);
+}
+
+TEST(SlowestRank, IsComparedWithTheMedianOfTheOthers) {
+  const auto check = [](const std::vector<double>& seconds, int rank, double ratio) {
+    const SlowestRank slowest = slowest_rank(seconds);
+    EXPECT_EQ(slowest.rank, rank);
+    EXPECT_EQ(slowest.ratio, ratio);
+  };
+  check({5}, 0, 1);
+  check({1, 3}, 1, 3);
+  check({1, 1, 4, 1}, 2, 4);
+  check({8, 1, 2, 6, 2}, 0, 4);
+  check({0, 0, 0}, 0, 1);
+}
+
+TEST_F(TrainerTest, ARolledBackStepIsSaidWithItsRank) {
+  Job one = job(3);
+  one.options.steps = 12;
+  one.disturbance = {.rank = 1, .from_step = 4, .until_step = 6, .value = std::nan("")};
+  const Outcome outcome = run(one);
+  std::vector<std::string> said;
+  for (const auto& line : outcome.lines) {
+    if (line.find("rolled back") != std::string::npos) said.push_back(line);
+  }
+  // The first of two in a row.
+  ASSERT_EQ(said.size(), 1u);
+  EXPECT_THAT(said[0], ::testing::StartsWith("step 5 was rolled back: the gradient of "));
+  EXPECT_THAT(said[0], ::testing::EndsWith("is not finite, nor is the loss on rank 1"));
 }
 
 }  // namespace
