@@ -44,7 +44,11 @@ int run_job(const JobEnvironment& environment, std::int64_t ranks, std::chrono::
   try {
     body(make_mpi_communicator(MPI_COMM_WORLD, {.timeout = timeout}));
     return 0;
+  } catch (const AgreedError& error) {
+    if (environment.rank == 0) report(error, std::nullopt);
+    return exit_code(error);
   } catch (const std::exception& error) {
+    // The others may be waiting for this rank.
     MpiEnvironment::abort_job(report(error, environment.rank));
   }
 #else
