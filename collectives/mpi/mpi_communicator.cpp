@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstring>
+#include <deque>
 #include <mutex>
 #include <set>
 #include <source_location>
@@ -122,7 +123,6 @@ struct Pending {
 // How far a sum has come with one peer, in pieces of the peer's share.
 struct Lane {
   std::int64_t pieces = 0;
-  std::int64_t next_send = 0;
   std::int64_t next_gather = 0;
   std::vector<bool> sent;
 };
@@ -232,9 +232,10 @@ class MpiWork final : public Work {
 
  private:
   static constexpr int kYields = 50;
-  // A sum keeps this many pieces from each peer, and to each peer, in flight.
-  static constexpr int kWindow = 4;
-  static constexpr std::int64_t kPieceBytes = 1 << 20;
+  // A sum has room for this many pieces from each peer, and sends so many at a time.
+  static constexpr int kWindow = 32;
+  static constexpr int kSending = 48;
+  static constexpr std::int64_t kPieceBytes = 1 << 18;
   // All slots together: bounds the memory of a sum, however large it is.
   static constexpr std::int64_t kSlotBytes = 64 << 20;
   static constexpr std::int64_t kBlockBytes = 16 << 10;  // stays in L1
@@ -344,8 +345,9 @@ class MpiWork final : public Work {
     pending_->slots = std::make_unique_for_overwrite<char[]>(
         static_cast<std::size_t>(slots * link_->size * piece_ * width()));
     for (std::int64_t piece = 0; piece < slots; ++piece) receive_piece(piece);
-    for (int i = 0; i < kWindow; ++i) each_peer([&](int peer) { send_next_piece(peer); });
+    for (const Lane& other : lanes_) most_pieces_ = std::max(most_pieces_, other.pieces);
     reduce_what_arrived();
+    send_pieces();
   }
 
   Lane& lane(int rank) { return lanes_[static_cast<std::size_t>(rank)]; }
@@ -369,25 +371,51 @@ class MpiWork final : public Work {
     });
   }
 
-  void send_next_piece(int owner) {
-    if (lane(owner).next_send == lane(owner).pieces) return;
-    const std::int64_t piece = lane(owner).next_send++;
-    send(in() + piece_begin(owner, piece) * width(), piece_count(owner, piece) * width(), tag_,
-         {.purpose = Purpose::to_owner, .peer = owner, .piece = piece});
+  // Few at a time, and every rank to its next neighbour first: so that a rank mostly hears one
+  // peer, not all at once, and a piece is through soon after it began. Results go first: they are
+  // what the others wait for at the end.
+  void send_pieces() {
+    while (sending_ < kSending) {
+      if (!results_.empty()) {
+        const Message message = results_.front();
+        results_.pop_front();
+        send(to_ + message.piece * piece_ * width(),
+             piece_count(link_->rank, message.piece) * width(), tag_ + 1, message);
+      } else if (next_piece_ < most_pieces_) {
+        const int owner = (link_->rank + next_step_) % link_->size;
+        const std::int64_t piece = next_piece_;
+        if (++next_step_ >= link_->size) {
+          next_step_ = 1;
+          ++next_piece_;
+        }
+        if (owner == link_->rank || piece >= lane(owner).pieces) continue;
+        send(in() + piece_begin(owner, piece) * width(), piece_count(owner, piece) * width(), tag_,
+             {.purpose = Purpose::to_owner, .peer = owner, .piece = piece});
+      } else {
+        return;
+      }
+      ++sending_;
+    }
   }
 
   void sum_message_ended(const Message& message) {
-    if (message.purpose != Purpose::to_owner) return;
-    if (message.direction == Direction::receive) {
+    if (message.purpose == Purpose::other) return;
+    if (message.direction == Direction::send) --sending_;
+    if (message.purpose == Purpose::to_owner && message.direction == Direction::receive) {
       --missing_[static_cast<std::size_t>(message.piece % kWindow)];
       reduce_what_arrived();
-      return;
     }
+    if (message.purpose == Purpose::to_owner && message.direction == Direction::send) {
+      receive_results(message);
+    }
+    send_pieces();
+  }
+
+  // A piece has left: what comes of it may come in. Not before: it overwrites what was sent.
+  void receive_results(const Message& message) {
     Lane& there = lane(message.peer);
     there.sent[static_cast<std::size_t>(message.piece)] = true;
-    send_next_piece(message.peer);
     if (pending_->call.kind != OperationKind::all_reduce) return;
-    // The result overwrites what was sent, so it may only come in once that has left.
     for (; there.next_gather < there.pieces &&
            there.sent[static_cast<std::size_t>(there.next_gather)];
          ++there.next_gather) {
@@ -404,9 +432,7 @@ class MpiWork final : public Work {
       reduce_piece(next_reduce_);
       if (pending_->call.kind == OperationKind::all_reduce) {
         each_peer([&](int peer) {
-          send(to_ + next_reduce_ * piece_ * width(),
-               piece_count(link_->rank, next_reduce_) * width(), tag_ + 1,
-               {.purpose = Purpose::from_owner, .peer = peer, .piece = next_reduce_});
+          results_.push_back({.purpose = Purpose::from_owner, .peer = peer, .piece = next_reduce_});
         });
       }
       if (next_reduce_ + kWindow < mine().pieces) receive_piece(next_reduce_ + kWindow);
@@ -481,6 +507,11 @@ class MpiWork final : public Work {
   char* to_ = nullptr;      // where the sum of this rank's share goes
   std::int64_t piece_ = 1;  // elements
   std::vector<Lane> lanes_;
+  std::int64_t most_pieces_ = 0;  // that an owner has
+  std::int64_t next_piece_ = 0;   // to send: piece and distance of the owner
+  int next_step_ = 1;
+  int sending_ = 0;
+  std::deque<Message> results_;  // to send
   std::int64_t next_reduce_ = 0;
   std::array<int, kWindow> missing_{};  // messages for each slot that have not come
   std::int64_t bytes_sent_ = 0;

@@ -13,7 +13,7 @@ PROGRAM = sys.argv.pop(1) if len(sys.argv) > 1 else os.environ["THINWIRE_PROGRAM
 
 BAD = [
     # arguments, exit code, what stderr is
-    ([], 2, r"no command; give train, verify, info, help"),
+    ([], 2, r"no command; give train, bench, verify, info, help"),
     (["trian"], 2, r"unknown command 'trian'; did you mean 'train'\?"),
     (["--train"], 2, r"unknown command '--train'; did you mean 'train'\?"),
     (["train", "--learning-rate", "1"], 2, r"unknown flag --learning-rate; "),

@@ -139,8 +139,9 @@ struct BadLine {
 TEST(CommandLine, BadOnesAreRefusedWithTheirMessage) {
   const std::string only_flags = "belongs to no flag; `thinwire train` takes only --FLAG VALUE";
   const std::vector<BadLine> table{
-      {{}, "no command; give train, verify, info, help"},
-      {{"trian"}, "unknown command 'trian'; did you mean 'train'? give train, verify, info, help"},
+      {{}, "no command; give train, bench, verify, info, help"},
+      {{"trian"},
+       "unknown command 'trian'; did you mean 'train'? give train, bench, verify, info, help"},
       {{"train", "--lrr", "1"},
        "unknown flag --lrr; did you mean '--lr'? `thinwire train --help` lists all"},
       {{"train", "--batch_size=1"},

@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""Our all-reduce against PyTorch's gloo and MPI's own, through the network lab: one after the
+other, several times over, medians and ratios.
+
+    compare_all_reduce.py                               dense, 100mbit and 1gbit, 2 and 4 ranks
+    compare_all_reduce.py --subjects dense,sign,gloo --ranks 2 --rates 1gbit
+                                                        1 bit against dense, and bytes on the wire
+
+Run it as root on a machine that does nothing else, after a build (build.sh). gloo needs Python
+modules that libtorch does not: they are put into BUILD/peers at the first run.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+NETLAB = HERE / "netlab"
+
+
+def lab(launcher, ranks, rate, report, command, **variables):
+    subprocess.run([NETLAB, "--ranks", str(ranks), "--rate", rate, "--launcher", launcher,
+                    "--report", report, "--", *map(str, command)], check=True, text=True,
+                   env={**os.environ, **variables}, stdout=subprocess.PIPE,
+                   stderr=subprocess.PIPE, timeout=1800)
+
+
+def ours(compressor):
+    def run(options, ranks, rate, folder):
+        command = [options.build / "thinwire", "bench", "all-reduce", "--min-bytes", options.bytes,
+                   "--max-bytes", options.bytes, "--iterations", options.iterations, "--warmup",
+                   options.warmup, "--timeout", 600, "--compressor", compressor, "--json",
+                   folder / "result.json"]
+        launcher = "mpirun"
+        if options.backend != "mpi":
+            command += ["--backend", options.backend]
+            launcher = "each"
+        lab(launcher, ranks, rate, folder / "report.json", command)
+        result = json.loads((folder / "result.json").read_text())
+        links = json.loads((folder / "report.json").read_text())["interfaces"]
+        row = result["results"][0]
+        assert row["wrong"] == 0, row
+        counted = sum(link["tx_bytes"] for link in links)
+        return {"time_us": row["time_us"], "wire_bytes": row["wire_bytes"],
+                "counted_to_metered": counted / sum(result["wire_bytes_total"])}
+    return run
+
+
+def gloo(options, ranks, rate, folder):
+    lab("each", ranks, rate, folder / "report.json",
+        [options.build / "venv/bin/python3", HERE / "gloo_all_reduce.py", options.bytes,
+         options.iterations, options.warmup, folder / "result.json"],
+        PYTHONPATH=str(options.build / "peers"))
+    return json.loads((folder / "result.json").read_text())
+
+
+def mpi(settings):
+    def run(options, ranks, rate, folder):
+        lab("mpirun", ranks, rate, folder / "report.json",
+            [options.build / "tests/bench/mpi_all_reduce", options.bytes, options.iterations,
+             options.warmup, folder / "result.json"], **settings)
+        return json.loads((folder / "result.json").read_text())
+    return run
+
+
+SUBJECTS = {
+    "dense": ours("none"),
+    "sign": ours("sign"),
+    "gloo": gloo,
+    "mpi": mpi({}),  # the lab's settings: btl_tcp_flags 1
+    # MPI's ring and its segmented ring instead of the choice that it makes itself.
+    "mpi-ring": mpi({"OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
+                     "OMPI_MCA_coll_tuned_allreduce_algorithm": "4"}),
+    "mpi-segmented": mpi({"OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
+                          "OMPI_MCA_coll_tuned_allreduce_algorithm": "5"}),
+    "mpi-untuned": mpi({"OMPI_MCA_btl_tcp_flags": ""}),
+}
+
+
+def prepare_gloo(options):
+    if (options.build / "peers/typing_extensions.py").exists():
+        return
+    subprocess.run([options.build / "venv/bin/python3", "-m", "pip", "install", "--quiet",
+                    "--no-deps", "--disable-pip-version-check", "--target", options.build / "peers",
+                    "typing_extensions"], check=True)
+
+
+def compare(options, ranks, rate):
+    """One row per subject: medians over the rounds."""
+    samples = {subject: [] for subject in options.subjects}
+    for number in range(options.rounds):
+        for subject in options.subjects:
+            with tempfile.TemporaryDirectory() as folder:
+                sample = SUBJECTS[subject](options, ranks, rate, pathlib.Path(folder))
+            samples[subject].append(sample)
+            print(f"  round {number + 1}, {ranks} ranks, {rate}, {subject}: "
+                  f"{sample['time_us'] / 1e3:.1f} ms", file=sys.stderr, flush=True)
+    rows = []
+    for subject in options.subjects:
+        times = [sample["time_us"] / 1e3 for sample in samples[subject]]
+        row = {"ranks": ranks, "rate": rate, "subject": subject,
+               "median_ms": statistics.median(times), "times_ms": times}
+        for name in ("wire_bytes", "counted_to_metered"):
+            if name in samples[subject][0]:
+                row[name] = statistics.median(sample[name] for sample in samples[subject])
+        rows.append(row)
+    # Round by round, so that a slow minute of the machine does not count.
+    first = options.subjects[0]
+    for row in rows:
+        ratios = [other["time_us"] / mine["time_us"]
+                  for mine, other in zip(samples[first], samples[row["subject"]])]
+        row[f"to_{first}"] = statistics.median(ratios)
+    return rows
+
+
+def table(rows, first):
+    lines = [f"{'ranks':>5} {'rate':>8} {'subject':>14} {'median ms':>10} {'least':>9} {'most':>9} "
+             f"{'x ' + first:>9} {'sent MB':>9} {'counted':>8}"]
+    for row in rows:
+        wire = f"{row['wire_bytes'] / 1e6:.2f}" if "wire_bytes" in row else ""
+        counted = f"{row['counted_to_metered']:.3f}" if "counted_to_metered" in row else ""
+        lines.append(f"{row['ranks']:>5} {row['rate']:>8} {row['subject']:>14} "
+                     f"{row['median_ms']:>10.1f} {min(row['times_ms']):>9.1f} "
+                     f"{max(row['times_ms']):>9.1f} {row['to_' + first]:>9.3f} {wire:>9} "
+                     f"{counted:>8}")
+    return "\n".join(lines)
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = lambda text: text.split(",")  # noqa: E731
+    parser.add_argument("--build", type=pathlib.Path, default=HERE.parent.parent / "build")
+    parser.add_argument("--backend", default="mpi", help="of our subjects")
+    parser.add_argument("--subjects", type=words, default=["dense", "gloo", "mpi", "mpi-ring"],
+                        help="of " + ", ".join(SUBJECTS) + "; ratios are to the first")
+    parser.add_argument("--ranks", type=words, default=["2", "4"])
+    parser.add_argument("--rates", type=words, default=["100mbit", "1gbit"])
+    parser.add_argument("--bytes", type=int, default=102_400_000, help="25.6 M floats")
+    parser.add_argument("--iterations", type=int, default=3, help="timed in each round")
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=pathlib.Path, help="file for the rows")
+    options = parser.parse_args()
+    unknown = [subject for subject in options.subjects if subject not in SUBJECTS]
+    if unknown:
+        parser.error(f"no subject {', '.join(unknown)}; give some of {', '.join(SUBJECTS)}")
+    return options
+
+
+def main():
+    options = parse()
+    options.build = options.build.resolve()
+    if "gloo" in options.subjects:
+        prepare_gloo(options)
+    rows = []
+    try:
+        for rate in options.rates:
+            for ranks in options.ranks:
+                rows += compare(options, int(ranks), rate)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{' '.join(map(str, error.cmd))} ended with {error.returncode}:\n{error.stderr}")
+    print(table(rows, options.subjects[0]))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
