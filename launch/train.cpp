@@ -29,6 +29,7 @@
 #include "runtime/telemetry/metrics.h"
 #include "runtime/telemetry/tensorboard.h"
 #include "runtime/trainer/precision.h"
+#include "runtime/trainer/model_state.h"
 #include "runtime/trainer/trainer.h"
 
 namespace thinwire {
@@ -166,7 +167,7 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
 
   Model model = make(options.model, *data.train);
   initialize_parameters(*model.module, options.seed);
-  if (gpu != nullptr) model.module->to(gpu->device());
+  if (gpu != nullptr) move_to(*model.module, gpu->device());
 
   const auto configuration = as_map(line.train);
   Facts facts(configuration.begin(), configuration.end());

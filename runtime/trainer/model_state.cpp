@@ -80,6 +80,10 @@ std::size_t most_frequent(const std::vector<std::string>& values) {
 
 }  // namespace
 
+void move_to(torch::nn::Module& module, at::Device device) {
+  module.to(device);
+}
+
 std::uint64_t hash_parameters(const std::vector<Parameter>& parameters) {
   std::uint64_t hash = 0;
   for (const auto& parameter : parameters) hash = hash_parameter(parameter, hash);

@@ -39,6 +39,9 @@ class ModelBuffers {
   std::vector<at::Tensor> buffers_;
 };
 
+// Parameters and buffers go to `device`; before they are laid out into buckets.
+void move_to(torch::nn::Module& module, at::Device device);
+
 // The hash of every parameter's bytes, in the order given.
 std::uint64_t hash_parameters(const std::vector<Parameter>& parameters);
 
