@@ -50,6 +50,7 @@ TEST(Config, WhatWasPrintedReadsBackAsTheSame) {
   request.data = "fashion-mnist:/data/a b=c";
   request.batch_size = 1;
   request.accumulate = 65536;
+  request.precision = "bf16";
   request.epochs = 1'000'000;
   request.steps = 123;
   request.optimizer = "adam:beta1=0.8";
