@@ -113,8 +113,9 @@ struct Row {
   double mean_us = 0;  // over the runs, of the slowest rank; so are the next
   double median_us = 0;
   double min_us = 0;
-  std::int64_t wrong = 0;  // over all ranks
-  double wire_bytes = 0;   // per run, sent by this rank
+  std::int64_t wrong = 0;        // over all ranks
+  double wire_bytes = 0;         // per run, sent by this rank
+  double in_collectives_us = 0;  // per run, this rank's: the rest is arithmetic
 
   double algbw() const { return static_cast<double>(bytes) / mean_us / 1e3; }
   double busbw(int size) const { return ring_bytes(algbw(), size); }
@@ -128,7 +129,7 @@ Row measure(Subject& subject, std::int64_t bytes, const BenchOptions& options,
   row.wrong = subject.count_wrong();
   for (std::int64_t i = 0; i < options.warmup; ++i) subject.run();
   communicator.barrier()->wait();
-  const std::int64_t sent_before = meter.total().bytes_sent;
+  const Traffic traffic_before = meter.total();
   std::vector<std::int64_t> times;  // ns
   auto before = Clock::now();
   for (std::int64_t i = 0; i < options.iterations; ++i) {
@@ -138,7 +139,9 @@ Row measure(Subject& subject, std::int64_t bytes, const BenchOptions& options,
     before = now;
   }
   const auto runs = static_cast<double>(options.iterations);
-  row.wire_bytes = static_cast<double>(meter.total().bytes_sent - sent_before) / runs;
+  const Traffic traffic = meter.total();
+  row.wire_bytes = static_cast<double>(traffic.bytes_sent - traffic_before.bytes_sent) / runs;
+  row.in_collectives_us = 1e6 * (traffic.seconds - traffic_before.seconds) / runs;
   const std::int64_t total = std::accumulate(times.begin(), times.end(), std::int64_t{0});
   std::sort(times.begin(), times.end());
   const auto slowest =
@@ -199,7 +202,8 @@ void write_json(const BenchOptions& options, const std::vector<Row>& rows,
                        {"algbw", row.algbw()},
                        {"busbw", row.busbw(size)},
                        {"wrong", row.wrong},
-                       {"wire_bytes", row.wire_bytes}});
+                       {"wire_bytes", row.wire_bytes},
+                       {"in_collectives_us", row.in_collectives_us}});
   }
   // Everything that each rank sent, warm-up and checks too: to hold against a network's counters.
   auto& sent = document["wire_bytes_total"] = nlohmann::ordered_json::array();

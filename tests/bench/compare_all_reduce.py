@@ -6,6 +6,10 @@ other, several times over, medians and ratios.
     compare_all_reduce.py --subjects dense,sign,gloo --ranks 2 --rates 1gbit
                                                         1 bit against dense, and bytes on the wire
 
+x dense: time over that of the first subject, median of the rounds. sent: by one rank for one run,
+as our meters count. counted: bytes that the lab's interfaces sent over all bytes that the meters
+claim. arithmetic: time of rank 0 outside of collectives.
+
 Run it as root on a machine that does nothing else, after a build (build.sh). gloo needs Python
 modules that libtorch does not: they are put into BUILD/peers at the first run.
 """
@@ -47,6 +51,7 @@ def ours(compressor):
         assert row["wrong"] == 0, row
         counted = sum(link["tx_bytes"] for link in links)
         return {"time_us": row["time_us"], "wire_bytes": row["wire_bytes"],
+                "arithmetic_us": row["time_us"] - row["in_collectives_us"],
                 "counted_to_metered": counted / sum(result["wire_bytes_total"])}
     return run
 
@@ -105,7 +110,7 @@ def compare(options, ranks, rate):
         times = [sample["time_us"] / 1e3 for sample in samples[subject]]
         row = {"ranks": ranks, "rate": rate, "subject": subject,
                "median_ms": statistics.median(times), "times_ms": times}
-        for name in ("wire_bytes", "counted_to_metered"):
+        for name in ("wire_bytes", "arithmetic_us", "counted_to_metered"):
             if name in samples[subject][0]:
                 row[name] = statistics.median(sample[name] for sample in samples[subject])
         rows.append(row)
@@ -120,14 +125,15 @@ def compare(options, ranks, rate):
 
 def table(rows, first):
     lines = [f"{'ranks':>5} {'rate':>8} {'subject':>14} {'median ms':>10} {'least':>9} {'most':>9} "
-             f"{'x ' + first:>9} {'sent MB':>9} {'counted':>8}"]
+             f"{'x ' + first:>9} {'sent MB':>9} {'counted':>8} {'arithmetic ms':>14}"]
     for row in rows:
         wire = f"{row['wire_bytes'] / 1e6:.2f}" if "wire_bytes" in row else ""
+        arithmetic = f"{row['arithmetic_us'] / 1e3:.1f}" if "arithmetic_us" in row else ""
         counted = f"{row['counted_to_metered']:.3f}" if "counted_to_metered" in row else ""
         lines.append(f"{row['ranks']:>5} {row['rate']:>8} {row['subject']:>14} "
                      f"{row['median_ms']:>10.1f} {min(row['times_ms']):>9.1f} "
                      f"{max(row['times_ms']):>9.1f} {row['to_' + first]:>9.3f} {wire:>9} "
-                     f"{counted:>8}")
+                     f"{counted:>8} {arithmetic:>14}")
     return "\n".join(lines)
 
 

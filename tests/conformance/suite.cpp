@@ -38,7 +38,7 @@ const std::int64_t kSizes[] = {0, 1, 2, 3, 5, 8, 13, 64, 1001, 70003};
 
 Counts uneven(int size, std::int64_t unit) {
   Counts counts;
-  for (int rank = 0; rank < size; ++rank) counts.push_back((rank % 3) * unit + rank);
+  for (int rank = 0; rank < size; ++rank) counts.push_back((rank + 1) % 3 * unit + rank);
   return counts;
 }
 

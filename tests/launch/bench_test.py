@@ -37,6 +37,8 @@ class Bench(unittest.TestCase):
             self.assertAlmostEqual(entry["busbw"], entry["algbw"] * 2 * (ranks - 1) / ranks, 9)
             self.assertEqual((row[7], entry["wrong"]), ("0", 0))
             self.assertLessEqual(entry["min_us"], entry["median_us"])
+            self.assertGreater(entry["in_collectives_us"], 0)
+            self.assertLessEqual(entry["in_collectives_us"], entry["time_us"])
         self.assertIn("# wrong values: 0 OK", result.stdout)
         return document
 
