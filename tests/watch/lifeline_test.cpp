@@ -207,55 +207,74 @@ TEST(Lifeline, OverACommunicator) {
   });
 }
 
-// A rank of its own in a process that only reports.
-pid_t start_rank(int rank, const std::string& invitation, milliseconds timeout) {
-  int ready[2];
-  if (::pipe(ready) != 0) return -1;
-  const pid_t child = ::fork();
-  if (child == 0) {
+// A rank in a process of its own that only reports. To be made before this process has threads:
+// suites of this name run before all others.
+class RankProcess {
+ public:
+  RankProcess(int rank, milliseconds timeout) {
+    if (::pipe(invited_) != 0 || ::pipe(ready_) != 0) throw Bug("no pipe");
+    child_ = ::fork();
+    if (child_ == 0) run(rank, timeout);
+  }
+  ~RankProcess() {
+    kill(SIGKILL);
+    ::waitpid(child_, nullptr, 0);
+    for (const int end : {invited_[0], invited_[1], ready_[0], ready_[1]}) ::close(end);
+  }
+  RankProcess(const RankProcess&) = delete;
+  RankProcess& operator=(const RankProcess&) = delete;
+
+  // Returns when it has joined and reported.
+  void join(const std::string& invitation) {
+    const std::string text = invitation + "\n";
+    ASSERT_EQ(::write(invited_[1], text.data(), text.size()), static_cast<ssize_t>(text.size()));
+    char byte = 0;
+    ASSERT_EQ(::read(ready_[0], &byte, 1), 1);
+  }
+  void kill(int number) { ::kill(child_, number); }
+
+ private:
+  [[noreturn]] void run(int rank, milliseconds timeout) {
+    std::string invitation;
+    for (char byte = 0; ::read(invited_[0], &byte, 1) == 1 && byte != '\n';) invitation += byte;
     Said said;
     said.set(in_step(5, 20, "barrier"));
     const auto end = Lifeline::join(rank, invitation, said.parts(timeout));
     let_reports_pass();
-    [[maybe_unused]] const auto written = ::write(ready[1], "x", 1);
+    [[maybe_unused]] const auto written = ::write(ready_[1], "x", 1);
     while (true) ::pause();
   }
-  char byte;
-  [[maybe_unused]] const auto count = ::read(ready[0], &byte, 1);
-  ::close(ready[0]);
-  ::close(ready[1]);
-  return child;
-}
 
-void end_process(pid_t child) {
-  ::kill(child, SIGKILL);
-  ::waitpid(child, nullptr, 0);
-}
+  int invited_[2];
+  int ready_[2];
+  pid_t child_ = -1;
+};
 
-TEST(LifelineOfProcesses, AKilledOneIsNamed) {
+TEST(LifelineDeathTest, AKilledOneIsNamed) {
+  RankProcess child(1, kNever);
   Said said;
   const auto host = Lifeline::host(2, said.parts(kNever));
-  const pid_t child = start_rank(1, host->invitation(), kNever);
-  end_process(child);
+  child.join(host->invitation());
+  child.kill(SIGKILL);
   EXPECT_THAT(reason_of(*host),
               HasSubstr("rank 1 died (its connection closed), last seen: step 5"));
 }
 
-TEST(LifelineOfProcesses, AStoppedOneIsNamedAfterTheTimeoutByAll) {
+TEST(LifelineDeathTest, AStoppedOneIsNamedAfterTheTimeoutByAll) {
   constexpr milliseconds timeout{2000};
+  RankProcess child(1, timeout);
   std::vector<Said> said(3);
   const auto host = Lifeline::host(3, said[0].parts(timeout));
   const auto peer = Lifeline::join(2, host->invitation(), said[2].parts(timeout));
-  const pid_t child = start_rank(1, host->invitation(), timeout);
+  child.join(host->invitation());
   EXPECT_EQ(host->lost(Clock::now() + milliseconds(500)), std::nullopt);
   const auto stopped = Clock::now();
-  ::kill(child, SIGSTOP);
+  child.kill(SIGSTOP);
   for (Lifeline* end : {host.get(), peer.get()}) {
     EXPECT_THAT(reason_of(*end), HasSubstr("rank 1 has not been heard from for 2."));
   }
   // It may have reported up to half a second before it was stopped.
   EXPECT_GE(Clock::now() - stopped, timeout - milliseconds(600));
-  end_process(child);
 }
 
 }  // namespace
