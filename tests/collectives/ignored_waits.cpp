@@ -77,6 +77,14 @@ int run() {
                   problem.c_str());
       return 1;
     }
+    // Also where no wait is left out but the process is a forked one, as below.
+    for (std::uint64_t seed = 0; seed < 10; ++seed) {
+      const std::string problem = run_without(scenario, seed, {"nowhere", 0});
+      if (problem.empty()) continue;
+      std::printf("scenario %s fails in a process of its own, seed %d: %s\n", scenario.name,
+                  static_cast<int>(seed), problem.c_str());
+      return 1;
+    }
     for (const WaitSite& site : whole.sites) {
       if (!is_of_a_test(site)) sites[site].push_back(scenario);
     }

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <mutex>
+#include <thread>
 
 #include "collectives/cuda/cuda_queue.h"
 #include "collectives/threads/thread_communicator.h"
@@ -96,20 +97,25 @@ bool same(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
 // The weights after each step, as threads have them in plain code.
 std::vector<std::vector<at::Tensor>> expected_weights(bool dense) {
   std::vector<std::vector<at::Tensor>> weights;
-  run_ranks(kSize, [&](auto communicator) {
+  auto group = make_thread_group(kSize);
+  const auto train = [&](Communicator& communicator) {
     Rank mine(dense);
     mine.reducer = make_reference_reducer(mine.compression);
     mine.optimizer =
         std::make_unique<Sgd>(mine.buckets.buckets(), SgdOptions{.momentum = 0.5}, GroupRules{});
-    BucketReducer bucket_reducer(mine.buckets, *mine.reducer, *communicator);
-    const int rank = communicator->rank();
+    BucketReducer bucket_reducer(mine.buckets, *mine.reducer, communicator);
+    const int rank = communicator.rank();
     for (std::int64_t step = 0; step < kSteps; ++step) {
       run_step(mine, bucket_reducer, step, [&](const at::Tensor& slot, std::size_t place) {
         write_gradient(slot.data_ptr<float>(), slot.numel(), step, rank, place);
       });
       if (rank == 0) weights.push_back(weights_of(mine));
     }
-  });
+  };
+  // Not run_ranks: it asks libtorch for threads, which a forked process has no more.
+  std::vector<std::thread> threads;
+  for (auto& communicator : group) threads.emplace_back([&] { train(*communicator); });
+  for (auto& thread : threads) thread.join();
   return weights;
 }
 
