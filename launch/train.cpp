@@ -28,8 +28,8 @@
 #include "runtime/data_parallel.h"
 #include "runtime/telemetry/metrics.h"
 #include "runtime/telemetry/tensorboard.h"
-#include "runtime/trainer/precision.h"
 #include "runtime/trainer/model_state.h"
+#include "runtime/trainer/precision.h"
 #include "runtime/trainer/trainer.h"
 
 namespace thinwire {
