@@ -35,7 +35,7 @@ struct SocketOptions {
   // For the rendezvous, and for each operation after it.
   std::chrono::milliseconds timeout{60000};
   // Sums are formed and passed on in pieces of this size.
-  std::int64_t chunk_bytes = 1 << 20;
+  std::int64_t chunk_bytes = 1 << 18;
 };
 
 // The communicator of all ranks of the job. Collective over the job; throws `PeerLost` naming those
