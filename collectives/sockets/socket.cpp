@@ -159,7 +159,7 @@ void tune(const Descriptor& connection) {
 
 int poll_timeout(Deadline deadline) {
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
-  return static_cast<int>(std::clamp<std::int64_t>(left, 0, 1000));
+  return static_cast<int>(std::clamp<std::int64_t>(left, 0, 3600 * 1000));
 }
 
 void send_all(const Descriptor& socket, const void* from, std::size_t bytes, Deadline deadline) {

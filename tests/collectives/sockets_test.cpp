@@ -292,7 +292,10 @@ TEST(Sockets, AbortFromAnotherThreadEndsTheWaitHereAndOnPeers) {
   const auto errors = errors_of(3, [](auto communicator) {
     if (communicator->rank() == 0) {
       auto work = communicator->barrier();
-      std::thread other([&] { communicator->abort("rank 0 gave up"); });
+      std::thread other([&] {
+        std::this_thread::sleep_for(100ms);  // the other thread is in poll() by now
+        communicator->abort("rank 0 gave up");
+      });
       try {
         work->wait();
       } catch (...) {
