@@ -289,30 +289,58 @@ TEST(Sockets, ADeadlineEndsAWaitNamesWhoIsMissingAndReachesHim) {
 }
 
 TEST(Sockets, AbortFromAnotherThreadEndsTheWaitHereAndOnPeers) {
-  const auto errors = errors_of(3, [](auto communicator) {
+  std::atomic<bool> aborted{false};
+  const auto errors = errors_of(3, [&](auto communicator) {
+    std::thread other;
     if (communicator->rank() == 0) {
-      auto work = communicator->barrier();
-      std::thread other([&] {
-        std::this_thread::sleep_for(100ms);  // the other thread is in poll() by now
+      other = std::thread([&] {
+        std::this_thread::sleep_for(100ms);  // by now the wait below is in poll()
         communicator->abort("rank 0 gave up");
+        aborted = true;
       });
-      try {
-        work->wait();
-      } catch (...) {
-        other.join();
-        throw;
-      }
-      return;
     }
-    if (communicator->rank() == 1) communicator->barrier()->wait();
-    if (communicator->rank() == 2) {
-      // Not in a wait: hears of it in its next one.
-      std::this_thread::sleep_for(50ms);
-      at::Tensor tensor = at::zeros({3});
-      communicator->broadcast(tensor, 0)->wait();
+    try {
+      // Rank 2 has not called when the others are told, and hears of it in its next waits.
+      while (communicator->rank() == 2 && !aborted) std::this_thread::sleep_for(1ms);
+      communicator->barrier()->wait();
+      communicator->barrier()->wait();
+    } catch (...) {
+      if (other.joinable()) other.join();
+      throw;
     }
   });
   for (const std::string& error : errors) EXPECT_EQ(error, "rank 0 gave up");
+}
+
+TEST(Sockets, AbortWakesAWaitThatHearsNothingFromPeers) {
+  std::atomic<bool> ended{false};
+  SocketOptions options;
+  options.timeout = 20s;
+  const auto errors = errors_of(
+      2,
+      [&](auto communicator) {
+        if (communicator->rank() == 1) {
+          while (!ended) std::this_thread::sleep_for(1ms);
+          return;
+        }
+        auto work = communicator->barrier();
+        std::thread other([&] {
+          std::this_thread::sleep_for(100ms);  // by now the wait below is in poll()
+          communicator->abort("rank 0 gave up");
+        });
+        const auto start = Clock::now();
+        try {
+          work->wait();
+        } catch (...) {
+          EXPECT_LT(Clock::now(), start + 20s);
+          ended = true;
+          other.join();
+          throw;
+        }
+      },
+      options);
+  EXPECT_EQ(errors[0], "rank 0 gave up");
+  EXPECT_EQ(errors[1], "");
 }
 
 TEST(Sockets, APartThatEndedInTheMiddleOfAFrameLeavesTheOthersInStep) {
