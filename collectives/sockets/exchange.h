@@ -53,6 +53,11 @@ struct Lane {
   Incoming in[2];
   bool call_sent = false;
   bool call_received = false;
+
+  // Is there something that the member may get now?
+  bool has_sendable() const {
+    return call_received && (out[0].sendable() > 0 || out[1].sendable() > 0);
+  }
 };
 
 // An operation in flight, without the network: which bytes may go, where bytes that came belong.

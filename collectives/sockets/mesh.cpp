@@ -275,11 +275,7 @@ bool Mesh::has_frame(int rank) {
   for (const auto& exchange : pending_) {
     const int member = find_group(exchange->id().group)->place_of(rank);
     if (member < 0) continue;
-    const Lane& lane = exchange->lane(member);
-    if (!lane.call_sent) return true;
-    if (lane.call_received && (lane.out[0].sendable() > 0 || lane.out[1].sendable() > 0)) {
-      return true;
-    }
+    if (!exchange->lane(member).call_sent || exchange->lane(member).has_sendable()) return true;
   }
   return false;
 }
@@ -307,7 +303,7 @@ bool Mesh::start_frame(int rank) {
   }
   for (const auto& exchange : pending_) {
     const int member = find_group(exchange->id().group)->place_of(rank);
-    if (member < 0 || !exchange->lane(member).call_received) continue;
+    if (member < 0 || !exchange->lane(member).has_sendable()) continue;
     for (const FrameKind kind : {FrameKind::first, FrameKind::second}) {
       const std::int64_t bytes =
           std::min(exchange->lane(member).out[stream_of(kind)].sendable(), options_.chunk_bytes);

@@ -5,11 +5,12 @@
 #include <poll.h>
 
 #include <array>
+#include <cerrno>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <sstream>
 #include <thread>
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include "runtime/base/error.h"
 
@@ -23,7 +24,7 @@ constexpr std::uint64_t kMagic = 0x7468696e77697231;  // "thinwir1"
 
 enum class Channel : std::uint32_t { data, notices };
 
-// Where a rank listens, as the store has it: "address port token".
+// Where a rank listens; in the directory "address port token".
 struct Contact {
   std::string address;
   int port = 0;
@@ -61,120 +62,34 @@ Descriptor& channel_of(Connections& connections, Channel channel) {
   return channel == Channel::data ? connections.data : connections.notices;
 }
 
-// The store as this rank sees it; its errors in our words.
-class Directory {
- public:
-  Directory(const SocketOptions& options, Deadline deadline)
-      : options_(options), deadline_(deadline), store_(open()) {}
-
-  void publish(const Contact& contact) {
-    call([&] {
-      const std::string text =
-          fmt::format("{} {} {}", contact.address, contact.port, contact.token);
-      store_->set(key(options_.rank), std::vector<std::uint8_t>(text.begin(), text.end()));
-      return 0;
-    });
-  }
-
-  // Every rank's contact, once all have published theirs.
-  std::vector<Contact> everybody() {
-    for (int rank = 0; rank < options_.size; ++rank) missing_.push_back(rank);
-    for (auto pause = 1ms;; pause = std::min(2 * pause, 100ms)) {
-      std::erase_if(missing_,
-                    [&](int rank) { return call([&] { return store_->check({key(rank)}); }); });
-      if (missing_.empty()) break;
-      if (Clock::now() >= deadline_) {
-        throw PeerLost(fmt::format(
-            "rank {} did not come within {} s; see whether all {} ranks were started and reach "
-            "the store at {}",
-            fmt::join(missing_, ", "), static_cast<double>(options_.timeout.count()) / 1000,
-            options_.size, place()));
-      }
-      std::this_thread::sleep_for(pause);
+// Every rank's contact, once all have published theirs.
+std::vector<Contact> everybody(const SocketOptions& options, Directory& directory,
+                               Deadline deadline) {
+  std::vector<Contact> contacts(static_cast<std::size_t>(options.size));
+  std::vector<int> missing(static_cast<std::size_t>(options.size));
+  std::iota(missing.begin(), missing.end(), 0);
+  const auto came = [&](int rank) {
+    const auto text = directory.look_up(rank);
+    if (!text) return false;
+    Contact& contact = contacts[static_cast<std::size_t>(rank)];
+    std::istringstream words(*text);
+    if (words >> contact.address >> contact.port >> contact.token) return true;
+    throw PeerLost(
+        fmt::format("what the store holds for rank {} is no address; use another prefix", rank));
+  };
+  for (auto pause = 1ms;; pause = std::min(2 * pause, 100ms)) {
+    std::erase_if(missing, came);
+    if (missing.empty()) return contacts;
+    if (Clock::now() >= deadline) {
+      throw PeerLost(
+          fmt::format("rank {} did not come within {} s; see whether all {} ranks were started and "
+                      "reach the store at {}:{}",
+                      fmt::join(missing, ", "), static_cast<double>(options.timeout.count()) / 1000,
+                      options.size, options.store_host, options.store_port));
     }
-    std::vector<Contact> contacts;
-    for (int rank = 0; rank < options_.size; ++rank) {
-      const auto bytes = call([&] { return store_->get(key(rank)); });
-      std::istringstream text(std::string(bytes.begin(), bytes.end()));
-      Contact contact;
-      if (!(text >> contact.address >> contact.port >> contact.token)) {
-        throw PeerLost(
-            fmt::format("the store at {} holds something else under '{}'; use another "
-                        "prefix",
-                        place(), key(rank)));
-      }
-      contacts.push_back(contact);
-    }
-    return contacts;
+    std::this_thread::sleep_for(pause);
   }
-
- private:
-  bool serves() const { return options_.store == StoreHost::rank_zero && options_.rank == 0; }
-  std::string place() const {
-    return fmt::format("{}:{}", options_.store_host, options_.store_port);
-  }
-  std::string key(int rank) const { return fmt::format("{}/sockets/{}", options_.prefix, rank); }
-
-  // TCPStore's own retries fill the log with stack traces, so it is asked only once somebody
-  // listens.
-  void await_server() const {
-    for (;;) {
-      try {
-        connect_to(options_.store_host, options_.store_port, deadline_);
-        return;
-      } catch (const PeerLost& error) {
-        if (Clock::now() >= deadline_) throw no_answer(error.what());
-      }
-      std::this_thread::sleep_for(50ms);
-    }
-  }
-
-  PeerLost no_answer(const std::string& why) const {
-    return PeerLost(fmt::format(
-        "the store at {} does not answer ({}); see whether {} runs there and the address is right",
-        place(), why, options_.store == StoreHost::rank_zero ? "rank 0" : "the launcher"));
-  }
-
-  std::unique_ptr<c10d::TCPStore> open() const {
-    c10d::TCPStoreOptions store;
-    store.port = static_cast<std::uint16_t>(options_.store_port);
-    store.isServer = serves();
-    store.waitWorkers = false;
-    store.timeout = options_.timeout;
-    if (!serves()) await_server();
-    try {
-      return std::make_unique<c10d::TCPStore>(options_.store_host, store);
-    } catch (const c10::Error& error) {
-      const std::string why = error.what_without_backtrace();
-      if (serves() && why.find("EADDRINUSE") != std::string::npos) {
-        throw Error(ExitCode::peer_lost,
-                    fmt::format("port {} is taken on this machine, so rank 0 cannot run the store "
-                                "there; choose another port",
-                                options_.store_port));
-      }
-      throw no_answer(why.substr(0, why.find('\n')));
-    }
-  }
-
-  template <typename Call>
-  std::invoke_result_t<Call> call(Call what) const {
-    try {
-      return what();
-    } catch (const c10::Error& error) {
-      throw PeerLost(fmt::format(
-          "the store at {} does not answer any more{}; see the output of {}", place(),
-          missing_.empty()
-              ? std::string()
-              : fmt::format(", and rank {} had not come until then", fmt::join(missing_, ", ")),
-          serves() ? "this rank" : "whoever runs it"));
-    }
-  }
-
-  const SocketOptions& options_;
-  const Deadline deadline_;
-  std::vector<int> missing_;
-  std::unique_ptr<c10d::TCPStore> store_;
-};
+}
 
 Descriptor introduce(const Contact& contact, int peer, const Hello& hello, Deadline deadline) {
   try {
@@ -252,20 +167,25 @@ void receive_guests(const Descriptor& listener, std::uint64_t token, const Socke
 
 }  // namespace
 
-std::vector<Connections> meet(const SocketOptions& options) {
+std::vector<Connections> meet(const SocketOptions& options, Directory& directory,
+                              Deadline deadline) {
   std::vector<Connections> connections(static_cast<std::size_t>(options.size));
-  if (options.size == 1) return connections;
-  const Deadline deadline = Clock::now() + options.timeout;
-  Directory directory(options, deadline);
   Contact self;
   self.address = options.address.empty()
                      ? local_address_towards(options.store_host, options.store_port)
                      : options.address;
   self.token = random_token();
-  const Descriptor listener = listen_anywhere(resolve(self.address, 1).front().family());
+  const Descriptor listener = listen_anywhere(resolve(self.address, 1).front().family(), 0);
+  if (listener.get() < 0) {
+    throw Error(
+        ExitCode::peer_lost,
+        fmt::format("this rank cannot listen for its peers: {}; see what limits the sockets "
+                    "of this machine",
+                    error_text(errno)));
+  }
   self.port = local_port(listener);
-  directory.publish(self);
-  const std::vector<Contact> contacts = directory.everybody();
+  directory.publish(options.rank, fmt::format("{} {} {}", self.address, self.port, self.token));
+  const std::vector<Contact> contacts = everybody(options, directory, deadline);
   for (int peer = 0; peer < options.rank; ++peer) {
     const Contact& contact = contacts[static_cast<std::size_t>(peer)];
     for (const Channel channel : {Channel::data, Channel::notices}) {

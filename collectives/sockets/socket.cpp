@@ -59,7 +59,9 @@ Descriptor connect_to(const Address& address, Deadline deadline) {
 }  // namespace
 
 void Descriptor::reset() {
+  const int code = errno;  // of what made this one useless
   if (fd_ >= 0) ::close(fd_);
+  errno = code;
   fd_ = -1;
 }
 
@@ -107,17 +109,18 @@ std::string local_address_towards(const std::string& host, int port) {
                   host));
 }
 
-Descriptor listen_anywhere(int family) {
+Descriptor listen_anywhere(int family, int port) {
   Descriptor socket(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (socket.get() < 0) return {};
+  // The port of a job that has just ended may be used again.
+  if (port != 0) set_option(socket, SOL_SOCKET, SO_REUSEADDR, 1);
   Address any;
   any.storage.ss_family = static_cast<sa_family_t>(family);
   any.length = family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
-  if (socket.get() < 0 || ::bind(socket.get(), any.get(), any.length) != 0 ||
-      ::listen(socket.get(), SOMAXCONN) != 0) {
-    throw Error(ExitCode::peer_lost, fmt::format("this rank cannot listen for its peers: {}; see "
-                                                 "what limits the sockets of this machine",
-                                                 error_text(errno)));
-  }
+  // Both families have the port in the same place.
+  reinterpret_cast<sockaddr_in*>(&any.storage)->sin_port = htons(static_cast<std::uint16_t>(port));
+  if (::bind(socket.get(), any.get(), any.length) != 0) return {};
+  if (::listen(socket.get(), SOMAXCONN) != 0) return {};
   return socket;
 }
 
@@ -156,7 +159,7 @@ void tune(const Descriptor& connection) {
 
 int poll_timeout(Deadline deadline) {
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
-  return static_cast<int>(std::clamp<std::int64_t>(left, 0, 1000));
+  return static_cast<int>(std::clamp<std::int64_t>(left, 0, 3600 * 1000));
 }
 
 void send_all(const Descriptor& socket, const void* from, std::size_t bytes, Deadline deadline) {

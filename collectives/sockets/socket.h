@@ -29,6 +29,8 @@ class Descriptor {
   }
 
   int get() const { return fd_; }
+  // Whoever takes it closes it.
+  int release() { return std::exchange(fd_, -1); }
   void reset();
 
  private:
@@ -53,8 +55,9 @@ std::vector<Address> resolve(const std::string& host, int port);
 // The numeric address from which this machine reaches `host`. Throws `Error` without a route.
 std::string local_address_towards(const std::string& host, int port);
 
-// A listening socket on every local address of `family`, at a port that the kernel chose.
-Descriptor listen_anywhere(int family);
+// A listening socket on every local address of `family`; port 0 lets the kernel choose. Empty, with
+// errno, where the kernel refuses.
+Descriptor listen_anywhere(int family, int port);
 int local_port(const Descriptor& socket);
 
 // The next connection of a listener, or an empty descriptor when there is none yet.

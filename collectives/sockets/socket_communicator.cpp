@@ -7,6 +7,7 @@
 
 #include "collectives/operation.h"
 #include "collectives/sockets/mesh.h"
+#include "collectives/sockets/store_directory.h"
 #include "runtime/base/error.h"
 
 namespace thinwire {
@@ -100,16 +101,34 @@ class SocketCommunicator final : public OperationCommunicator {
   Group& group_;
 };
 
-}  // namespace
+std::unique_ptr<Communicator> join(const SocketOptions& options,
+                                   std::vector<sockets::Connections> connections) {
+  auto mesh = std::make_shared<Mesh>(options, std::move(connections));
+  Group& world = mesh->world();
+  return std::make_unique<SocketCommunicator>(std::move(mesh), world);
+}
 
-std::unique_ptr<Communicator> make_socket_communicator(const SocketOptions& options) {
+void check_options(const SocketOptions& options) {
   check(options.size > 0 && options.rank >= 0 && options.rank < options.size,
         "sockets: rank and size do not fit");
   check(options.chunk_bytes > 0 && options.chunk_bytes <= (std::int64_t{1} << 30),
         "sockets: chunk_bytes must be in 1 ... 2^30");
-  auto mesh = std::make_shared<Mesh>(options, sockets::meet(options));
-  Group& world = mesh->world();
-  return std::make_unique<SocketCommunicator>(std::move(mesh), world);
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_socket_communicator(const SocketOptions& options) {
+  check_options(options);
+  if (options.size == 1) return join(options, {});
+  const Deadline deadline = Clock::now() + options.timeout;
+  const auto store = sockets::open_store(options, deadline);
+  return join(options, sockets::meet(options, *store, deadline));
+}
+
+std::unique_ptr<Communicator> make_socket_communicator(const SocketOptions& options,
+                                                       sockets::Directory& directory) {
+  check_options(options);
+  return join(options, sockets::meet(options, directory, Clock::now() + options.timeout));
 }
 
 }  // namespace thinwire

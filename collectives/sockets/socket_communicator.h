@@ -10,6 +10,10 @@
 
 namespace thinwire {
 
+namespace sockets {
+class Directory;
+}
+
 // Who runs the c10d TCPStore through which ranks find each other.
 enum class StoreHost {
   rank_zero,  // rank 0 of the job, at store_port of its machine
@@ -31,7 +35,7 @@ struct SocketOptions {
   // For the rendezvous, and for each operation after it.
   std::chrono::milliseconds timeout{60000};
   // Sums are formed and passed on in pieces of this size.
-  std::int64_t chunk_bytes = 1 << 20;
+  std::int64_t chunk_bytes = 1 << 18;
 };
 
 // The communicator of all ranks of the job. Collective over the job; throws `PeerLost` naming those
@@ -56,5 +60,10 @@ struct SocketOptions {
 // KiB per peer; the rest waits at the sender. Sums keep what arrived and cannot be added yet
 // because another rank's piece is missing: usually some pieces, at most the size of the tensor.
 std::unique_ptr<Communicator> make_socket_communicator(const SocketOptions& options);
+
+// The same for ranks that find each other by something else than a store: see
+// collectives/sockets/rendezvous.h.
+std::unique_ptr<Communicator> make_socket_communicator(const SocketOptions& options,
+                                                       sockets::Directory& directory);
 
 }  // namespace thinwire

@@ -1,26 +1,55 @@
 // One rank of a sockets job as a process, for tests that kill and stop it: sums for ever, and says
-// why it ended. sockets_rank RANK SIZE STORE_PORT TIMEOUT_MS
+// why it ended. sockets_rank RANK SIZE FOLDER TIMEOUT_MS; the ranks meet through files in the
+// folder, and the timeout is that of one sum once they have met.
 #include <ATen/ops/ones.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 
+#include "collectives/sockets/rendezvous.h"
 #include "collectives/sockets/socket_communicator.h"
 #include "runtime/base/error.h"
+
+namespace {
+
+class Folder final : public thinwire::sockets::Directory {
+ public:
+  explicit Folder(std::filesystem::path path) : path_(std::move(path)) {}
+
+  void publish(int rank, const std::string& contact) override {
+    const std::filesystem::path unfinished = file(rank).string() + ".new";
+    std::ofstream(unfinished) << contact;
+    std::filesystem::rename(unfinished, file(rank));
+  }
+  std::optional<std::string> look_up(int rank) override {
+    std::ifstream stream(file(rank));
+    std::string contact;
+    if (!std::getline(stream, contact)) return std::nullopt;
+    return contact;
+  }
+
+ private:
+  std::filesystem::path file(int rank) const { return path_ / std::to_string(rank); }
+  std::filesystem::path path_;
+};
+
+}  // namespace
 
 int main(int argc, char** argv) {
   if (argc != 5) return 2;
   thinwire::SocketOptions options;
   options.rank = std::atoi(argv[1]);
   options.size = std::atoi(argv[2]);
-  options.store_port = std::atoi(argv[3]);
-  options.store = thinwire::StoreHost::launcher;
-  options.timeout = std::chrono::milliseconds(std::atoi(argv[4]));
+  Folder folder(argv[3]);
+  const std::chrono::milliseconds timeout(std::atoi(argv[4]));
   try {
-    const auto communicator = thinwire::make_socket_communicator(options);
+    const auto communicator = thinwire::make_socket_communicator(options, folder);
     for (int step = 0;; ++step) {
       at::Tensor tensor = at::ones({300000});
-      communicator->all_reduce(tensor, thinwire::ReduceOp::sum)->wait();
+      communicator->all_reduce(tensor, thinwire::ReduceOp::sum)
+          ->wait(thinwire::Clock::now() + timeout);
       if (step == 2) std::puts("ready");
       std::fflush(stdout);
     }

@@ -12,10 +12,14 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <filesystem>
 #include <functional>
+#include <map>
+#include <mutex>
 #include <sstream>
 #include <thread>
 
+#include "collectives/sockets/rendezvous.h"
 #include "collectives/sockets/socket.h"
 #include "collectives/threads/thread_communicator.h"
 #include "runtime/base/error.h"
@@ -30,12 +34,29 @@ using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using testing::StoreServer;
 
-SocketOptions options_of(const StoreServer& store, int rank, int size) {
+// A place for the ranks of one process to leave word. A TCPStore would ask DNS for the name of
+// whoever connects, which in a network without an answer takes seconds each time.
+class Notebook final : public sockets::Directory {
+ public:
+  void publish(int rank, const std::string& contact) override {
+    const std::lock_guard lock(mutex_);
+    contacts_[rank] = contact;
+  }
+  std::optional<std::string> look_up(int rank) override {
+    const std::lock_guard lock(mutex_);
+    const auto found = contacts_.find(rank);
+    return found == contacts_.end() ? std::nullopt : std::optional(found->second);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<int, std::string> contacts_;
+};
+
+SocketOptions options_of(int rank, int size) {
   SocketOptions options;
   options.rank = rank;
   options.size = size;
-  options.store_port = store.port();
-  options.store = StoreHost::launcher;
   return options;
 }
 
@@ -44,16 +65,16 @@ using Body = std::function<void(std::unique_ptr<Communicator>)>;
 // Runs `body` on ranks that are threads with sockets of their own. Returns each rank's error text
 // ("" where there was none).
 std::vector<std::string> errors_of(int size, const Body& body, SocketOptions base = {}) {
-  const StoreServer store;
+  Notebook notebook;
   std::vector<std::string> errors(static_cast<std::size_t>(size));
   std::vector<std::thread> threads;
   for (int rank = 0; rank < size; ++rank) {
     threads.emplace_back([&, rank] {
       try {
-        SocketOptions options = options_of(store, rank, size);
-        options.timeout = base.timeout;
-        options.chunk_bytes = base.chunk_bytes;
-        body(make_socket_communicator(options));
+        SocketOptions options = base;
+        options.rank = rank;
+        options.size = size;
+        body(make_socket_communicator(options, notebook));
       } catch (const std::exception& error) {
         errors[static_cast<std::size_t>(rank)] = error.what();
       }
@@ -268,27 +289,58 @@ TEST(Sockets, ADeadlineEndsAWaitNamesWhoIsMissingAndReachesHim) {
 }
 
 TEST(Sockets, AbortFromAnotherThreadEndsTheWaitHereAndOnPeers) {
-  const auto errors = errors_of(3, [](auto communicator) {
+  std::atomic<bool> aborted{false};
+  const auto errors = errors_of(3, [&](auto communicator) {
+    std::thread other;
     if (communicator->rank() == 0) {
-      auto work = communicator->barrier();
-      std::thread other([&] { communicator->abort("rank 0 gave up"); });
-      try {
-        work->wait();
-      } catch (...) {
-        other.join();
-        throw;
-      }
-      return;
+      other = std::thread([&] {
+        std::this_thread::sleep_for(100ms);  // by now the wait below is in poll()
+        communicator->abort("rank 0 gave up");
+        aborted = true;
+      });
     }
-    if (communicator->rank() == 1) communicator->barrier()->wait();
-    if (communicator->rank() == 2) {
-      // Not in a wait: hears of it in its next one.
-      std::this_thread::sleep_for(50ms);
-      at::Tensor tensor = at::zeros({3});
-      communicator->broadcast(tensor, 0)->wait();
+    try {
+      // Rank 2 has not called when the others are told, and hears of it in its next waits.
+      while (communicator->rank() == 2 && !aborted) std::this_thread::sleep_for(1ms);
+      communicator->barrier()->wait();
+      communicator->barrier()->wait();
+    } catch (...) {
+      if (other.joinable()) other.join();
+      throw;
     }
   });
   for (const std::string& error : errors) EXPECT_EQ(error, "rank 0 gave up");
+}
+
+TEST(Sockets, AbortWakesAWaitThatHearsNothingFromPeers) {
+  std::atomic<bool> ended{false};
+  SocketOptions options;
+  options.timeout = 20s;
+  const auto errors = errors_of(
+      2,
+      [&](auto communicator) {
+        if (communicator->rank() == 1) {
+          while (!ended) std::this_thread::sleep_for(1ms);
+          return;
+        }
+        auto work = communicator->barrier();
+        std::thread other([&] {
+          std::this_thread::sleep_for(100ms);  // by now the wait below is in poll()
+          communicator->abort("rank 0 gave up");
+        });
+        const auto start = Clock::now();
+        try {
+          work->wait();
+        } catch (...) {
+          EXPECT_LT(Clock::now(), start + 20s);
+          ended = true;
+          other.join();
+          throw;
+        }
+      },
+      options);
+  EXPECT_EQ(errors[0], "rank 0 gave up");
+  EXPECT_EQ(errors[1], "");
 }
 
 TEST(Sockets, APartThatEndedInTheMiddleOfAFrameLeavesTheOthersInStep) {
@@ -408,9 +460,9 @@ TEST(Sockets, DifferentCallsAreRefusedNotMixedUp) {
 
 // --- Rendezvous ---------------------------------------------------------------------------------
 
-std::string error_of(const SocketOptions& options) {
+std::string error_of(const std::function<void()>& body) {
   try {
-    make_socket_communicator(options);
+    body();
     return "";
   } catch (const Error& error) {
     return error.what();
@@ -418,14 +470,15 @@ std::string error_of(const SocketOptions& options) {
 }
 
 TEST(SocketsRendezvous, NamesWhoDidNotCome) {
-  const StoreServer store;
+  Notebook notebook;
   std::vector<std::string> errors(4);
   std::vector<std::thread> threads;
   for (const int rank : {0, 2}) {
     threads.emplace_back([&, rank] {
-      SocketOptions options = options_of(store, rank, 4);
+      SocketOptions options = options_of(rank, 4);
       options.timeout = 500ms;
-      errors[static_cast<std::size_t>(rank)] = error_of(options);
+      errors[static_cast<std::size_t>(rank)] =
+          error_of([&] { make_socket_communicator(options, notebook); });
     });
   }
   for (auto& thread : threads) thread.join();
@@ -433,56 +486,66 @@ TEST(SocketsRendezvous, NamesWhoDidNotCome) {
   EXPECT_THAT(errors[2], HasSubstr("rank 1, 3 did not come within 0.5 s"));
 }
 
+TEST(SocketsRendezvous, NamesWhoPublishedButCannotBeReachedOrDoesNotConnect) {
+  Notebook notebook;
+  const int port = sockets::local_port(sockets::listen_anywhere(AF_INET, 0));
+  notebook.publish(0, "127.0.0.1 " + std::to_string(port) + " 7");
+  notebook.publish(2, "127.0.0.1 " + std::to_string(port) + " 7");
+  SocketOptions options = options_of(1, 2);
+  options.timeout = 500ms;
+  EXPECT_THAT(error_of([&] { make_socket_communicator(options, notebook); }),
+              HasSubstr("rank 1 cannot reach rank 0 at 127.0.0.1 port " + std::to_string(port) +
+                        ": Connection refused"));
+  options = options_of(0, 3);
+  options.timeout = 500ms;
+  EXPECT_THAT(error_of([&] { make_socket_communicator(options, notebook); }),
+              HasSubstr("rank 1, 2 published its address but did not connect to rank 0"));
+}
+
 TEST(SocketsRendezvous, NamesTheStoreThatIsNotThere) {
   // A port that was free a moment ago.
-  const int port = sockets::local_port(sockets::listen_anywhere(AF_INET));
-  SocketOptions options;
-  options.rank = 1;
-  options.size = 2;
+  const int port = sockets::local_port(sockets::listen_anywhere(AF_INET, 0));
+  SocketOptions options = options_of(1, 2);
   options.store_port = port;
-  options.timeout = 1000ms;
-  EXPECT_THAT(error_of(options),
+  options.timeout = 500ms;
+  EXPECT_THAT(error_of([&] { make_socket_communicator(options); }),
               HasSubstr("the store at 127.0.0.1:" + std::to_string(port) +
                         " does not answer (Connection refused); see whether rank 0 runs"));
 }
 
 TEST(SocketsRendezvous, NamesThePortThatIsTaken) {
-  const auto taken = sockets::listen_anywhere(AF_INET6);
-  SocketOptions options;
-  options.size = 2;
+  const auto taken = sockets::listen_anywhere(AF_INET, 0);
+  SocketOptions options = options_of(0, 2);
   options.store_port = sockets::local_port(taken);
-  options.timeout = 1000ms;
-  EXPECT_THAT(error_of(options),
-              HasSubstr("port " + std::to_string(options.store_port) + " is taken"));
+  EXPECT_THAT(error_of([&] { make_socket_communicator(options); }),
+              HasSubstr("cannot run the store at port " + std::to_string(options.store_port) +
+                        " of this machine: Address already in use"));
 }
 
 TEST(SocketsRendezvous, NamesAnAddressThatIsNone) {
-  const StoreServer store;
-  SocketOptions options = options_of(store, 0, 2);
-  options.address = "no.such.host.invalid";
-  EXPECT_THAT(error_of(options), HasSubstr("'no.such.host.invalid' is no address"));
+  Notebook notebook;
+  SocketOptions options = options_of(0, 2);
+  options.address = "10.0.0.1.2.3";
+  EXPECT_THAT(error_of([&] { make_socket_communicator(options, notebook); }),
+              HasSubstr("'10.0.0.1.2.3' is no address"));
 }
 
 TEST(SocketsRendezvous, OneRankNeedsNobody) {
   SocketOptions options;
-  options.store_host = "no.such.host.invalid";
+  options.store_host = "10.0.0.1.2.3";
   const auto communicator = make_socket_communicator(options);
   at::Tensor tensor = at::ones({3});
   communicator->all_reduce(tensor, ReduceOp::sum)->wait();
   EXPECT_TRUE(tensor.equal(at::ones({3})));
 }
 
-// Two ranks that meet as `base` says.
-void meet(const SocketOptions& base) {
+// Two ranks meet and say hello.
+void meet(const std::function<std::unique_ptr<Communicator>(int rank)>& make) {
   std::vector<std::thread> threads;
   for (int rank = 0; rank < 2; ++rank) {
     threads.emplace_back([&, rank] {
       try {
-        SocketOptions options = base;
-        options.rank = rank;
-        options.size = 2;
-        const auto communicator = make_socket_communicator(options);
-        EXPECT_EQ(all_reduce_max(*communicator, {rank})[0], 1);
+        EXPECT_EQ(all_reduce_max(*make(rank), {rank})[0], 1);
       } catch (const std::exception& error) {
         ADD_FAILURE() << error.what();
       }
@@ -492,40 +555,57 @@ void meet(const SocketOptions& base) {
 }
 
 TEST(SocketsRendezvous, RankZeroRunsTheStore) {
-  SocketOptions options;
-  options.store_port = sockets::local_port(sockets::listen_anywhere(AF_INET));
-  meet(options);
+  const int port = sockets::local_port(sockets::listen_anywhere(AF_INET, 0));
+  meet([&](int rank) {
+    SocketOptions options = options_of(rank, 2);
+    options.store_port = port;
+    return make_socket_communicator(options);
+  });
 }
 
-TEST(SocketsRendezvous, NamesAndIPv6AddressesWork) {
+TEST(SocketsRendezvous, ALauncherRunsTheStore) {
   const StoreServer store;
-  SocketOptions options = options_of(store, 0, 2);
-  options.store_host = "localhost";
-  options.address = "localhost";
-  options.prefix = "names";
-  meet(options);
-  const int probe = ::socket(AF_INET6, SOCK_STREAM, 0);
-  sockaddr_in6 loopback{};
-  loopback.sin6_family = AF_INET6;
-  loopback.sin6_addr = in6addr_loopback;
-  const bool available =
-      ::bind(probe, reinterpret_cast<const sockaddr*>(&loopback), sizeof loopback) == 0;
-  ::close(probe);
-  if (!available) GTEST_SKIP() << "this machine has no ::1";
-  options.store_host = "::1";
-  options.address = "";
-  options.prefix = "numbers";
-  meet(options);
-  EXPECT_THAT(store.get("numbers/sockets/0"), HasSubstr("::1 "));
+  meet([&](int rank) {
+    SocketOptions options = options_of(rank, 2);
+    options.store_port = store.port();
+    options.store = StoreHost::launcher;
+    return make_socket_communicator(options);
+  });
+}
+
+TEST(SocketsRendezvous, NamesOfMachinesWork) {
+  Notebook notebook;
+  meet([&](int rank) {
+    SocketOptions options = options_of(rank, 2);
+    options.address = "localhost";
+    return make_socket_communicator(options, notebook);
+  });
+}
+
+TEST(SocketsRendezvous, IPv6AddressesWork) {
+  const auto probe = sockets::listen_anywhere(AF_INET6, 0);
+  try {
+    sockets::connect_to("::1", sockets::local_port(probe), Clock::now() + 60s);
+  } catch (const PeerLost& error) {
+    GTEST_SKIP() << "this machine has no ::1: " << error.what();
+  }
+  Notebook notebook;
+  meet([&](int rank) {
+    SocketOptions options = options_of(rank, 2);
+    options.store_host = "::1";
+    return make_socket_communicator(options, notebook);
+  });
+  EXPECT_THAT(*notebook.look_up(0), HasSubstr("::1 "));
 }
 
 TEST(SocketsRendezvous, StrangersAreTurnedAway) {
-  StoreServer store;
+  Notebook notebook;
   std::thread first([&] {
-    const auto communicator = make_socket_communicator(options_of(store, 0, 2));
+    const auto communicator = make_socket_communicator(options_of(0, 2), notebook);
     communicator->barrier()->wait();
   });
-  std::istringstream contact(store.get("thinwire/sockets/0"));
+  while (!notebook.look_up(0)) std::this_thread::sleep_for(1ms);
+  std::istringstream contact(*notebook.look_up(0));
   std::string host;
   int port = 0;
   contact >> host >> port;
@@ -543,7 +623,7 @@ TEST(SocketsRendezvous, StrangersAreTurnedAway) {
     std::uint32_t channel = 0;
   } guess;
   sockets::send_all(guesser, &guess, sizeof guess, deadline);
-  const auto communicator = make_socket_communicator(options_of(store, 1, 2));
+  const auto communicator = make_socket_communicator(options_of(1, 2), notebook);
   communicator->barrier()->wait();
   first.join();
   char answer = 0;
@@ -558,14 +638,14 @@ TEST(SocketsRendezvous, StrangersAreTurnedAway) {
 // A rank in a process of its own, whose output the test reads.
 class Process {
  public:
-  Process(const StoreServer& store, int rank, int size, std::chrono::milliseconds timeout) {
+  Process(const std::string& folder, int rank, int size, std::chrono::milliseconds timeout) {
     int ends[2];
     EXPECT_EQ(::pipe2(ends, O_CLOEXEC), 0);
     posix_spawn_file_actions_t actions;
     ::posix_spawn_file_actions_init(&actions);
     ::posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
     std::vector<std::string> words = {THINWIRE_SOCKETS_RANK, std::to_string(rank),
-                                      std::to_string(size), std::to_string(store.port()),
+                                      std::to_string(size), folder,
                                       std::to_string(timeout.count())};
     std::vector<char*> arguments;
     for (std::string& word : words) arguments.push_back(word.data());
@@ -604,20 +684,24 @@ class Process {
   FILE* output_ = nullptr;
 };
 
-std::vector<std::unique_ptr<Process>> start_job(const StoreServer& store, int size,
-                                                std::chrono::milliseconds timeout) {
-  std::vector<std::unique_ptr<Process>> job;
+using Job = std::vector<std::unique_ptr<Process>>;
+
+// `size` ranks that have met and are summing.
+Job start_job(int size, std::chrono::milliseconds timeout) {
+  std::string folder = ::testing::TempDir() + "thinwire-sockets-XXXXXX";
+  EXPECT_NE(::mkdtemp(folder.data()), nullptr);
+  Job job;
   for (int rank = 0; rank < size; ++rank) {
-    job.push_back(std::make_unique<Process>(store, rank, size, timeout));
+    job.push_back(std::make_unique<Process>(folder, rank, size, timeout));
   }
   for (auto& process : job) EXPECT_EQ(process->line(), "ready");
+  std::filesystem::remove_all(folder);
   return job;
 }
 
 TEST(SocketsProcesses, SurvivorsOfAKilledRankNameIt) {
-  const StoreServer store;
   // Long before the timeout, or this test would be in the hands of the watchdog.
-  auto job = start_job(store, 4, 1000s);
+  auto job = start_job(4, 1000s);
   job[2]->signal(SIGKILL);
   for (const std::size_t rank : {0, 1, 3}) {
     EXPECT_EQ(job[rank]->line(), "rank 2 closed its connection; look there for why");
@@ -626,8 +710,7 @@ TEST(SocketsProcesses, SurvivorsOfAKilledRankNameIt) {
 }
 
 TEST(SocketsProcesses, ADeadlineNamesARankThatIsStopped) {
-  const StoreServer store;
-  auto job = start_job(store, 3, 3000ms);
+  auto job = start_job(3, 3000ms);
   job[1]->signal(SIGSTOP);
   for (const std::size_t rank : {0, 2}) {
     const std::string line = job[rank]->line();

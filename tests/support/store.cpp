@@ -2,25 +2,26 @@
 
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include "collectives/sockets/socket.h"
+
 namespace thinwire::testing {
 
 StoreServer::StoreServer() {
+  // TCPStore's own listener makes it ask DNS for the name of everybody who connects.
+  sockets::Descriptor listener = sockets::listen_anywhere(AF_INET, 0);
   c10d::TCPStoreOptions options;
-  options.port = 0;
+  options.port = static_cast<std::uint16_t>(sockets::local_port(listener));
+  options.masterListenFd = listener.release();
   options.isServer = true;
   options.waitWorkers = false;
-  store_ = std::make_unique<c10d::TCPStore>("localhost", options);
+  options.useLibUV = false;
+  store_ = std::make_unique<c10d::TCPStore>("127.0.0.1", options);
 }
 
 StoreServer::~StoreServer() = default;
 
 int StoreServer::port() const {
   return store_->getPort();
-}
-
-std::string StoreServer::get(const std::string& key) const {
-  const auto bytes = store_->get(key);
-  return {bytes.begin(), bytes.end()};
 }
 
 }  // namespace thinwire::testing

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <string>
 
 namespace c10d {
 class TCPStore;
@@ -17,8 +16,6 @@ class StoreServer {
   ~StoreServer();
 
   int port() const;
-  // Blocks until somebody has set it.
-  std::string get(const std::string& key) const;
 
  private:
   std::unique_ptr<c10d::TCPStore> store_;
