@@ -233,9 +233,9 @@ class MpiWork final : public Work {
  private:
   static constexpr int kYields = 50;
   // A sum has room for this many pieces from each peer, and sends so many at a time.
-  static constexpr int kWindow = 32;
-  static constexpr int kSending = 48;
-  static constexpr std::int64_t kPieceBytes = 1 << 18;
+  static constexpr int kWindow = 64;
+  static constexpr int kSending = 64;
+  static constexpr std::int64_t kPieceBytes = 1 << 16;
   // All slots together: bounds the memory of a sum, however large it is.
   static constexpr std::int64_t kSlotBytes = 64 << 20;
   static constexpr std::int64_t kBlockBytes = 16 << 10;  // stays in L1
