@@ -233,9 +233,9 @@ class MpiWork final : public Work {
  private:
   static constexpr int kYields = 50;
   // A sum has room for this many pieces from each peer, and sends so many at a time.
-  static constexpr int kWindow = 32;
-  static constexpr int kSending = 48;
-  static constexpr std::int64_t kPieceBytes = 1 << 18;
+  static constexpr int kWindow = 64;
+  static constexpr int kSending = 64;
+  static constexpr std::int64_t kPieceBytes = 1 << 16;
   // All slots together: bounds the memory of a sum, however large it is.
   static constexpr std::int64_t kSlotBytes = 64 << 20;
   static constexpr std::int64_t kBlockBytes = 16 << 10;  // stays in L1
@@ -372,16 +372,11 @@ class MpiWork final : public Work {
   }
 
   // Few at a time, and every rank to its next neighbour first: so that a rank mostly hears one
-  // peer, not all at once, and a piece is through soon after it began. Results go first: they are
-  // what the others wait for at the end.
+  // peer, not all at once, and a piece is through soon after it began. Results go last: they then
+  // keep the link busy while the last pieces are on their way to be reduced.
   void send_pieces() {
     while (sending_ < kSending) {
-      if (!results_.empty()) {
-        const Message message = results_.front();
-        results_.pop_front();
-        send(to_ + message.piece * piece_ * width(),
-             piece_count(link_->rank, message.piece) * width(), tag_ + 1, message);
-      } else if (next_piece_ < most_pieces_) {
+      if (next_piece_ < most_pieces_) {
         const int owner = (link_->rank + next_step_) % link_->size;
         const std::int64_t piece = next_piece_;
         if (++next_step_ >= link_->size) {
@@ -391,6 +386,11 @@ class MpiWork final : public Work {
         if (owner == link_->rank || piece >= lane(owner).pieces) continue;
         send(in() + piece_begin(owner, piece) * width(), piece_count(owner, piece) * width(), tag_,
              {.purpose = Purpose::to_owner, .peer = owner, .piece = piece});
+      } else if (!results_.empty()) {
+        const Message message = results_.front();
+        results_.pop_front();
+        send(to_ + message.piece * piece_ * width(),
+             piece_count(link_->rank, message.piece) * width(), tag_ + 1, message);
       } else {
         return;
       }
