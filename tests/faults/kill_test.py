@@ -68,7 +68,8 @@ def main():
     print(f"{KILLS} kills, {resumed} resumed, {partial} left a partial checkpoint behind, "
           f"{steps} steps, parameters {killed} and {whole}")
     assert killed == whole
-    assert partial >= KILLS // 3, "too few kills hit a checkpoint being written"
+    # How many is luck; how a checkpoint that is cut at every byte is read, others test.
+    assert partial > 0, "no kill hit a checkpoint being written"
     shutil.rmtree(folder)
 
 
