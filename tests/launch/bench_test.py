@@ -12,6 +12,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from support import Program, mpirun  # noqa: E402
 
 PROGRAM = Program(sys.argv.pop(1) if len(sys.argv) > 1 else os.environ["THINWIRE_PROGRAM"])
+HAS_MPI = mpirun() is not None and "off" not in re.search(
+    r"MPI\s+(.*)", PROGRAM.run("info").stdout).group(1)
 QUICK = ["--iterations", "2", "--warmup", "1", "--min-bytes", "64", "--max-bytes", "4K",
          "--factor", "8"]
 SIZES = [64, 512, 4096]
@@ -61,7 +63,7 @@ class Bench(unittest.TestCase):
         # A bit for each value and 4 bytes for each 64, half of it there and half of it back.
         self.assertEqual(document["results"][-1]["wire_bytes"], 1024 / 8 + 4 * 1024 / 64)
 
-    @unittest.skipUnless(mpirun(), "no mpirun")
+    @unittest.skipUnless(HAS_MPI, "built without MPI")
     def test_under_mpirun(self):
         result = PROGRAM.mpirun(2, "bench", "all-reduce", *QUICK, "--json", self.file)
         document = self.check(result, 2, "sum")
