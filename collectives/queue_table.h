@@ -5,6 +5,8 @@
 #include <ATen/ops/empty.h>
 
 #include <cstdint>
+#include <cstring>
+#include <memory>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -13,27 +15,32 @@
 
 namespace thinwire {
 
-// Entries on the host and their copy in the memory of a queue, which is made when they change.
+// A list and its copy in the memory of a queue, which is made anew when the list changes.
 template <typename Entry>
 class QueueTable {
  public:
   static_assert(std::is_trivially_copyable_v<Entry>);
 
   // `like` is on the device. What is in the queue may still read the table before.
-  void fill(std::vector<Entry> entries, const at::Tensor& like, Queue& queue) {
+  void fill(const std::vector<Entry>& entries, const at::Tensor& like, Queue& queue) {
     const auto bytes = entries.size() * sizeof(Entry);
-    before_ = std::exchange(entries_, std::move(entries));
+    size_ = static_cast<std::int64_t>(entries.size());
     memory_before_ = std::exchange(
         memory_, at::empty({static_cast<std::int64_t>(bytes)}, like.options().dtype(at::kByte)));
-    queue.copy(memory_.data_ptr(), entries_.data(), bytes);
+    if (bytes == 0) return;
+    // A copy from memory that the device cannot read by itself would make the host wait.
+    on_host_before_ = std::exchange(on_host_, queue.host_memory(bytes));
+    std::memcpy(on_host_.get(), entries.data(), bytes);
+    queue.copy(memory_.data_ptr(), on_host_.get(), bytes);
   }
   bool filled() const { return memory_.defined(); }
 
   const Entry* data() const { return static_cast<const Entry*>(memory_.const_data_ptr()); }
-  std::int64_t size() const { return static_cast<std::int64_t>(entries_.size()); }
+  std::int64_t size() const { return size_; }
 
  private:
-  std::vector<Entry> entries_, before_;
+  std::int64_t size_ = 0;
+  std::shared_ptr<void> on_host_, on_host_before_;
   at::Tensor memory_, memory_before_;
 };
 

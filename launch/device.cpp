@@ -1,7 +1,10 @@
 #include "launch/device.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
+#include <functional>
 #include <map>
 
 #include "runtime/base/error.h"
@@ -40,6 +43,17 @@ JobEnvironment thread_rank(int thread, int threads) {
   environment.rank = environment.local_rank = thread;
   environment.world_size = environment.local_size = threads;
   return environment;
+}
+
+void require_same_kind(Communicator& communicator, const Device& device) {
+  const auto kinds =
+      all_gather_text(communicator, device.kind == Device::Kind::cuda ? "cuda" : "cpu");
+  if (std::adjacent_find(kinds.begin(), kinds.end(), std::not_equal_to<>()) == kinds.end()) return;
+  throw AgreedError(
+      ExitCode::usage,
+      fmt::format("some ranks see a CUDA device and some do not: {}; repair the driver there, or "
+                  "give --device cpu",
+                  fmt::join(kinds, ", ")));
 }
 
 void require_own_devices(Communicator& communicator, const std::string& identity) {

@@ -41,6 +41,10 @@ std::string name(const Device& device);
 // The environment of rank `thread` of `threads` that share this process: as if each had a process.
 JobEnvironment thread_rank(int thread, int threads);
 
+// Collective. Throws the same `AgreedError` on every rank if some ranks compute on a CPU and some
+// on a device.
+void require_same_kind(Communicator& communicator, const Device& device);
+
 // Collective. `identity` names this rank's device among those of the whole job, e.g. host and UUID;
 // empty: a CPU. Throws the same `AgreedError` on every rank if two ranks have the same one.
 void require_own_devices(Communicator& communicator, const std::string& identity);

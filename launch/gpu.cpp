@@ -1,5 +1,6 @@
 #include "launch/gpu.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
 #include <fmt/format.h>
 #include <unistd.h>
@@ -28,11 +29,11 @@ void load_libtorch_cuda() {
 }
 
 // One device of the whole job: its host and its bus.
-std::string identity_of(int index) {
+std::string identity_of(const CudaApi& cuda, int index) {
   char host[256] = {};
   gethostname(host, sizeof host - 1);
   char bus[64] = {};
-  cudaDeviceGetPCIBusId(bus, sizeof bus, index);
+  cuda_check(cuda, cudaDeviceGetPCIBusId(bus, sizeof bus, index), "cudaDeviceGetPCIBusId");
   return fmt::format("{} {}", host, bus);
 }
 
@@ -43,7 +44,7 @@ class CudaRank final : public GpuRank {
       : device_(at::kCUDA, static_cast<at::DeviceIndex>(device.index)), cuda_(real_cuda_api()) {
     load_libtorch_cuda();
     cuda_check(cuda_, cuda_.set_device(device.index), "cudaSetDevice");
-    const std::string identity = identity_of(device.index);
+    const std::string identity = identity_of(cuda_, device.index);
     if (policy == SharePolicy::refuse) require_own_devices(host, identity);
     const auto identities = all_gather_text(host, identity);
     const bool shared = std::set(identities.begin(), identities.end()).size() < identities.size();
@@ -52,9 +53,15 @@ class CudaRank final : public GpuRank {
       if (poll_) poll_();
     };
     compute_ = make_cuda_queue(cuda_, nullptr, poll);
-    communication_ = make_cuda_queue(cuda_, stream_->get(), poll);
+    // What the communication thread allocates through libtorch must belong to its stream: memory
+    // freed on another one may still be in use there.
+    const auto attach = [this] {
+      c10::impl::VirtualGuardImpl(at::kCUDA).exchangeStream(c10::Stream(
+          c10::Stream::UNSAFE, device_, reinterpret_cast<c10::StreamId>(stream_->get())));
+    };
+    communication_ = make_cuda_queue(cuda_, stream_->get(), poll, attach);
     if (shared) {
-      stage_through(host, "host memory, because ranks share a device", std::move(meter));
+      stage_through(host, "host memory, because ranks share a device");
     } else {
       join(host, std::move(meter), std::move(explain_stall));
     }
@@ -70,9 +77,9 @@ class CudaRank final : public GpuRank {
   void abort(const std::string& reason) override { carrier_->abort(reason); }
 
  private:
-  void stage_through(Communicator& host, std::string why, std::shared_ptr<Meter> meter) {
-    carrier_ =
-        make_metered(make_staged(host.split(0, host.rank()), *communication_), std::move(meter));
+  // `host` reports to the meter, and so does what is split off from it.
+  void stage_through(Communicator& host, std::string why) {
+    carrier_ = make_staged(host.split(0, host.rank()), *communication_);
     carried_by_ = std::move(why);
   }
 
@@ -97,8 +104,8 @@ class CudaRank final : public GpuRank {
 
   NcclApi nccl_;
 #else
-  void join(Communicator& host, std::shared_ptr<Meter> meter, std::function<std::string()>) {
-    stage_through(host, "host memory, because thinwire was built without NCCL", std::move(meter));
+  void join(Communicator& host, std::shared_ptr<Meter>, std::function<std::string()>) {
+    stage_through(host, "host memory, because thinwire was built without NCCL");
   }
 #endif
 

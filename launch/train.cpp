@@ -152,8 +152,13 @@ Device choose_rank_device(const TrainRequest& request, const JobEnvironment& env
                           int rank) {
   const VisibleDevices visible{cuda_device_count(), environment.devices_limited};
   const auto threads = static_cast<int>(request.ranks);
-  return choose_device(request.device, threads > 1 ? thread_rank(rank, threads) : environment,
-                       visible, share_policy(request));
+  try {
+    return choose_device(request.device, threads > 1 ? thread_rank(rank, threads) : environment,
+                         visible, share_policy(request));
+  } catch (const UsageError& error) {
+    // Of this host, unlike what is wrong with the arguments: each rank says its own.
+    throw Error(ExitCode::usage, error.what());
+  }
 }
 
 // One rank's run. Returns the exit code.
@@ -253,6 +258,7 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
       if (rank == 0 && !warning.empty()) std::cerr << "thinwire: " << warning << std::endl;
     }
     const Device device = choose_rank_device(line.train, environment, rank);
+    require_same_kind(*communicator, device);
     if (device.kind == Device::Kind::cuda) {
       gpu = make_gpu_rank(device, share_policy(line.train), *communicator, meter);
       gpu_to_abort = gpu.get();
@@ -262,8 +268,12 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
     watch.goodbye();
     return code;
   } catch (const std::exception& error) {
-    if (gpu) gpu->abort(error.what());
-    watch.rethrow(error);
+    try {
+      watch.rethrow(error);  // tells the peers first: what follows may block
+    } catch (...) {
+      if (gpu) gpu->abort(error.what());
+      throw;
+    }
   }
 }
 

@@ -13,12 +13,16 @@ class CudaMark final : public Queue::Mark {
 
 class CudaQueue final : public Queue {
  public:
-  CudaQueue(const CudaApi& api, StreamHandle stream, std::function<void()> poll)
-      : api_(api), stream_(stream), poll_(std::move(poll)) {
+  CudaQueue(const CudaApi& api, StreamHandle stream, std::function<void()> poll,
+            std::function<void()> attach)
+      : api_(api), stream_(stream), poll_(std::move(poll)), attach_(std::move(attach)) {
     cuda_check(api, api.get_device(&device_), "cudaGetDevice");
   }
 
-  void attach_thread() override { cuda_check(api_, api_.set_device(device_), "cudaSetDevice"); }
+  void attach_thread() override {
+    cuda_check(api_, api_.set_device(device_), "cudaSetDevice");
+    attach_();
+  }
   bool on_host() const override { return false; }
   StreamHandle stream() const override { return stream_; }
 
@@ -40,6 +44,7 @@ class CudaQueue final : public Queue {
           "--timeout");
     };
     poll_until_done(api_, end.event, leave, where);
+    poll_();  // an abort lets the kernels run out: what they leave is no result
   }
 
   void copy(void* to, const void* from, std::size_t bytes) override {
@@ -61,13 +66,14 @@ class CudaQueue final : public Queue {
   StreamHandle stream_;
   int device_ = 0;
   std::function<void()> poll_;
+  std::function<void()> attach_;
 };
 
 }  // namespace
 
 std::unique_ptr<Queue> make_cuda_queue(const CudaApi& api, StreamHandle stream,
-                                       std::function<void()> poll) {
-  return std::make_unique<CudaQueue>(api, stream, std::move(poll));
+                                       std::function<void()> poll, std::function<void()> attach) {
+  return std::make_unique<CudaQueue>(api, stream, std::move(poll), std::move(attach));
 }
 
 }  // namespace thinwire

@@ -91,10 +91,15 @@ std::vector<Contact> everybody(const SocketOptions& options, Directory& director
   }
 }
 
-Descriptor introduce(const Contact& contact, int peer, const Hello& hello, Deadline deadline) {
+bool is_loopback(const std::string& address) {
+  return address.starts_with("127.") || address == "::1";
+}
+
+Descriptor introduce(const Contact& contact, int peer, const Hello& hello,
+                     std::chrono::milliseconds patience, Deadline deadline) {
   try {
     Descriptor socket = connect_to(contact.address, contact.port, deadline);
-    tune(socket);
+    tune(socket, patience);
     send_all(socket, &hello, sizeof hello, deadline);
     Welcome welcome;
     receive_all(socket, &welcome, sizeof welcome, deadline);
@@ -134,7 +139,7 @@ void receive_guests(const Descriptor& listener, std::uint64_t token, const Socke
     Descriptor& place = channel_of(connections[hello.rank], hello.channel);
     if (place.get() >= 0) return;
     const Welcome welcome{kMagic, static_cast<std::uint32_t>(options.rank), 0};
-    tune(guest.socket);
+    tune(guest.socket, options.timeout);
     const ssize_t sent = ::send(guest.socket.get(), &welcome, sizeof welcome, MSG_NOSIGNAL);
     if (sent == sizeof welcome) place = std::move(guest.socket);
   };
@@ -185,13 +190,20 @@ std::vector<Connections> meet(const SocketOptions& options, Directory& directory
   }
   self.port = local_port(listener);
   directory.publish(options.rank, fmt::format("{} {} {}", self.address, self.port, self.token));
-  const std::vector<Contact> contacts = everybody(options, directory, deadline);
+  std::vector<Contact> contacts = everybody(options, directory, deadline);
+  // Who reaches the store over loopback is on the store's machine, whose own name may stand for
+  // loopback there: others find it where they find the store.
+  if (!is_loopback(self.address)) {
+    for (Contact& contact : contacts) {
+      if (is_loopback(contact.address)) contact.address = options.store_host;
+    }
+  }
   for (int peer = 0; peer < options.rank; ++peer) {
     const Contact& contact = contacts[static_cast<std::size_t>(peer)];
     for (const Channel channel : {Channel::data, Channel::notices}) {
       const Hello hello{kMagic, contact.token, static_cast<std::uint32_t>(options.rank), channel};
       channel_of(connections[static_cast<std::size_t>(peer)], channel) =
-          introduce(contact, peer, hello, deadline);
+          introduce(contact, peer, hello, options.timeout, deadline);
     }
   }
   receive_guests(listener, self.token, options, deadline, connections);

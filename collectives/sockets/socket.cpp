@@ -149,11 +149,13 @@ Descriptor connect_to(const std::string& host, int port, Deadline deadline) {
   throw PeerLost(reason);
 }
 
-void tune(const Descriptor& connection) {
+void tune(const Descriptor& connection, std::chrono::milliseconds patience) {
   set_option(connection, IPPROTO_TCP, TCP_NODELAY, 1);
   set_option(connection, SOL_SOCKET, SO_KEEPALIVE, 1);
-  set_option(connection, IPPROTO_TCP, TCP_KEEPIDLE, 10);
-  set_option(connection, IPPROTO_TCP, TCP_KEEPINTVL, 5);
+  const auto seconds =
+      static_cast<int>(std::clamp<std::int64_t>(patience.count() / 1000, 4, 30000));
+  set_option(connection, IPPROTO_TCP, TCP_KEEPIDLE, seconds);
+  set_option(connection, IPPROTO_TCP, TCP_KEEPINTVL, seconds / 4);
   set_option(connection, IPPROTO_TCP, TCP_KEEPCNT, 4);
 }
 

@@ -67,9 +67,10 @@ Descriptor accept_one(const Descriptor& listener);
 // until the deadline.
 Descriptor connect_to(const std::string& host, int port, Deadline deadline);
 
-// Small messages go at once, and a machine that vanished is noticed. The sizes of the buffers are
+// Small messages go at once, and a machine that vanished is noticed, but not before an operation
+// has had `patience` to say so better. The sizes of the buffers are
 // left to the kernel, which fits them to the link; a size set by hand would end that.
-void tune(const Descriptor& connection);
+void tune(const Descriptor& connection, std::chrono::milliseconds patience);
 
 // Milliseconds for poll(): rounded up, so that a deadline has passed when poll() returns.
 int poll_timeout(Deadline deadline);

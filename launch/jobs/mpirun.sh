@@ -21,7 +21,7 @@ fi
 setsid mpirun "${more[@]}" "${THINWIRE:-build/thinwire}" train --resume auto "$@" &
 job=$!
 interrupted=no
-trap 'interrupted=yes; kill -USR1 "$job"' USR1 TERM INT
+trap 'interrupted=yes; kill -USR1 "$job" 2>/dev/null || true' USR1 TERM INT
 
 # A trap ends `wait` early.
 while true; do

@@ -27,7 +27,7 @@ step=$!
 # The signal reaches this script only, and srun passes it on to all ranks.
 again=no
 interrupted=no
-trap 'again=yes; interrupted=yes; kill -USR1 "$step"' USR1
+trap 'again=yes; interrupted=yes; kill -USR1 "$step" 2>/dev/null || true' USR1
 
 # A trap ends `wait` early.
 while true; do

@@ -284,7 +284,8 @@ TEST(Sockets, ADeadlineEndsAWaitNamesWhoIsMissingAndReachesHim) {
       options);
   for (const std::string& error : errors) {
     EXPECT_THAT(error, HasSubstr("all_reduce of 1000 Float timed out on rank"));
-    EXPECT_THAT(error, HasSubstr("rank 2 did not take part"));
+    // If the other one is late too, it is named as well.
+    EXPECT_THAT(error, ContainsRegex("rank ([01], )?2 did not take part"));
   }
 }
 
@@ -346,9 +347,10 @@ TEST(Sockets, AbortWakesAWaitThatHearsNothingFromPeers) {
 TEST(Sockets, APartThatEndedInTheMiddleOfAFrameLeavesTheOthersInStep) {
   SocketOptions options;
   options.chunk_bytes = 32 << 20;
+  std::atomic<bool> ended{false};
   run_socket_ranks(
       2,
-      [](auto communicator) {
+      [&ended](auto communicator) {
         const auto part = communicator->split(0, 0);
         constexpr std::int64_t kCount = 8000000;
         if (communicator->rank() == 0) {
@@ -356,10 +358,11 @@ TEST(Sockets, APartThatEndedInTheMiddleOfAFrameLeavesTheOthersInStep) {
           at::Tensor tensor = at::zeros({kCount});
           auto work = part->all_reduce(tensor, ReduceOp::sum);
           EXPECT_THROW(work->wait(Clock::now() + 300ms), PeerLost);
+          ended = true;
         } else {
           at::Tensor tensor = at::zeros({kCount});
           auto work = part->all_reduce(tensor, ReduceOp::sum);
-          std::this_thread::sleep_for(500ms);
+          while (!ended) std::this_thread::sleep_for(1ms);
           EXPECT_THROW(work->wait(), PeerLost);
         }
         EXPECT_THROW(part->barrier(), PeerLost);
@@ -476,14 +479,14 @@ TEST(SocketsRendezvous, NamesWhoDidNotCome) {
   for (const int rank : {0, 2}) {
     threads.emplace_back([&, rank] {
       SocketOptions options = options_of(rank, 4);
-      options.timeout = 500ms;
+      options.timeout = 2000ms;
       errors[static_cast<std::size_t>(rank)] =
           error_of([&] { make_socket_communicator(options, notebook); });
     });
   }
   for (auto& thread : threads) thread.join();
-  EXPECT_THAT(errors[0], HasSubstr("rank 1, 3 did not come within 0.5 s"));
-  EXPECT_THAT(errors[2], HasSubstr("rank 1, 3 did not come within 0.5 s"));
+  EXPECT_THAT(errors[0], HasSubstr("rank 1, 3 did not come within 2 s"));
+  EXPECT_THAT(errors[2], HasSubstr("rank 1, 3 did not come within 2 s"));
 }
 
 TEST(SocketsRendezvous, NamesWhoPublishedButCannotBeReachedOrDoesNotConnect) {

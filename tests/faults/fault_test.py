@@ -70,7 +70,7 @@ class Job:
         self.process = subprocess.Popen(line, env=mpi_environment(), text=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.lines = []
-        self.threads = [threading.Thread(target=self.read, args=(stream,))
+        self.threads = [threading.Thread(target=self.read, args=(stream,), daemon=True)
                         for stream in (self.process.stdout, self.process.stderr)]
         for thread in self.threads:
             thread.start()
@@ -350,7 +350,7 @@ def main():
             print(f"{title}: {summary}\n     {line}", flush=True)
         except Skip as why:
             print(f"{title}: skipped: {why}", flush=True)
-        except AssertionError as why:
+        except (AssertionError, OSError) as why:
             failed += 1
             print(f"{title}: FAILED: {why}", flush=True)
         shutil.rmtree(folder, ignore_errors=True)

@@ -120,6 +120,14 @@ std::vector<std::string> told(const std::vector<std::string>& identities) {
   return messages;
 }
 
+TEST(Device, CpusAndDevicesDoNotMix) {
+  run_ranks(2, [](std::unique_ptr<Communicator> communicator) {
+    require_same_kind(*communicator, {});
+    const auto kind = communicator->rank() == 1 ? Device::Kind::cuda : Device::Kind::cpu;
+    EXPECT_THROW(require_same_kind(*communicator, {kind, 0}), AgreedError);
+  });
+}
+
 TEST(Device, TwoRanksOnOneAreFoundByAll) {
   const std::vector<std::string> silence(3);
   EXPECT_EQ(told({"a/1", "a/2", "b/1"}), silence);

@@ -145,7 +145,10 @@ ScenarioResult step_scenario(std::uint64_t seed, const std::optional<WaitSite>& 
                                            GroupRules{}, kernels.optimizer_launch(compute));
     // Its memory is the simulator's, which it must not outlive.
     struct Reset {
-      ~Reset() { rank.reducer.reset(); }
+      ~Reset() {
+        rank.reducer.reset();
+        rank.optimizer.reset();
+      }
       Rank& rank;
     } const reset{mine};
     const GradientPath path{self.communicator, *compute, *communication};
