@@ -77,6 +77,7 @@ class ReducedMean final : public Subject {
 
   void run() override {
     reducer_->stage(bucket_, communicator_, {.step = step_++});
+    reducer_->settle(communicator_);
     if (reducer_->non_finite(bucket_)) throw Bug("bug: the benchmark's gradient is not finite");
     reducer_->commit(bucket_);
   }

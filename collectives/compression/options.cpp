@@ -22,6 +22,8 @@ const char* name(FeedbackKind feedback) {
       return "none";
     case FeedbackKind::error_feedback:
       return "error_feedback";
+    case FeedbackKind::econtrol:
+      return "econtrol";
   }
   return "?";
 }
@@ -34,6 +36,8 @@ const char* name(ExchangeKind exchange) {
       return "all_reduce";
     case ExchangeKind::two_stage:
       return "two_stage";
+    case ExchangeKind::all_gather:
+      return "all_gather";
   }
   return "?";
 }
@@ -53,7 +57,7 @@ constexpr std::array kCombinations = {
     Combination{kSign, FeedbackKind::error_feedback, ExchangeKind::two_stage},
     Combination{kSign, FeedbackKind::none, ExchangeKind::two_stage},
 };
-constexpr std::array kCodecNames = {"none", "sign"};
+constexpr std::array kCodecNames = {"none", "sign", "quantize", "cast", "topk", "powersgd"};
 
 std::string describe(const Combination& row) {
   return fmt::format("{} x {} x {}", kCodecNames[row.codec], name(row.feedback),
@@ -76,12 +80,13 @@ std::unique_ptr<Codec> make_codec(const CodecOptions& options) {
 CompressionOptions resolve(CompressionOptions options) {
   const auto fits = [&](const Combination& row) {
     return row.codec == options.codec.index() &&
-           (options.feedback == FeedbackKind::automatic || options.feedback == row.feedback) &&
+           (options.feedback.kind == FeedbackKind::automatic ||
+            options.feedback.kind == row.feedback) &&
            (options.exchange == ExchangeKind::automatic || options.exchange == row.exchange);
   };
   const auto found = std::find_if(kCombinations.begin(), kCombinations.end(), fits);
   if (found != kCombinations.end()) {
-    options.feedback = found->feedback;
+    options.feedback.kind = found->feedback;
     options.exchange = found->exchange;
     return options;
   }
@@ -92,7 +97,7 @@ CompressionOptions resolve(CompressionOptions options) {
   }
   throw UsageError(fmt::format(
       "compressor x feedback x exchange {} makes no sense; with this compressor choose from {}",
-      describe({options.codec.index(), options.feedback, options.exchange}), valid));
+      describe({options.codec.index(), options.feedback.kind, options.exchange}), valid));
 }
 
 CompressionOptions parse_compression(const std::string& compressor, const std::string& feedback) {
@@ -109,11 +114,11 @@ CompressionOptions parse_compression(const std::string& compressor, const std::s
 
   Spec kind("--feedback", feedback);
   if (kind.name() == "auto") {
-    options.feedback = FeedbackKind::automatic;
+    options.feedback.kind = FeedbackKind::automatic;
   } else if (kind.name() == "none") {
-    options.feedback = FeedbackKind::none;
+    options.feedback.kind = FeedbackKind::none;
   } else if (kind.name() == "error_feedback") {
-    options.feedback = FeedbackKind::error_feedback;
+    options.feedback.kind = FeedbackKind::error_feedback;
   } else {
     kind.unknown_name({"auto", "none", "error_feedback"});
   }
@@ -130,7 +135,7 @@ std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
 
 std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions& options) {
   const CompressionOptions chosen = resolve(options);
-  return std::make_unique<ComposedReducer>(make_codec(chosen.codec), chosen.feedback,
+  return std::make_unique<ComposedReducer>(make_codec(chosen.codec), chosen.feedback.kind,
                                            chosen.exchange);
 }
 

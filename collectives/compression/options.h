@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -18,26 +19,63 @@ struct Uncompressed {};
 // One bit per value, one scale per block (codec/sign.h).
 struct Sign {
   std::int64_t block = 1024;  // values per scale, a multiple of 8
+  SignScale scale = SignScale::l1;
 };
-using CodecOptions = std::variant<Uncompressed, Sign>;
+// A few bits per value, one or two numbers per block (codec/quantize.h).
+struct Quantize {
+  int bits = 4;              // 1 to 8
+  std::int64_t block = 512;  // values per range, a multiple of 32
+  Grid grid = Grid::max_min;
+  Rounding rounding = Rounding::nearest;
+};
+// 16 bits per value (codec/cast.h).
+struct Cast {
+  Half half = Half::bf16;
+};
+// The largest values of each block and their places (codec/top_k.h).
+struct TopK {
+  double density = 0.01;      // share of the values that is kept, at least one per block
+  std::int64_t block = 4096;  // values that the kept ones are chosen from
+  Selection selection = Selection::threshold;
+};
+// Low-rank factors of every matrix (reducer/power_sgd.h).
+struct PowerSgd {
+  std::int64_t matrix_approximation_rank = 4;
+  // A matrix is compressed if (rows + columns) * rank * this < rows * columns.
+  double min_compression_rate = 2;
+  bool warm_start = true;                   // go on from the last step's factor
+  double orthogonalization_epsilon = 1e-8;  // > 0
+};
+using CodecOptions = std::variant<Uncompressed, Sign, Quantize, Cast, TopK, PowerSgd>;
 
 enum class FeedbackKind {
   automatic,  // error_feedback for codecs that lose something, none for those that do not
   none,
   error_feedback,
+  econtrol,
+};
+
+struct FeedbackOptions {
+  FeedbackKind kind = FeedbackKind::automatic;
+  // econtrol: weight of the error in the message. 0 is EF21. None: half the density of top_k; for
+  // others a tenth of the contraction measured while training.
+  std::optional<double> eta = std::nullopt;
 };
 
 enum class ExchangeKind {
   automatic,  // the one that the codec is made for
   all_reduce,
   two_stage,
+  all_gather,
 };
 
 // Codec x feedback x exchange. Not every combination makes sense; `make_reducer` knows which do.
 struct CompressionOptions {
   CodecOptions codec = Uncompressed{};
-  FeedbackKind feedback = FeedbackKind::automatic;
+  FeedbackOptions feedback = {};
   ExchangeKind exchange = ExchangeKind::automatic;
+  // Committed steps before the first compressed one; those go uncompressed.
+  std::int64_t start_iter = 0;
 };
 
 // From words: compressor "none", "sign", "sign:block=4096"; feedback "auto", "none",

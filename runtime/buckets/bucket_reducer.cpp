@@ -201,6 +201,10 @@ Verdict BucketReducer::finish() {
     open_step(0);
     while (launched_ < pending_.size()) launch(launched_++);
   }
+  submit([this] {
+    const c10::NoGradGuard no_grad;
+    reducer_.settle(path_.communicator);
+  });
   thread_.drain();
 
   Verdict verdict;

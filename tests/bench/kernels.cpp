@@ -21,8 +21,8 @@ std::vector<Block> blocks_of(std::int64_t numel, Coding coding) {
   for (std::int64_t begin = 0; begin < numel; begin += block_size) {
     const auto count = static_cast<std::int32_t>(std::min<std::int64_t>(block_size, numel - begin));
     blocks.push_back(
-        {.begin = begin, .count = count, .slice = 0, .coding = coding, .payload = payload});
-    payload += block_payload_bytes<float>(coding, count);
+        {.begin = begin, .payload = payload, .count = count, .format = {.coding = coding}});
+    payload += payload_bytes<float>({.coding = coding}, count);
   }
   return blocks;
 }
@@ -63,7 +63,7 @@ void run(std::int64_t numel) {
     const std::vector<Block> blocks = blocks_of(numel, coding);
     const auto count = static_cast<std::int64_t>(blocks.size());
     const std::int64_t bytes =
-        blocks.back().payload + block_payload_bytes<float>(coding, blocks.back().count);
+        blocks.back().payload + payload_bytes<float>({.coding = coding}, blocks.back().count);
     std::vector<char> payload(static_cast<std::size_t>(bytes));
     std::vector<char> reply(static_cast<std::size_t>(bytes));
     fill();
@@ -71,7 +71,7 @@ void run(std::int64_t numel) {
       kernels.encode({.blocks = blocks.data(),
                       .block_count = count,
                       .gradient = gradient.data(),
-                      .residual = residual.data(),
+                      .residual = {.error = residual.data()},
                       .payload = payload.data()},
                      nullptr);
     });
@@ -79,7 +79,7 @@ void run(std::int64_t numel) {
       kernels.encode({.blocks = blocks.data(),
                       .block_count = count,
                       .gradient = gradient.data(),
-                      .residual = nullptr,
+                      .residual = {.error = nullptr},
                       .payload = payload.data()},
                      nullptr);
     });
@@ -92,7 +92,7 @@ void run(std::int64_t numel) {
                               .arrived = payload.data(),
                               .stride = 0,
                               .ranks = ranks,
-                              .owner_residual = residual.data(),
+                              .residual = {.error = residual.data()},
                               .owner_next = state.data(),
                               .reply = reply.data()},
                              nullptr);
@@ -108,7 +108,7 @@ void run(std::int64_t numel) {
       kernels.decode({.blocks = blocks.data(),
                       .block_count = count,
                       .payload = payload.data(),
-                      .gradient = gradient.data()},
+                      .into = gradient.data()},
                      nullptr);
     });
     if (coding == Coding::raw) {

@@ -52,10 +52,10 @@ TEST_P(FusedReducers, DoWhatThePlainCompositionDoes) {
   const auto& [size, dtype] = GetParam();
   const CompressionOptions ways[] = {
       {},
-      {Uncompressed{}, FeedbackKind::none, ExchangeKind::two_stage},
-      {Sign{64}, FeedbackKind::none, ExchangeKind::two_stage},
-      {Sign{64}, FeedbackKind::error_feedback, ExchangeKind::two_stage},
-      {Sign{1000}, FeedbackKind::error_feedback, ExchangeKind::two_stage},
+      {Uncompressed{}, {FeedbackKind::none}, ExchangeKind::two_stage},
+      {Sign{64}, {FeedbackKind::none}, ExchangeKind::two_stage},
+      {Sign{64}, {FeedbackKind::error_feedback}, ExchangeKind::two_stage},
+      {Sign{1000}, {FeedbackKind::error_feedback}, ExchangeKind::two_stage},
   };
   for (const auto& options : ways) {
     run_ranks(size, [&](auto ranks) {
@@ -75,6 +75,7 @@ TEST_P(FusedReducers, DoWhatThePlainCompositionDoes) {
           disturb(step, rank, size, bucket, context);
           const auto before = meter->total().bytes_sent;
           reducer->stage(bucket, *communicator, context);
+          reducer->settle(*communicator);
           bytes[i] = meter->total().bytes_sent - before;
           verdicts[i] = reducer->non_finite(bucket);
           if (verdicts[i]) {

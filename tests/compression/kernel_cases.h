@@ -2,6 +2,7 @@
 #pragma once
 
 #include <fmt/format.h>
+#include <array>
 
 #include <algorithm>
 #include <cmath>
@@ -49,9 +50,10 @@ Table random_table(Dice& dice) {
     block.count = dice.below(2) == 0 ? sizes[dice.below(16)]
                                      : static_cast<std::int32_t>(1 + dice.below(1030));
     block.slice = i / 2;
-    block.coding = static_cast<Coding>(dice.below(3));
+    block.format.coding = std::array{Coding::raw, Coding::sign,
+                                     Coding::held}[static_cast<std::size_t>(dice.below(3))];
     block.payload = table.bytes;
-    table.bytes += block_payload_bytes<T>(block.coding, block.count);
+    table.bytes += payload_bytes<T>(block.format, block.count);
     begin += block.count + dice.below(3);
     table.blocks.push_back(block);
   }
@@ -128,9 +130,9 @@ std::string difference(const T* a, const T* b, std::int64_t count) {
 template <typename T>
 std::string payload_difference(const Table& table, const char* a, const char* b) {
   for (const Block& block : table.blocks) {
-    const std::int64_t bytes = block_payload_bytes<T>(block.coding, block.count);
+    const std::int64_t bytes = payload_bytes<T>(block.format, block.count);
     std::string found;
-    if (block.coding == Coding::raw) {
+    if (block.format.coding == Coding::raw) {
       std::vector<T> x(static_cast<std::size_t>(block.count));
       std::vector<T> y(static_cast<std::size_t>(block.count));
       if (bytes > 0) std::memcpy(x.data(), a + block.payload, static_cast<std::size_t>(bytes));

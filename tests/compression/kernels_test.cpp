@@ -49,7 +49,7 @@ char* data_of(at::Tensor& guarded) {
 }
 
 std::unique_ptr<Codec> codec_of(const Block& block) {
-  if (block.coding == Coding::raw) return std::make_unique<IdentityCodec>();
+  if (block.format.coding == Coding::raw) return std::make_unique<IdentityCodec>();
   return std::make_unique<SignCodec>(std::max(1, block.count));
 }
 
@@ -96,16 +96,16 @@ void plain_encode(const Table& table, Feedback& feedback, at::Tensor gradient,
                   const at::Tensor& payload) {
   for (const Block& block : table.blocks) {
     const at::Tensor values = gradient.narrow(0, block.begin, block.count);
-    if (block.coding == Coding::held) {
+    if (block.format.coding == Coding::held) {
       feedback.hold(values, block.begin);
       continue;
     }
     const auto codec = codec_of(block);
     const std::int64_t bytes = codec->payload_bytes(block.count, dtype_of<T>);
-    ASSERT_EQ(bytes, block_payload_bytes<T>(block.coding, block.count));
+    ASSERT_EQ(bytes, payload_bytes<T>(block.format, block.count));
     const at::Tensor own = payload_of(payload, block, bytes);
     feedback.compensate(values, block.begin);
-    codec->encode(values, own, 0);
+    codec->encode(values, own, {});
     feedback.absorb(values, block.begin, *codec, own);
   }
 }
@@ -137,7 +137,7 @@ TYPED_TEST(KernelsTest, EncodeEqualsThePlainComposition) {
     this->kernels.encode({.blocks = table.blocks.data(),
                           .block_count = std::ssize(table.blocks),
                           .gradient = gradient.mutable_data_ptr<TypeParam>(),
-                          .residual = residual.const_data_ptr<TypeParam>(),
+                          .residual = {.error = residual.const_data_ptr<TypeParam>()},
                           .payload = data_of(payload)},
                          nullptr);
     expect_equal_payloads<TypeParam>(table, payload, expected);
@@ -159,7 +159,7 @@ TYPED_TEST(KernelsTest, EncodeWithoutFeedbackLeavesTheGradient) {
     this->kernels.encode({.blocks = table.blocks.data(),
                           .block_count = std::ssize(table.blocks),
                           .gradient = gradient.mutable_data_ptr<TypeParam>(),
-                          .residual = nullptr,
+                          .residual = {.error = nullptr},
                           .payload = data_of(payload)},
                          nullptr);
     expect_equal_payloads<TypeParam>(table, payload, expected);
@@ -183,13 +183,13 @@ TYPED_TEST(KernelsTest, EncodeEqualsTheDefinition) {
       magnitudes += std::abs(message.back());
     }
     const double scale = magnitudes / count;
-    const Block block{.count = count, .coding = Coding::sign};
+    const Block block{.count = count, .format = {.coding = Coding::sign}};
     std::vector<char> payload(
-        static_cast<std::size_t>(block_payload_bytes<TypeParam>(Coding::sign, count)));
+        static_cast<std::size_t>(payload_bytes<TypeParam>({.coding = Coding::sign}, count)));
     this->kernels.encode({.blocks = &block,
                           .block_count = 1,
                           .gradient = gradient.data(),
-                          .residual = residual.data(),
+                          .residual = {.error = residual.data()},
                           .payload = payload.data()},
                          nullptr);
     TypeParam sent;
@@ -197,7 +197,7 @@ TYPED_TEST(KernelsTest, EncodeEqualsTheDefinition) {
     EXPECT_EQ(static_cast<double>(sent), scale);
     std::vector<TypeParam> decoded(gradient.size());
     this->kernels.decode(
-        {.blocks = &block, .block_count = 1, .payload = payload.data(), .gradient = decoded.data()},
+        {.blocks = &block, .block_count = 1, .payload = payload.data(), .into = decoded.data()},
         nullptr);
     for (std::size_t i = 0; i < message.size(); ++i) {
       const double expected = message[i] < 0 ? -scale : scale;
@@ -238,7 +238,7 @@ void expect_plain_owner_reduce(const Kernels<T>& kernels, Dice& dice, std::int32
   at::Tensor mean = at::zeros({owned.end - owned.begin}, dtype_of<T>);
   at::Tensor expected = guarded_bytes(chunk.bytes);
   for (const Block& block : chunk.blocks) {
-    if (block.coding == Coding::held) {
+    if (block.format.coding == Coding::held) {
       feedback->owner_hold(block.begin, block.count);
       continue;
     }
@@ -251,7 +251,7 @@ void expect_plain_owner_reduce(const Kernels<T>& kernels, Dice& dice, std::int32
     if (ranks > 1) values.div_(ranks);
     feedback->owner_compensate(values, block.begin);
     const at::Tensor own = payload_of(expected, block, bytes);
-    codec->encode(values, own, 0);
+    codec->encode(values, own, {});
     feedback->owner_absorb(values, block.begin, *codec, own);
   }
 
@@ -266,7 +266,7 @@ void expect_plain_owner_reduce(const Kernels<T>& kernels, Dice& dice, std::int32
        .arrived = static_cast<const char*>(arrived.const_data_ptr()),
        .stride = stride,
        .ranks = ranks,
-       .owner_residual = kind == Feedbacks::none ? nullptr : residual.const_data_ptr<T>(),
+       .residual = {.error = kind == Feedbacks::none ? nullptr : residual.const_data_ptr<T>()},
        .owner_next = next.mutable_data_ptr<T>(),
        .reply = data_of(reply)},
       nullptr);
@@ -302,15 +302,14 @@ TYPED_TEST(KernelsTest, DecodeEqualsThePlainComposition) {
     for (const Block& block : table.blocks) {
       const at::Tensor into = expected.narrow(0, block.begin, block.count);
       into.zero_();
-      if (block.coding == Coding::held) continue;
+      if (block.format.coding == Coding::held) continue;
       codec_of(block)->decode_add(
-          payload_of(payload, block, block_payload_bytes<TypeParam>(block.coding, block.count)), 1,
-          into);
+          payload_of(payload, block, payload_bytes<TypeParam>(block.format, block.count)), 1, into);
     }
     this->kernels.decode({.blocks = table.blocks.data(),
                           .block_count = std::ssize(table.blocks),
                           .payload = data_of(payload),
-                          .gradient = got.mutable_data_ptr<TypeParam>()},
+                          .into = got.mutable_data_ptr<TypeParam>()},
                          nullptr);
     expect_equal_bits<TypeParam>(got, expected, "decoded");
   }
@@ -329,8 +328,8 @@ TYPED_TEST(KernelsTest, FirstNonFiniteNamesTheLowestSlice) {
 
     std::int32_t expected = INT32_MAX;
     for (const Block& block : table.blocks) {
-      if (block.coding == Coding::held) continue;
-      const std::int64_t bytes = block_payload_bytes<TypeParam>(block.coding, block.count);
+      if (block.format.coding == Coding::held) continue;
+      const std::int64_t bytes = payload_bytes<TypeParam>(block.format, block.count);
       const bool finite = codec_of(block)->finite(payload_of(payload, block, bytes), block.count,
                                                   dtype_of<TypeParam>);
       if (!finite) expected = std::min(expected, block.slice);

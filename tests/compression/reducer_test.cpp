@@ -20,11 +20,11 @@ using testing::random_gradient;
 using testing::Snapshot;
 
 const CompressionOptions kDense{};
-const CompressionOptions kIdentityTwoStage{Uncompressed{}, FeedbackKind::none,
-                                           ExchangeKind::two_stage};
-const CompressionOptions kSignPlain{Sign{64}, FeedbackKind::none, ExchangeKind::two_stage};
-const CompressionOptions kSignFeedback{Sign{64}, FeedbackKind::error_feedback,
-                                       ExchangeKind::two_stage};
+const CompressionOptions kIdentityTwoStage{
+    Uncompressed{}, {FeedbackKind::none}, ExchangeKind::two_stage};
+const CompressionOptions kSignPlain{Sign{64}, {FeedbackKind::none}, ExchangeKind::two_stage};
+const CompressionOptions kSignFeedback{
+    Sign{64}, {FeedbackKind::error_feedback}, ExchangeKind::two_stage};
 
 // The state of all ranks, added up into flat float64 vectors of the bucket's size.
 struct TotalResidual final : StateVisitor {
@@ -74,6 +74,7 @@ TEST_P(Conservation, ErrorFeedbackLosesNothingIn500Steps) {
       bucket.gradient.copy_(gradient);
       own.add_(gradient);
       reducer->stage(bucket, *communicator, {.step = step, .seed = 1});
+      reducer->settle(*communicator);
       ASSERT_FALSE(reducer->non_finite(bucket));
       reducer->commit(bucket);
       sent.add_(bucket.gradient);
@@ -100,7 +101,7 @@ TEST_P(Conservation, WithoutFeedbackTheEstimateIsTheCodedMeanOfCodes) {
   const SignCodec codec(64);
   const auto coded = [&](const at::Tensor& values) {
     at::Tensor payload = at::empty({codec.payload_bytes(values.numel(), at::kDouble)}, at::kByte);
-    codec.encode(values, payload, 0);
+    codec.encode(values, payload, {});
     at::Tensor decoded = at::zeros_like(values);
     codec.decode_add(payload, 1, decoded);
     return decoded;
@@ -112,6 +113,7 @@ TEST_P(Conservation, WithoutFeedbackTheEstimateIsTheCodedMeanOfCodes) {
     for (int step = 0; step < 500; ++step) {
       bucket.gradient.copy_(random_gradient(bucket, step, communicator->rank()));
       reducer->stage(bucket, *communicator, {.step = step, .seed = 1});
+      reducer->settle(*communicator);
       reducer->commit(bucket);
       if (step % 100 != 0) continue;
       for (const auto& slice : bucket.slices) {
@@ -145,6 +147,7 @@ TEST(Reducer, DenseAndIdentityTwoStageAreTheExactMean) {
         expected += g;
       }
       reducer->stage(bucket, *communicator, {});
+      reducer->settle(*communicator);
       EXPECT_FALSE(reducer->non_finite(bucket));
       reducer->commit(bucket);
       EXPECT_TRUE(bucket.gradient.equal(expected / 4));
@@ -171,6 +174,7 @@ TEST(Reducer, ANonFiniteValueOnOneRankRollsEverythingBack) {
           }
           reducer->stage(bucket, *communicator,
                          {.step = step++, .seed = 1, .transmission = transmission});
+          reducer->settle(*communicator);
           return reducer->non_finite(bucket);
         };
         ASSERT_FALSE(run(0, 0));
@@ -207,6 +211,7 @@ TEST(Reducer, AFrozenSliceHoldsItsResidualAndSendsNothing) {
       bucket.gradient.copy_(random_gradient(bucket, number, metered->rank()));
       const auto before = meter->total().bytes_sent;
       reducer->stage(bucket, *metered, {.step = number, .seed = 1});
+      reducer->settle(*metered);
       EXPECT_FALSE(reducer->non_finite(bucket));
       reducer->commit(bucket);
       return meter->total().bytes_sent - before;
@@ -238,7 +243,7 @@ TEST(Reducer, AFrozenSliceHoldsItsResidualAndSendsNothing) {
 TEST(Reducer, TheResidualStaysBoundedOnAHalfDeadEmbedding) {
   run_ranks(2, [&](auto communicator) {
     Bucket bucket = make_bucket({{64, 8}});
-    const auto reducer = make_reducer({Sign{128}, FeedbackKind::error_feedback});
+    const auto reducer = make_reducer({Sign{128}, {FeedbackKind::error_feedback}});
     reducer->prepare(bucket, communicator->rank(), 2);
     double largest = 0;
     for (int step = 0; step < 20000; ++step) {
@@ -246,6 +251,7 @@ TEST(Reducer, TheResidualStaysBoundedOnAHalfDeadEmbedding) {
       bucket.gradient.copy_(gradient);
       bucket.gradient.view({64, 8}).slice(0, 0, 64, 2).zero_();
       reducer->stage(bucket, *communicator, {.step = step, .seed = 1});
+      reducer->settle(*communicator);
       reducer->commit(bucket);
       if (step % 1000 != 999) continue;
       TotalResidual total(bucket);
@@ -306,7 +312,7 @@ TEST(Options, CombinationsThatMakeNoSenseListThoseThatDo) {
   EXPECT_NE(message_of("sign:block=0", "auto").find("from 8"), std::string::npos);
   EXPECT_NE(message_of("sign", "error-feedback").find("did you mean 'error_feedback'"),
             std::string::npos);
-  EXPECT_THROW(make_reducer({Sign{}, FeedbackKind::none, ExchangeKind::all_reduce}), UsageError);
+  EXPECT_THROW(make_reducer({Sign{}, {FeedbackKind::none}, ExchangeKind::all_reduce}), UsageError);
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ namespace {
 at::Tensor encode(const Codec& codec, const at::Tensor& values) {
   at::Tensor payload =
       at::full({codec.payload_bytes(values.numel(), values.scalar_type())}, 0xA5, at::kByte);
-  codec.encode(values, payload, 0);
+  codec.encode(values, payload, {});
   return payload;
 }
 

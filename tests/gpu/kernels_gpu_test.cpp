@@ -86,13 +86,13 @@ std::vector<char> compare_encode(Dice& dice, const Table& table) {
   host_kernels<T>().encode({.blocks = table.blocks.data(),
                             .block_count = std::ssize(table.blocks),
                             .gradient = gradient.data(),
-                            .residual = feedback ? residual.data() : nullptr,
+                            .residual = {.error = feedback ? residual.data() : nullptr},
                             .payload = payload.data()},
                            nullptr);
   cuda_kernels<T>().encode({.blocks = blocks.data(),
                             .block_count = std::ssize(table.blocks),
                             .gradient = device_gradient.data(),
-                            .residual = feedback ? device_residual.data() : nullptr,
+                            .residual = {.error = feedback ? device_residual.data() : nullptr},
                             .payload = device_payload.data()},
                            nullptr);
   expect_equal_payloads<T>("encode's payload", table, device_payload.host(), payload);
@@ -112,7 +112,7 @@ void compare_received(const Table& table, const std::vector<char>& payload) {
   host_kernels<T>().decode({.blocks = table.blocks.data(),
                             .block_count = count,
                             .payload = payload.data(),
-                            .gradient = gradient.data()},
+                            .into = gradient.data()},
                            nullptr);
   host_kernels<T>().first_non_finite({.blocks = table.blocks.data(),
                                       .block_count = count,
@@ -122,7 +122,7 @@ void compare_received(const Table& table, const std::vector<char>& payload) {
   cuda_kernels<T>().decode({.blocks = blocks.data(),
                             .block_count = count,
                             .payload = device_payload.data(),
-                            .gradient = device_gradient.data()},
+                            .into = device_gradient.data()},
                            nullptr);
   cuda_kernels<T>().first_non_finite({.blocks = blocks.data(),
                                       .block_count = count,
@@ -167,13 +167,13 @@ void compare_owner_reduce(Dice& dice) {
                           .arrived = arrived.data(),
                           .stride = stride,
                           .ranks = ranks,
-                          .owner_residual = feedback ? residual.data() : nullptr,
+                          .residual = {.error = feedback ? residual.data() : nullptr},
                           .owner_next = next.data(),
                           .reply = reply.data()};
   host_kernels<T>().owner_reduce(args, nullptr);
   args.blocks = blocks.data() + (owned.blocks() - owned.bucket.blocks.data());
   args.arrived = device_arrived.data();
-  args.owner_residual = feedback ? device_residual.data() : nullptr;
+  args.residual.error = feedback ? device_residual.data() : nullptr;
   args.owner_next = device_next.data();
   args.reply = device_reply.data();
   cuda_kernels<T>().owner_reduce(args, nullptr);
@@ -383,8 +383,8 @@ std::vector<Block> whole_blocks(std::int64_t numel, Coding coding) {
   for (std::int64_t begin = 0; begin < numel; begin += 1024) {
     const auto count = static_cast<std::int32_t>(std::min<std::int64_t>(1024, numel - begin));
     blocks.push_back(
-        {.begin = begin, .count = count, .slice = 0, .coding = coding, .payload = payload});
-    payload += block_payload_bytes<float>(coding, count);
+        {.begin = begin, .payload = payload, .count = count, .format = {.coding = coding}});
+    payload += payload_bytes<float>({.coding = coding}, count);
   }
   return blocks;
 }
@@ -393,7 +393,7 @@ void time_all(std::int64_t numel) {
   const std::vector<Block> table = whole_blocks(numel, Coding::sign);
   const std::int64_t count = std::ssize(table);
   const std::int64_t payload_bytes =
-      table.back().payload + block_payload_bytes<float>(Coding::sign, table.back().count);
+      table.back().payload + payload_bytes<float>({.coding = Coding::sign}, table.back().count);
   constexpr std::int32_t ranks = 8;
   const std::int64_t own_count = std::max<std::int64_t>(1, count / ranks);
   const std::int64_t own_bytes =
@@ -419,7 +419,7 @@ void time_all(std::int64_t numel) {
     kernels.encode({.blocks = blocks.data(),
                     .block_count = count,
                     .gradient = gradient.data(),
-                    .residual = residual.data(),
+                    .residual = {.error = residual.data()},
                     .payload = payload.data()},
                    nullptr);
   });
@@ -437,7 +437,7 @@ void time_all(std::int64_t numel) {
                                  .arrived = arrived.data(),
                                  .stride = own_bytes,
                                  .ranks = ranks,
-                                 .owner_residual = residual.data(),
+                                 .residual = {.error = residual.data()},
                                  .owner_next = first.data(),
                                  .reply = reply.data()},
                                 nullptr);
@@ -453,7 +453,7 @@ void time_all(std::int64_t numel) {
     kernels.decode({.blocks = blocks.data(),
                     .block_count = count,
                     .payload = payload.data(),
-                    .gradient = gradient.data()},
+                    .into = gradient.data()},
                    nullptr);
   });
   report("mean and check", 2 * values, [&] {

@@ -17,6 +17,7 @@ Kernels<T> simulated_kernels() {
           later<host, &Kernels<T>::owner_reduce, OwnerReduceArgs<T>>,
           later<host, &Kernels<T>::first_non_finite, FirstNonFiniteArgs<T>>,
           later<host, &Kernels<T>::decode, DecodeArgs<T>>,
+          later<host, &Kernels<T>::integrate, DecodeArgs<T>>,
           later<host, &Kernels<T>::mean_and_check, MeanAndCheckArgs<T>>};
 }
 

@@ -34,7 +34,7 @@ std::vector<Parameter> make_parameters() {
 
 CompressionOptions compression_of(bool dense) {
   if (dense) return {};
-  return {Sign{16}, FeedbackKind::error_feedback, ExchangeKind::two_stage};
+  return {Sign{16}, {FeedbackKind::error_feedback}, ExchangeKind::two_stage};
 }
 
 // A rank's gradient of parameter `place` in a step.

@@ -4,9 +4,19 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
+#include "collectives/compression/kernels/format.h"
+
 namespace thinwire {
+
+// What random draws of one encoding are keyed by: `key` by run, step, bucket, rank and side,
+// `begin` by the place of the first value in its bucket (kernels.h says how).
+struct DrawKey {
+  std::uint64_t key = 0;
+  std::int64_t begin = 0;
+};
 
 // A pure function pair: dense -> payload -> added into dense. It keeps nothing and sends nothing.
 //
@@ -25,11 +35,13 @@ class Codec {
   // Elements that are coded together; a tensor may be cut at multiples of it, and the payloads of
   // the parts are the parts of the payload.
   virtual std::int64_t block() const = 0;
+  // How a block of `count` values, at most `block()`, is coded.
+  virtual Format format(std::int64_t count) const = 0;
+  // The contraction delta = 1 - |x - C(x)|^2 / |x|^2, where it is known beforehand.
+  virtual std::optional<double> contraction() const { return std::nullopt; }
   // Known from the shape alone.
-  virtual std::int64_t payload_bytes(std::int64_t count, at::ScalarType dtype) const = 0;
-  // `rounding_key` seeds the random draws of codecs that round at random.
-  virtual void encode(const at::Tensor& values, at::Tensor payload,
-                      std::uint64_t rounding_key) const = 0;
+  std::int64_t payload_bytes(std::int64_t count, at::ScalarType dtype) const;
+  virtual void encode(const at::Tensor& values, at::Tensor payload, const DrawKey& draws) const = 0;
   // into += weight * decoded; weight is 1 or -1, so nothing is rounded on the way.
   virtual void decode_add(const at::Tensor& payload, double weight, at::Tensor into) const = 0;
   virtual bool finite(const at::Tensor& payload, std::int64_t count,

@@ -32,11 +32,11 @@ bool all_finite(const at::Tensor& values) {
   });
 }
 
-std::int64_t IdentityCodec::payload_bytes(std::int64_t count, at::ScalarType dtype) const {
-  return count * static_cast<std::int64_t>(c10::elementSize(dtype));
+Format IdentityCodec::format(std::int64_t) const {
+  return {.coding = Coding::raw};
 }
 
-void IdentityCodec::encode(const at::Tensor& values, at::Tensor payload, std::uint64_t) const {
+void IdentityCodec::encode(const at::Tensor& values, at::Tensor payload, const DrawKey&) const {
   if (values.numel() > 0) std::memcpy(payload.data_ptr(), values.const_data_ptr(), values.nbytes());
 }
 

@@ -14,10 +14,6 @@ namespace {
 
 constexpr std::int64_t kLanes = 32;
 
-std::int64_t bit_bytes(std::int64_t count) {
-  return (count + 7) / 8;
-}
-
 template <typename T>
 T sum_of_magnitudes(const T* values, std::int64_t count) {
   T lanes[kLanes] = {};
@@ -67,14 +63,11 @@ std::string SignCodec::describe() const {
   return fmt::format("sign, one scale per {} values", block_);
 }
 
-std::int64_t SignCodec::payload_bytes(std::int64_t count, at::ScalarType dtype) const {
-  const std::int64_t whole = count / block_;
-  const std::int64_t rest = count % block_;
-  const auto scale = static_cast<std::int64_t>(c10::elementSize(dtype));
-  return whole * (scale + bit_bytes(block_)) + (rest > 0 ? scale + bit_bytes(rest) : 0);
+Format SignCodec::format(std::int64_t) const {
+  return {.coding = Coding::sign};
 }
 
-void SignCodec::encode(const at::Tensor& values, at::Tensor payload, std::uint64_t) const {
+void SignCodec::encode(const at::Tensor& values, at::Tensor payload, const DrawKey&) const {
   with_type(values.scalar_type(), [&]<typename T>(T) {
     const T* from = values.const_data_ptr<T>();
     char* to = static_cast<char*>(payload.data_ptr());

@@ -18,9 +18,8 @@ class SignCodec final : public Codec {
 
   std::string describe() const override;
   std::int64_t block() const override { return block_; }
-  std::int64_t payload_bytes(std::int64_t count, at::ScalarType dtype) const override;
-  void encode(const at::Tensor& values, at::Tensor payload,
-              std::uint64_t rounding_key) const override;
+  Format format(std::int64_t count) const override;
+  void encode(const at::Tensor& values, at::Tensor payload, const DrawKey& draws) const override;
   void decode_add(const at::Tensor& payload, double weight, at::Tensor into) const override;
   bool finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype) const override;
 

@@ -9,7 +9,7 @@ class AllReduceExchange final : public Exchange {
  public:
   Range owned() const override { return {}; }
 
-  void stage(Bucket& bucket, Feedback&, Communicator& communicator, std::uint64_t) override {
+  void stage(Bucket& bucket, Feedback&, Communicator& communicator, const RoundingKeys&) override {
     communicator.all_reduce(bucket.gradient, ReduceOp::sum)->wait();
     // A sum with a NaN or an infinity in it is not finite on any rank.
     non_finite_.reset();

@@ -12,6 +12,12 @@
 
 namespace thinwire {
 
+// Keys of the random draws of one rank in one step and bucket, one for each of its sides.
+struct RoundingKeys {
+  std::uint64_t worker = 0;
+  std::uint64_t owner = 0;
+};
+
 // The way of one bucket from gradients to what is needed for the estimate. One object per bucket
 // and rank. `stage` sends and keeps; `non_finite` names a slice to which some rank's contribution
 // was not finite, with the same answer on every rank and no further message; `decode` writes the
@@ -22,7 +28,7 @@ class Exchange {
   // The part of the bucket that this rank reduces for the others.
   virtual Range owned() const = 0;
   virtual void stage(Bucket& bucket, Feedback& feedback, Communicator& communicator,
-                     std::uint64_t rounding_key) = 0;
+                     const RoundingKeys& keys) = 0;
   virtual std::optional<std::size_t> non_finite() const = 0;
   virtual void decode(Bucket& bucket, Feedback& feedback) = 0;
 };

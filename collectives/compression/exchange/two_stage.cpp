@@ -18,16 +18,16 @@ class TwoStageExchange final : public Exchange {
   Range owned() const override { return chunks_[rank_].range(); }
 
   void stage(Bucket& bucket, Feedback& feedback, Communicator& communicator,
-             std::uint64_t rounding_key) override {
+             const RoundingKeys& keys) override {
     bytes_.clear();
     for (const Chunk& chunk : chunks_) bytes_.push_back(payload_bytes(bucket, chunk));
-    const at::Tensor messages = encode_messages(bucket, feedback, rounding_key);
+    const at::Tensor messages = encode_messages(bucket, feedback, keys.worker);
 
     const Counts mine(chunks_.size(), bytes_[rank_]);
     at::Tensor arrived = byte_tensor(bytes_[rank_] * static_cast<std::int64_t>(chunks_.size()));
     communicator.all_to_all(arrived, messages, mine, bytes_)->wait();
 
-    const at::Tensor reply = reduce_own_chunk(bucket, feedback, arrived, rounding_key);
+    const at::Tensor reply = reduce_own_chunk(bucket, feedback, arrived, keys.owner);
     received_ = byte_tensor(messages.numel());
     communicator.all_gather(received_, reply, bytes_)->wait();
     non_finite_ = culprit(bucket);
@@ -48,7 +48,7 @@ class TwoStageExchange final : public Exchange {
   static at::Tensor byte_tensor(std::int64_t bytes) { return at::empty({bytes}, at::kByte); }
 
   // This rank's messages to all owners, packed; leaves the new residual in the gradient buffer.
-  at::Tensor encode_messages(Bucket& bucket, Feedback& feedback, std::uint64_t rounding_key) {
+  at::Tensor encode_messages(Bucket& bucket, Feedback& feedback, std::uint64_t key) {
     at::Tensor packed = byte_tensor(std::accumulate(bytes_.begin(), bytes_.end(), std::int64_t{0}));
     std::int64_t offset = 0;
     for (std::size_t owner = 0; owner < chunks_.size(); ++owner) {
@@ -60,7 +60,7 @@ class TwoStageExchange final : public Exchange {
                        [&](const Piece& piece, const at::Tensor& payload) {
                          at::Tensor values = bucket.gradient.narrow(0, piece.begin, piece.count);
                          feedback.compensate(values, piece.begin);
-                         piece.codec->encode(values, payload, rounding_key);
+                         piece.codec->encode(values, payload, {key, piece.begin});
                          feedback.absorb(values, piece.begin, *piece.codec, payload);
                        });
       offset += bytes_[owner];
@@ -70,7 +70,7 @@ class TwoStageExchange final : public Exchange {
 
   // The mean of the messages for this rank's chunk, in rank order, coded again.
   at::Tensor reduce_own_chunk(const Bucket& bucket, Feedback& feedback, const at::Tensor& arrived,
-                              std::uint64_t rounding_key) {
+                              std::uint64_t key) {
     const Chunk& chunk = chunks_[rank_];
     const Range range = chunk.range();
     at::Tensor mean = at::zeros({range.count()}, bucket.gradient.options());
@@ -93,7 +93,7 @@ class TwoStageExchange final : public Exchange {
     at::Tensor reply = byte_tensor(bytes_[rank_]);
     for_each_payload(bucket, chunk, reply, [&](const Piece& piece, const at::Tensor& payload) {
       feedback.owner_compensate(values_of(piece), piece.begin);
-      piece.codec->encode(values_of(piece), payload, rounding_key);
+      piece.codec->encode(values_of(piece), payload, {key, piece.begin});
       feedback.owner_absorb(values_of(piece), piece.begin, *piece.codec, payload);
     });
     return reply;

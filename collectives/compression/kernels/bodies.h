@@ -76,33 +76,35 @@ template <typename Warp, typename T>
 THINWIRE_ON_DEVICE void encode(const EncodeArgs<T>& args, const Block& block) {
   T* gradient = args.gradient + block.begin;
   char* payload = args.payload + block.payload;
-  if (args.residual == nullptr) {
-    if (block.coding == Coding::held) return;
+  if (args.residual.error == nullptr) {
+    if (block.format.coding == Coding::held) return;
     code<Warp, T>(
-        block.coding, block.count, payload, [&](std::int64_t i) { return gradient[i]; },
+        block.format.coding, block.count, payload, [&](std::int64_t i) { return gradient[i]; },
         [](std::int64_t, T, T) {});
     return;
   }
-  const T* residual = args.residual + block.begin;
-  if (block.coding == Coding::held) {
+  const T* residual = args.residual.error + block.begin;
+  if (block.format.coding == Coding::held) {
     Warp::rows(block.count, [&](std::int64_t begin, int n) {
       Warp::each(n, [&](int lane) { gradient[begin + lane] = residual[begin + lane]; });
     });
     return;
   }
   code<Warp, T>(
-      block.coding, block.count, payload, [&](std::int64_t i) { return gradient[i] + residual[i]; },
+      block.format.coding, block.count, payload,
+      [&](std::int64_t i) { return gradient[i] + residual[i]; },
       [&](std::int64_t i, T m, T minus_decoded) { gradient[i] = m + minus_decoded; });
 }
 
-// The mean over ranks of one row, before the owner's residual.
+// The mean over ranks of one row of a block; `payload` is the first rank's of the block.
 template <typename Warp, typename T>
-THINWIRE_ON_DEVICE typename Warp::template Lanes<T> mean_of_row(const OwnerReduceArgs<T>& args,
-                                                                Coding coding, const char* payload,
+THINWIRE_ON_DEVICE typename Warp::template Lanes<T> mean_of_row(const char* payload,
+                                                                std::int64_t stride,
+                                                                std::int32_t ranks, Coding coding,
                                                                 std::int64_t begin, int n) {
   typename Warp::template Lanes<T> mean{};
-  for (std::int32_t rank = 0; rank < args.ranks; ++rank) {
-    const char* from = payload + rank * args.stride;
+  for (std::int32_t rank = 0; rank < ranks; ++rank) {
+    const char* from = payload + rank * stride;
     if (coding == Coding::raw) {
       const char* values = from + begin * static_cast<std::int64_t>(sizeof(T));
       Warp::each(n, [&](int lane) {
@@ -114,9 +116,9 @@ THINWIRE_ON_DEVICE typename Warp::template Lanes<T> mean_of_row(const OwnerReduc
       Warp::each(n, [&](int lane) { mean[lane] += bits[lane] ? scale : -scale; });
     }
   }
-  if (args.ranks > 1) {
-    const T ranks = static_cast<T>(args.ranks);
-    Warp::each(n, [&](int lane) { mean[lane] /= ranks; });
+  if (ranks > 1) {
+    const T divisor = static_cast<T>(ranks);
+    Warp::each(n, [&](int lane) { mean[lane] /= divisor; });
   }
   return mean;
 }
@@ -125,9 +127,9 @@ template <typename Warp, typename T>
 THINWIRE_ON_DEVICE void owner_reduce(const OwnerReduceArgs<T>& args, const Block& block) {
   const std::int64_t chunk_offset = block.begin - args.chunk_begin;
   const std::int64_t payload_offset = block.payload - args.payload_begin;
-  const T* residual = args.owner_residual ? args.owner_residual + chunk_offset : nullptr;
+  const T* residual = args.residual.error ? args.residual.error + chunk_offset : nullptr;
   T* next = args.owner_next + chunk_offset;
-  if (block.coding == Coding::held) {
+  if (block.format.coding == Coding::held) {
     if (residual == nullptr) return;
     Warp::rows(block.count, [&](std::int64_t begin, int n) {
       Warp::each(n, [&](int lane) { next[begin + lane] = residual[begin + lane]; });
@@ -136,55 +138,61 @@ THINWIRE_ON_DEVICE void owner_reduce(const OwnerReduceArgs<T>& args, const Block
   }
   const char* arrived = args.arrived + payload_offset;
   Warp::rows(block.count, [&](std::int64_t begin, int n) {
-    auto mean = mean_of_row<Warp>(args, block.coding, arrived, begin, n);
+    auto mean =
+        mean_of_row<Warp, T>(arrived, args.stride, args.ranks, block.format.coding, begin, n);
     if (residual != nullptr) {
       Warp::each(n, [&](int lane) { mean[lane] += residual[begin + lane]; });
     }
     Warp::each(n, [&](int lane) { next[begin + lane] = mean[lane]; });
   });
   code<Warp, T>(
-      block.coding, block.count, args.reply + payload_offset,
+      block.format.coding, block.count, args.reply + payload_offset,
       [&](std::int64_t i) { return next[i]; },
       [&](std::int64_t i, T m, T minus_decoded) { next[i] = m + minus_decoded; });
 }
 
 template <typename Warp, typename T>
 THINWIRE_ON_DEVICE void first_non_finite(const FirstNonFiniteArgs<T>& args, const Block& block) {
-  if (block.coding == Coding::held) return;
-  const char* payload = args.payload + block.payload;
+  if (block.format.coding == Coding::held) return;
   // A sign block says so in its scale.
-  const std::int64_t values = block.coding == Coding::raw ? block.count : 1;
-  const bool finite = all_finite<Warp, T>(values, [&](std::int64_t i) {
-    return load<T>(payload + i * static_cast<std::int64_t>(sizeof(T)));
-  });
+  const std::int64_t values = block.format.coding == Coding::raw ? block.count : 1;
+  bool finite = true;
+  for (std::int32_t rank = 0; rank < args.ranks; ++rank) {
+    const char* payload = args.payload + rank * args.stride + block.payload;
+    finite = finite && all_finite<Warp, T>(values, [&](std::int64_t i) {
+               return load<T>(payload + i * static_cast<std::int64_t>(sizeof(T)));
+             });
+  }
   if (!finite) Warp::lower(args.flag, block.slice);
+}
+
+// absorb(i, mean) for every element of a block.
+template <typename Warp, typename T, typename Absorb>
+THINWIRE_ON_DEVICE void each_mean(const DecodeArgs<T>& args, const Block& block, Absorb absorb) {
+  Warp::rows(block.count, [&](std::int64_t begin, int n) {
+    auto mean = mean_of_row<Warp, T>(args.payload + block.payload, args.stride, args.ranks,
+                                     block.format.coding, begin, n);
+    Warp::each(n, [&](int lane) { absorb(begin + lane, mean[lane]); });
+  });
 }
 
 template <typename Warp, typename T>
 THINWIRE_ON_DEVICE void decode(const DecodeArgs<T>& args, const Block& block) {
-  T* gradient = args.gradient + block.begin;
-  const char* payload = args.payload + block.payload;
-  if (block.coding == Coding::held) {
+  T* into = args.into + block.begin;
+  if (block.format.coding == Coding::held) {
     Warp::rows(block.count, [&](std::int64_t begin, int n) {
-      Warp::each(n, [&](int lane) { gradient[begin + lane] = 0; });
+      Warp::each(n, [&](int lane) { into[begin + lane] = 0; });
     });
-  } else if (block.coding == Coding::raw) {
-    Warp::rows(block.count, [&](std::int64_t begin, int n) {
-      // Added to zero, which makes -0 a +0, as in a sum.
-      Warp::each(n, [&](int lane) {
-        const std::int64_t i = begin + lane;
-        gradient[i] = T{0} + load<T>(payload + i * static_cast<std::int64_t>(sizeof(T)));
-      });
-    });
-  } else {
-    const T scale = load<T>(payload);
-    const T positive = T{0} + scale;
-    const T negative = T{0} + -scale;
-    Warp::rows(block.count, [&](std::int64_t begin, int n) {
-      const auto bits = Warp::load_bits(payload + sizeof(T) + begin / 8, n);
-      Warp::each(n, [&](int lane) { gradient[begin + lane] = bits[lane] ? positive : negative; });
-    });
+    return;
   }
+  each_mean<Warp>(args, block, [&](std::int64_t i, T mean) { into[i] = mean; });
+}
+
+template <typename Warp, typename T>
+THINWIRE_ON_DEVICE void integrate(const DecodeArgs<T>& args, const Block& block) {
+  T* into = args.into + block.begin;
+  if (block.format.coding == Coding::held) return;
+  each_mean<Warp>(args, block, [&](std::int64_t i, T mean) { into[i] += mean; });
 }
 
 template <typename Warp, typename T>

@@ -20,6 +20,7 @@ Kernels<T> cuda_kernels() {
           launch::checked<launch::owner_reduce<T>, OwnerReduceArgs<T>>,
           launch::checked<launch::first_non_finite<T>, FirstNonFiniteArgs<T>>,
           launch::checked<launch::decode<T>, DecodeArgs<T>>,
+          launch::checked<launch::integrate<T>, DecodeArgs<T>>,
           launch::checked<launch::mean_and_check<T>, MeanAndCheckArgs<T>>};
 }
 

@@ -40,6 +40,10 @@ __global__ void __launch_bounds__(threads) decode_kernel(DecodeArgs<T> args) {
   for_each_block(args, [&](const Block& b) { bodies::decode<DeviceWarp>(args, b); });
 }
 template <typename T>
+__global__ void __launch_bounds__(threads) integrate_kernel(DecodeArgs<T> args) {
+  for_each_block(args, [&](const Block& b) { bodies::integrate<DeviceWarp>(args, b); });
+}
+template <typename T>
 __global__ void __launch_bounds__(threads) mean_and_check_kernel(MeanAndCheckArgs<T> args) {
   for_each_block(args, [&](const Block& b) { bodies::mean_and_check<DeviceWarp>(args, b); });
 }
@@ -73,6 +77,10 @@ int decode(const DecodeArgs<T>& args, StreamHandle stream) {
   return run(decode_kernel<T>, args, stream);
 }
 template <typename T>
+int integrate(const DecodeArgs<T>& args, StreamHandle stream) {
+  return run(integrate_kernel<T>, args, stream);
+}
+template <typename T>
 int mean_and_check(const MeanAndCheckArgs<T>& args, StreamHandle stream) {
   return run(mean_and_check_kernel<T>, args, stream);
 }
@@ -85,6 +93,8 @@ template int first_non_finite(const FirstNonFiniteArgs<float>&, StreamHandle);
 template int first_non_finite(const FirstNonFiniteArgs<double>&, StreamHandle);
 template int decode(const DecodeArgs<float>&, StreamHandle);
 template int decode(const DecodeArgs<double>&, StreamHandle);
+template int integrate(const DecodeArgs<float>&, StreamHandle);
+template int integrate(const DecodeArgs<double>&, StreamHandle);
 template int mean_and_check(const MeanAndCheckArgs<float>&, StreamHandle);
 template int mean_and_check(const MeanAndCheckArgs<double>&, StreamHandle);
 

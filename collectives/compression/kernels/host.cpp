@@ -20,6 +20,7 @@ Kernels<T> host_kernels() {
           run<bodies::owner_reduce<HostWarp, T>, OwnerReduceArgs<T>>,
           run<bodies::first_non_finite<HostWarp, T>, FirstNonFiniteArgs<T>>,
           run<bodies::decode<HostWarp, T>, DecodeArgs<T>>,
+          run<bodies::integrate<HostWarp, T>, DecodeArgs<T>>,
           run<bodies::mean_and_check<HostWarp, T>, MeanAndCheckArgs<T>>};
 }
 

@@ -1,5 +1,5 @@
-// What a 1-bit reducer does to memory, as plain functions over pointers: one instance runs on the
-// host, one on a GPU, with equal bits.
+// What reducers do to memory, as plain functions over pointers: one instance runs on the host, one
+// on a GPU, with equal bits.
 //
 // All pointers in the arguments, the table of blocks included, are to memory that the instance can
 // read: host memory for `host_kernels`, device memory for `cuda_kernels`. A launch on a stream
@@ -8,54 +8,60 @@
 //
 // Equal bits: every sum is formed in 32 lanes, element i of a block in lane i % 32, and the lanes
 // are folded, lane += lane + width for width 16, 8, 4, 2, 1. Only the bits of a NaN may differ.
+//
+// Random draws are a function of a key and an element's place: element i of a block takes word
+// i / 32 % 4 of philox(key, 0, block.begin + i / 128 * 32 + i % 32), its upper 24 bits as a
+// fraction of one.
+//
+// Payloads come from other ranks: no byte of one makes a kernel read or write out of bounds.
 #pragma once
 
 #include <cstdint>
 
+#include "collectives/compression/kernels/format.h"
 #include "collectives/compression/kernels/stream.h"
 
 namespace thinwire {
 
-// How one block travels.
-enum class Coding : std::int32_t {
-  raw,   // the values themselves
-  sign,  // a scale and one bit per value, as SignCodec codes one block
-  held,  // a frozen slice: in no message, and its residual stays
-};
-
 // Consecutive elements of one slice that are coded together.
 struct Block {
-  std::int64_t begin = 0;  // elements from the bucket's start
-  std::int32_t count = 0;  // elements; the best size for a GPU is 1024, raw blocks too
-  std::int32_t slice = 0;  // index into the bucket's slices
-  Coding coding = Coding::raw;
+  std::int64_t begin = 0;    // elements from the bucket's start
   std::int64_t payload = 0;  // bytes from the start of the packed message; not aligned
+  std::int32_t count = 0;    // elements; the best size for a GPU is 1024, raw blocks too
+  std::int32_t slice = 0;    // index into the bucket's slices
+  Format format;
 };
 
-// Bytes of one block's payload.
+// What was not sent, and is part of later messages. `d` is what the payload decodes to.
+//   tracker null, error feedback:  message m = g + e,            next = m - d
+//   with a tracker h, EControl:    message m = (eta e + g) - h,  next = ((e + g) - h) - d
 template <typename T>
-constexpr std::int64_t block_payload_bytes(Coding coding, std::int64_t count) {
-  const auto size = static_cast<std::int64_t>(sizeof(T));
-  if (coding == Coding::held || count == 0) return 0;
-  return coding == Coding::raw ? count * size : size + (count + 7) / 8;
-}
+struct Residual {
+  const T* error = nullptr;    // e; null: no feedback, m = g, and nothing is kept
+  const T* tracker = nullptr;  // h
+  const T* eta = nullptr;      // with a tracker: one per slice of the bucket
+};
 
-// payload := code(m) with m = gradient + residual, then gradient := m - decoded(payload).
-// A held block is in no payload; gradient := residual.
-// Without residual: payload := code(gradient), and the gradient stays.
+// payload := code(m), and gradient := next (it stays where there is no feedback). A held block is
+// in no payload; gradient := e.
 template <typename T>
 struct EncodeArgs {
   const Block* blocks = nullptr;
   std::int64_t block_count = 0;
-  T* gradient = nullptr;        // the bucket's
-  const T* residual = nullptr;  // the bucket's; may be null
-  char* payload = nullptr;      // the whole packed message
+  T* gradient = nullptr;    // the bucket's: g
+  Residual<T> residual;     // the bucket's
+  char* payload = nullptr;  // the whole packed message
+  std::uint64_t rounding_key = 0;
+  // Null, or two sums per block of the table: of m^2, and of (m - d)^2. 0 for held and raw blocks.
+  T* energy = nullptr;
 };
 
-// For the blocks of the chunk that this rank owns:
-//   mean := (0 + decoded from rank 0 + decoded from rank 1 + ...) / ranks + owner_residual,
-//   reply := code(mean), owner_next := mean - decoded(reply).
-// One rank divides by nothing. A held block is in no payload; owner_next := owner_residual.
+// For the blocks of the chunk that this rank owns, all but `blocks` relative to the chunk's start:
+//   mean := (0 + decoded from rank 0 + decoded from rank 1 + ...) / ranks,
+//   g := mean, or with a tracker  g := mean_tracker + mean, which is kept in mean_tracker_next,
+//   reply := code(m), owner_next := next.
+// One rank divides by nothing. A held block is in no payload; owner_next := e, and
+// mean_tracker_next := mean_tracker.
 template <typename T>
 struct OwnerReduceArgs {
   const Block* blocks = nullptr;
@@ -65,9 +71,12 @@ struct OwnerReduceArgs {
   const char* arrived = nullptr;   // one packed chunk per rank, in rank order
   std::int64_t stride = 0;         // bytes from one rank's packed chunk to the next
   std::int32_t ranks = 1;
-  const T* owner_residual = nullptr;  // the chunk's; null: no feedback
-  T* owner_next = nullptr;            // the chunk's; without feedback scratch, but not null
-  char* reply = nullptr;              // the packed chunk
+  Residual<T> residual;             // the chunk's; its tracker is what the owners sent in all
+  T* owner_next = nullptr;          // the chunk's; without feedback scratch, but not null
+  const T* mean_tracker = nullptr;  // with a tracker: the mean of the ranks' trackers
+  T* mean_tracker_next = nullptr;
+  char* reply = nullptr;  // the packed chunk
+  std::uint64_t rounding_key = 0;
 };
 
 // flag := min(flag, the index of every slice with a block whose payload is not finite).
@@ -75,17 +84,24 @@ template <typename T>
 struct FirstNonFiniteArgs {
   const Block* blocks = nullptr;
   std::int64_t block_count = 0;
-  const char* payload = nullptr;  // the whole packed message
-  std::int32_t* flag = nullptr;   // the caller sets it before, to INT32_MAX
+  const char* payload = nullptr;  // `ranks` whole packed messages
+  std::int64_t stride = 0;        // bytes from one to the next
+  std::int32_t ranks = 1;
+  std::int32_t* flag = nullptr;  // the caller sets it before, to INT32_MAX
 };
 
-// gradient := 0 + decoded(payload); 0 in held blocks.
+// The mean of what ranks sent, (0 + decoded from rank 0 + ...) / ranks; one rank divides by
+// nothing.
+//   decode:     into := mean; 0 in held blocks
+//   integrate:  into := into + mean; held blocks stay
 template <typename T>
 struct DecodeArgs {
   const Block* blocks = nullptr;
   std::int64_t block_count = 0;
-  const char* payload = nullptr;  // the whole packed message
-  T* gradient = nullptr;          // the bucket's
+  const char* payload = nullptr;  // `ranks` whole packed messages
+  std::int64_t stride = 0;        // bytes from one to the next
+  std::int32_t ranks = 1;
+  T* into = nullptr;  // the bucket's
 };
 
 // gradient := gradient / ranks, and flag := min(flag, the index of every slice that was not finite
@@ -106,6 +122,7 @@ struct Kernels {
   void (*owner_reduce)(const OwnerReduceArgs<T>& args, StreamHandle stream);
   void (*first_non_finite)(const FirstNonFiniteArgs<T>& args, StreamHandle stream);
   void (*decode)(const DecodeArgs<T>& args, StreamHandle stream);
+  void (*integrate)(const DecodeArgs<T>& args, StreamHandle stream);
   void (*mean_and_check)(const MeanAndCheckArgs<T>& args, StreamHandle stream);
 };
 

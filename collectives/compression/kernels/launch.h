@@ -15,6 +15,8 @@ int first_non_finite(const FirstNonFiniteArgs<T>& args, StreamHandle stream);
 template <typename T>
 int decode(const DecodeArgs<T>& args, StreamHandle stream);
 template <typename T>
+int integrate(const DecodeArgs<T>& args, StreamHandle stream);
+template <typename T>
 int mean_and_check(const MeanAndCheckArgs<T>& args, StreamHandle stream);
 
 // Throws `Error` unless `code` is cudaSuccess.

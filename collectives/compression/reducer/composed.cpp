@@ -1,7 +1,7 @@
 #include "collectives/compression/reducer/composed.h"
 
+#include "collectives/compression/reducer/rounding.h"
 #include "runtime/base/error.h"
-#include "runtime/base/philox.h"
 
 namespace thinwire {
 
@@ -32,11 +32,11 @@ void ComposedReducer::prepare(const Bucket& bucket, int rank, int size) {
 void ComposedReducer::stage(Bucket& bucket, Communicator& communicator, const StepContext& step) {
   Path& here = path(bucket);
   here.staged = step.transmission;
-  const Philox draws(step.seed, PhiloxStream::rounding, static_cast<std::uint64_t>(step.step));
-  const auto place = static_cast<std::uint64_t>(bucket.index) << 32 |
-                     static_cast<std::uint64_t>(communicator.rank());
-  here.used().stage(bucket, *here.feedback, communicator, draws.bits(place));
+  here.used().stage(bucket, *here.feedback, communicator,
+                    rounding_keys(step, bucket, communicator.rank()));
 }
+
+void ComposedReducer::settle(Communicator&) {}
 
 std::optional<std::string> ComposedReducer::non_finite(const Bucket& bucket) {
   const auto slice = path(bucket).used().non_finite();

@@ -19,6 +19,7 @@ class ComposedReducer final : public GradientReducer {
 
   void prepare(const Bucket& bucket, int rank, int size) override;
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;
+  void settle(Communicator& communicator) override;
   std::optional<std::string> non_finite(const Bucket& bucket) override;
   void commit(Bucket& bucket) override;
   void rollback(Bucket& bucket) override;

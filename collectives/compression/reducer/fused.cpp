@@ -41,7 +41,7 @@ void FusedReducer::prepare(const Bucket& bucket, int rank, int size) {
   here.chunks = cut_into_chunks(bucket, codecs_.of(bucket), size);
   here.rank = static_cast<std::size_t>(rank);
   const auto options = bucket.gradient.options();
-  if (options_.feedback == FeedbackKind::error_feedback) {
+  if (options_.feedback.kind == FeedbackKind::error_feedback) {
     here.residual = at::zeros_like(bucket.gradient);
     here.owner_residual = at::zeros({here.chunks[here.rank].range().count()}, options);
   }
@@ -67,15 +67,16 @@ void FusedReducer::lay_out_blocks(const Bucket& bucket, Path& here) {
       const bool coded = codecs_.compresses(bucket.slices[piece.slice]);
       Block block;
       block.slice = static_cast<std::int32_t>(piece.slice);
-      block.coding = frozen[piece.slice] ? Coding::held : coded ? Coding::sign : Coding::raw;
       const std::int64_t size = coded ? piece.codec->block() : kRawBlock;
       for (std::int64_t done = 0; done < piece.count; done += size) {
         const std::int64_t count = std::min(size, piece.count - done);
         block.begin = piece.begin + done;
         block.count = static_cast<std::int32_t>(count);
         block.payload = payload;
+        block.format =
+            frozen[piece.slice] ? Format{.coding = Coding::held} : piece.codec->format(count);
         blocks.push_back(block);
-        if (block.coding != Coding::held) payload += piece.codec->payload_bytes(count, dtype);
+        if (!frozen[piece.slice]) payload += piece.codec->payload_bytes(count, dtype);
       }
     }
     here.bytes.push_back(payload - chunk_payload);
@@ -136,7 +137,7 @@ void FusedReducer::stage_typed(Bucket& bucket, Path& here, Communicator& communi
   run.encode({.blocks = here.table.data(),
               .block_count = here.table.size(),
               .gradient = bucket.gradient.data_ptr<T>(),
-              .residual = feedback ? here.residual.const_data_ptr<T>() : nullptr,
+              .residual = {.error = feedback ? here.residual.const_data_ptr<T>() : nullptr},
               .payload = bytes_of(here.messages)},
              stream);
   const std::int64_t mine = here.bytes[here.rank];
@@ -154,7 +155,7 @@ void FusedReducer::stage_typed(Bucket& bucket, Path& here, Communicator& communi
        .arrived = bytes_of(here.arrived),
        .stride = mine,
        .ranks = communicator.size(),
-       .owner_residual = feedback ? here.owner_residual.const_data_ptr<T>() : nullptr,
+       .residual = {.error = feedback ? here.owner_residual.const_data_ptr<T>() : nullptr},
        .owner_next = here.owner_next.data_ptr<T>(),
        .reply = bytes_of(here.reply)},
       stream);
@@ -165,6 +166,8 @@ void FusedReducer::stage_typed(Bucket& bucket, Path& here, Communicator& communi
                         .flag = flag},
                        stream);
 }
+
+void FusedReducer::settle(Communicator&) {}
 
 std::optional<std::string> FusedReducer::non_finite(const Bucket& bucket) {
   Path& here = path(bucket);
@@ -186,7 +189,7 @@ void FusedReducer::commit(Bucket& bucket) {
     launch_.kernels<T>().decode({.blocks = here.table.data(),
                                  .block_count = here.table.size(),
                                  .payload = bytes_of(here.received),
-                                 .gradient = bucket.gradient.data_ptr<T>()},
+                                 .into = bucket.gradient.data_ptr<T>()},
                                 launch_.queue->stream());
   });
 }

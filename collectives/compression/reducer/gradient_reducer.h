@@ -33,20 +33,23 @@ struct SlicePlan {
 // In: this rank's quantity in a bucket's gradient buffer. After `commit`: the same estimate of the
 // mean over ranks on every rank, bit for bit.
 //
-// Per step and bucket: `stage`, then `commit` or `rollback`. Between them the gradient buffer's
-// content belongs to the reducer. A rollback leaves every state as before the stage and the
-// gradient undefined. `stage` is called by one thread at a time, in bucket order, the same on all
-// ranks.
+// Per step: `stage` for every bucket, `settle`, then `commit` or `rollback` for every bucket.
+// Between stage and commit the gradient buffer's content belongs to the reducer, and the bucket
+// must stay where it is. A rollback leaves every state as before the stage and the gradient
+// undefined. `stage` and `settle` are called by one thread at a time, in bucket order, the same on
+// all ranks.
 class GradientReducer {
  public:
   virtual ~GradientReducer() = default;
 
   // Once per bucket, before its first step: allocates the state.
   virtual void prepare(const Bucket& bucket, int rank, int size) = 0;
-  // Sends and receives; blocks until the bucket is through.
+  // Sends and receives; operations may be in flight when it returns.
   virtual void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) = 0;
-  // After `stage`: a parameter for which some rank's quantity was NaN or infinite, if there is one;
-  // the same answer on every rank. On a device this is the only call that makes the host wait.
+  // Ends what the stages of this step have left in flight.
+  virtual void settle(Communicator& communicator) = 0;
+  // After `settle`: a parameter for which some rank's quantity was NaN or infinite, if there is
+  // one; the same answer on every rank. On a device this is the only call that makes the host wait.
   virtual std::optional<std::string> non_finite(const Bucket& bucket) = 0;
   // May exchange `bucket.gradient`'s storage with its own.
   virtual void commit(Bucket& bucket) = 0;
