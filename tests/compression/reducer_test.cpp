@@ -294,8 +294,8 @@ TEST(Layout, ChunksCoverTheBucketOnceInOrderAtBlockBoundaries) {
 
 TEST(Options, CombinationsThatMakeNoSenseListThoseThatDo) {
   EXPECT_NO_THROW(parse_compression("sign:block=4096", "auto"));
-  EXPECT_EQ(parse_compression("sign", "auto").feedback, FeedbackKind::error_feedback);
-  EXPECT_EQ(parse_compression("none", "auto").feedback, FeedbackKind::none);
+  EXPECT_EQ(parse_compression("sign", "auto").feedback.kind, FeedbackKind::error_feedback);
+  EXPECT_EQ(parse_compression("none", "auto").feedback.kind, FeedbackKind::none);
   const auto message_of = [](const std::string& compressor, const std::string& feedback) {
     try {
       parse_compression(compressor, feedback);

@@ -29,7 +29,7 @@ struct Block {
   std::int64_t payload = 0;  // bytes from the start of the packed message; not aligned
   std::int32_t count = 0;    // elements; the best size for a GPU is 1024, raw blocks too
   std::int32_t slice = 0;    // index into the bucket's slices
-  Format format;
+  Format format = {};
 };
 
 // What was not sent, and is part of later messages. `d` is what the payload decodes to.
