@@ -92,6 +92,10 @@ struct ReducerLaunch {
   Kernels<float> for_float = host_kernels<float>();
   Kernels<double> for_double = host_kernels<double>();
   std::shared_ptr<Queue> queue = make_host_queue();
+  // Values that travel together: while some are on the wire, the next are encoded and those before
+  // reduced. Small, so that the first are soon on the wire and the last soon off it; large against
+  // what a message and a launch cost.
+  std::int64_t segment = 1 << 20;
 
   template <typename T>
   const Kernels<T>& kernels() const {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "collectives/checked.h"
 #include "collectives/compression/options.h"
 #include "collectives/metered.h"
 #include "collectives/threads/thread_communicator.h"
@@ -20,8 +21,14 @@ using testing::Snapshot;
 
 struct Side {
   std::unique_ptr<GradientReducer> reducer;
-  Bucket bucket;
+  std::vector<Bucket> buckets;
 };
+
+// Three buckets: of everything, of one matrix, and of vectors alone.
+std::vector<Bucket> make_buckets(at::ScalarType dtype) {
+  return {make_bucket(mixed_shapes(), dtype, 0), make_bucket({{90, 31}}, dtype, 1),
+          make_bucket({{17}, {3}}, dtype, 2)};
+}
 
 // What makes step `step` special.
 void disturb(std::int64_t step, int rank, int size, Bucket& bucket, StepContext& context) {
@@ -58,44 +65,64 @@ TEST_P(FusedReducers, DoWhatThePlainCompositionDoes) {
       {Sign{1000}, {FeedbackKind::error_feedback}, ExchangeKind::two_stage},
   };
   for (const auto& options : ways) {
-    run_ranks(size, [&](auto ranks) {
-      const int rank = ranks->rank();
-      const auto meter = std::make_shared<Meter>();
-      const auto communicator = make_metered(std::move(ranks), meter);
-      Side sides[] = {{make_reducer(options), make_bucket(mixed_shapes(), dtype)},
-                      {make_reference_reducer(options), make_bucket(mixed_shapes(), dtype)}};
-      for (Side& side : sides) side.reducer->prepare(side.bucket, rank, size);
-      for (std::int64_t step = 0; step < 14; ++step) {
-        std::optional<std::string> verdicts[2];
-        std::int64_t bytes[2];
-        for (int i = 0; i < 2; ++i) {
-          auto& [reducer, bucket] = sides[i];
-          StepContext context{.step = step, .seed = 1};
-          bucket.gradient.copy_(random_gradient(bucket, step, rank));
-          disturb(step, rank, size, bucket, context);
-          const auto before = meter->total().bytes_sent;
-          reducer->stage(bucket, *communicator, context);
-          reducer->settle(*communicator);
-          bytes[i] = meter->total().bytes_sent - before;
-          verdicts[i] = reducer->non_finite(bucket);
-          if (verdicts[i]) {
-            reducer->rollback(bucket);
-          } else {
-            reducer->commit(bucket);
+    // The whole bucket at once, and in segments of about 500 values.
+    for (const std::int64_t segment : {1 << 20, 500}) {
+      run_ranks(size, [&](auto ranks) {
+        const int rank = ranks->rank();
+        const auto meter = std::make_shared<Meter>();
+        const auto communicator = make_metered(make_checked(std::move(ranks)), meter);
+        ReducerLaunch launch;
+        launch.segment = segment;
+        Side sides[] = {{make_reducer(options, launch), make_buckets(dtype)},
+                        {make_reference_reducer(options), make_buckets(dtype)}};
+        for (Side& side : sides) {
+          for (const Bucket& bucket : side.buckets) side.reducer->prepare(bucket, rank, size);
+        }
+        for (std::int64_t step = 0; step < 14; ++step) {
+          std::optional<std::string> verdicts[2];
+          std::int64_t bytes[2];
+          for (int i = 0; i < 2; ++i) {
+            auto& [reducer, buckets] = sides[i];
+            const auto before = meter->total().bytes_sent;
+            for (Bucket& bucket : buckets) {
+              StepContext context{.step = step, .seed = 1};
+              bucket.gradient.copy_(random_gradient(bucket, step, rank));
+              if (bucket.index == 0) disturb(step, rank, size, bucket, context);
+              if (step == 5 || step == 9) context.transmission = Transmission::dense;
+              reducer->stage(bucket, *communicator, context);
+            }
+            reducer->settle(*communicator);
+            bytes[i] = meter->total().bytes_sent - before;
+            for (const Bucket& bucket : buckets) {
+              if (!verdicts[i]) verdicts[i] = reducer->non_finite(bucket);
+            }
+            for (Bucket& bucket : buckets) {
+              if (verdicts[i]) {
+                reducer->rollback(bucket);
+              } else {
+                reducer->commit(bucket);
+              }
+            }
+          }
+          ASSERT_EQ(verdicts[0], verdicts[1]) << "step " << step;
+          ASSERT_EQ(verdicts[0].has_value(), step == 6 || step == 7 || step == 9);
+          EXPECT_EQ(bytes[0], bytes[1]);
+          for (std::size_t b = 0; b < sides[0].buckets.size(); ++b) {
+            const Bucket& got = sides[0].buckets[b];
+            const Bucket& expected = sides[1].buckets[b];
+            if (!verdicts[0]) {
+              ASSERT_TRUE(same_bits(got.gradient, expected.gradient))
+                  << "estimates of bucket " << b << " differ in step " << step;
+            }
+            Snapshot states[2];
+            sides[0].reducer->visit(got, states[0]);
+            sides[1].reducer->visit(expected, states[1]);
+            ASSERT_TRUE(states[0] == states[1])
+                << "states of bucket " << b << " differ after step " << step;
           }
         }
-        ASSERT_EQ(verdicts[0], verdicts[1]) << "step " << step;
-        ASSERT_EQ(verdicts[0].has_value(), step == 6 || step == 7 || step == 9);
-        EXPECT_EQ(bytes[0], bytes[1]);
-        if (!verdicts[0]) {
-          ASSERT_TRUE(same_bits(sides[0].bucket.gradient, sides[1].bucket.gradient))
-              << "estimates differ in step " << step;
-        }
-        Snapshot states[2];
-        for (int i = 0; i < 2; ++i) sides[i].reducer->visit(sides[i].bucket, states[i]);
-        ASSERT_TRUE(states[0] == states[1]) << "states differ after step " << step;
-      }
-    });
+      });
+    }
   }
 }
 

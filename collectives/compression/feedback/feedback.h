@@ -63,6 +63,16 @@ std::unique_ptr<Feedback> make_no_feedback();
 void visit_residuals(const Bucket& bucket, const at::Tensor& residual, Range owned,
                      const at::Tensor& owner_residual, StateVisitor& visitor);
 
+// EControl's trackers: of this rank's messages, of the mean of all ranks' (the part that this rank
+// owns), and of what everybody decoded.
+struct Trackers {
+  at::Tensor own;
+  at::Tensor mean;
+  at::Tensor estimate;
+};
+void visit_trackers(const Bucket& bucket, const Trackers& trackers, Range owned,
+                    StateVisitor& visitor);
+
 // Error feedback (EF14) in gradient units on both sides of a two-stage exchange:
 //   message = g + e, e := message - sent.
 // Conservation: sum of estimates + mean of worker residuals + owner residuals = sum of mean

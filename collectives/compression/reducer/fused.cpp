@@ -4,22 +4,30 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <cstring>
 #include <numeric>
 
 #include "collectives/compression/codec/typed.h"
+#include "collectives/compression/reducer/rounding.h"
 #include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {
 
 constexpr std::int64_t kRawBlock = 1024;  // values; of a size that suits a GPU
-
-std::int64_t sum(const Counts& counts) {
-  return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
-}
+// Segments on their way to their owners before the oldest is reduced, and on their way back before
+// the oldest is waited for.
+constexpr std::size_t kScattered = 2;
+constexpr std::size_t kGathered = 4;
 
 char* bytes_of(const at::Tensor& tensor) {
   return static_cast<char*>(tensor.data_ptr());
+}
+
+// A null pointer for a tensor that is not there.
+template <typename T>
+const T* data_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
 }
 
 }  // namespace
@@ -38,68 +46,116 @@ void FusedReducer::prepare(const Bucket& bucket, int rank, int size) {
   check(bucket.gradient.is_cpu() || !launch_.queue->on_host(),
         "a bucket on a device has a reducer of that device");
   Path here;
-  here.chunks = cut_into_chunks(bucket, codecs_.of(bucket), size);
-  here.rank = static_cast<std::size_t>(rank);
+  // With an all-gather nobody owns a part.
+  here.chunks = cut_into_chunks(bucket, codecs_.of(bucket), has_owners() ? size : 1);
+  here.rank = has_owners() ? static_cast<std::size_t>(rank) : 0;
+  here.size = size;
+  here.dtype = bucket.gradient.scalar_type();
   const auto options = bucket.gradient.options();
-  if (options_.feedback.kind == FeedbackKind::error_feedback) {
+  const std::int64_t own = owned(here).count();
+  if (options_.feedback.kind != FeedbackKind::none) {
     here.residual = at::zeros_like(bucket.gradient);
-    here.owner_residual = at::zeros({here.chunks[here.rank].range().count()}, options);
+    here.owner_residual = at::zeros({own}, options);
+  }
+  if (options_.feedback.kind == FeedbackKind::econtrol) {
+    here.tracker = at::zeros_like(bucket.gradient);
+    here.mean_tracker = at::zeros({own}, options);
+    here.estimate = at::zeros_like(bucket.gradient);
+    here.eta = SliceEta(bucket, codecs_.eta(options_.feedback.eta));
   }
   here.flag = at::zeros({1}, options.dtype(at::kInt));
   here.flag_on_host = launch_.queue->host_memory(sizeof(std::int32_t));
   paths_.insert_or_assign(bucket.index, std::move(here));
 }
 
-// The blocks of every chunk in the order of its pieces, as the frozen slices are now.
+// The blocks of every segment, owner by owner, in the order of the pieces, as the frozen slices are
+// now.
 void FusedReducer::lay_out_blocks(const Bucket& bucket, Path& here) {
   std::vector<bool> frozen;
   for (const Slice& slice : bucket.slices) frozen.push_back(slice.frozen);
   if (here.table.filled() && frozen == here.frozen) return;
   here.frozen = frozen;
-  std::vector<Block> blocks;
-  here.first_block = {0};
-  here.bytes.clear();
-  const auto dtype = bucket.gradient.scalar_type();
-  std::int64_t payload = 0;
+
+  std::vector<std::vector<Block>> of_owner;
+  std::int64_t values = 0;
   for (const Chunk& chunk : here.chunks) {
-    const std::int64_t chunk_payload = payload;
+    std::vector<Block>& blocks = of_owner.emplace_back();
     for (const Piece& piece : chunk.pieces) {
-      const bool coded = codecs_.compresses(bucket.slices[piece.slice]);
-      Block block;
-      block.slice = static_cast<std::int32_t>(piece.slice);
-      const std::int64_t size = coded ? piece.codec->block() : kRawBlock;
+      const std::int64_t size =
+          codecs_.compresses(bucket.slices[piece.slice]) ? piece.codec->block() : kRawBlock;
       for (std::int64_t done = 0; done < piece.count; done += size) {
         const std::int64_t count = std::min(size, piece.count - done);
+        Block block;
         block.begin = piece.begin + done;
         block.count = static_cast<std::int32_t>(count);
-        block.payload = payload;
+        block.slice = static_cast<std::int32_t>(piece.slice);
         block.format =
             frozen[piece.slice] ? Format{.coding = Coding::held} : piece.codec->format(count);
         blocks.push_back(block);
-        if (!frozen[piece.slice]) payload += piece.codec->payload_bytes(count, dtype);
+        values += count;
       }
     }
-    here.bytes.push_back(payload - chunk_payload);
-    here.first_block.push_back(static_cast<std::int64_t>(blocks.size()));
   }
-  here.table.fill(std::move(blocks), bucket.gradient, *launch_.queue);
+
+  const std::int64_t segments =
+      std::max<std::int64_t>(1, (values + launch_.segment / 2) / launch_.segment);
+  std::vector<Block> table;
+  here.segments.clear();
+  std::int64_t payload = 0;
+  std::int64_t own_sent = 0;
+  for (std::int64_t s = 0; s < segments; ++s) {
+    Segment segment;
+    segment.first_block = static_cast<std::int64_t>(table.size());
+    segment.begin = payload;
+    segment.own_sent = own_sent;
+    for (std::size_t owner = 0; owner < of_owner.size(); ++owner) {
+      const auto& blocks = of_owner[owner];
+      const auto count = static_cast<std::int64_t>(blocks.size());
+      const std::int64_t first = static_cast<std::int64_t>(table.size());
+      const std::int64_t before = payload;
+      for (std::int64_t b = count * s / segments; b < count * (s + 1) / segments; ++b) {
+        Block block = blocks[static_cast<std::size_t>(b)];
+        block.payload = payload;
+        payload += with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
+          return payload_bytes<T>(block.format, block.count);
+        });
+        table.push_back(block);
+      }
+      segment.bytes.push_back(payload - before);
+      if (owner != here.rank) continue;
+      segment.own_first_block = first;
+      segment.own_block_count = static_cast<std::int64_t>(table.size()) - first;
+      segment.own_begin = before;
+      own_sent += payload - before;
+    }
+    segment.block_count = static_cast<std::int64_t>(table.size()) - segment.first_block;
+    segment.total = payload - segment.begin;
+    here.segments.push_back(std::move(segment));
+  }
+  here.bytes = payload;
+  here.own_bytes = own_sent;
+  here.eta.set_blocks(table);
+  here.table.fill(table, bucket.gradient, *launch_.queue);
 }
 
-// Scratch for the payloads, kept from step to step.
+// Scratch, kept from step to step.
 void FusedReducer::reserve_buffers(const Bucket& bucket, Path& here) {
   const auto options = bucket.gradient.options();
-  const auto reserve = [&](at::Tensor& tensor, std::int64_t bytes) {
-    if (tensor.defined() && tensor.numel() == bytes) return;
-    tensor = at::empty({bytes}, options.dtype(at::kByte));
+  const auto reserve = [&](at::Tensor& tensor, std::int64_t count, at::ScalarType dtype) {
+    if (tensor.defined() && tensor.numel() == count) return;
+    tensor = at::empty({count}, options.dtype(dtype));
   };
-  const std::int64_t mine = here.bytes[here.rank];
-  reserve(here.messages, sum(here.bytes));
-  reserve(here.received, sum(here.bytes));
-  reserve(here.arrived, mine * static_cast<std::int64_t>(here.chunks.size()));
-  reserve(here.reply, mine);
-  if (!here.owner_next.defined()) {
-    here.owner_next = at::zeros({here.chunks[here.rank].range().count()}, options);
+  reserve(here.messages, here.bytes, at::kByte);
+  if (!has_owners()) {
+    reserve(here.received, here.bytes * here.size, at::kByte);
+    return;
   }
+  reserve(here.received, here.bytes, at::kByte);
+  reserve(here.arrived, here.own_bytes * here.size, at::kByte);
+  reserve(here.reply, here.own_bytes, at::kByte);
+  const auto dtype = bucket.gradient.scalar_type();
+  reserve(here.owner_next, owned(here).count(), dtype);
+  if (here.tracker.defined()) reserve(here.mean_tracker_next, owned(here).count(), dtype);
 }
 
 void FusedReducer::stage(Bucket& bucket, Communicator& communicator, const StepContext& step) {
@@ -108,66 +164,140 @@ void FusedReducer::stage(Bucket& bucket, Communicator& communicator, const StepC
   here.staged_dense =
       step.transmission == Transmission::dense || options_.exchange == ExchangeKind::all_reduce;
   host_is_behind_ = true;
+  staged_.push_back(&here);
   lay_out_blocks(bucket, here);
   // Above every slice's index; kernels take the minimum.
   launch_.queue->fill(here.flag.data_ptr(), 0x7f, sizeof(std::int32_t));
-  with_type(bucket.gradient.scalar_type(),
-            [&]<typename T>(T) { stage_typed<T>(bucket, here, communicator); });
-  launch_.queue->copy(here.flag_on_host.get(), here.flag.const_data_ptr(), sizeof(std::int32_t));
+  with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
+    if (here.staged_dense) {
+      stage_dense<T>(bucket, here, communicator);
+    } else {
+      stage_compressed<T>(bucket, here, communicator,
+                          rounding_keys(step, bucket, communicator.rank()));
+    }
+  });
 }
 
 template <typename T>
-void FusedReducer::stage_typed(Bucket& bucket, Path& here, Communicator& communicator) {
-  const Kernels<T>& run = launch_.kernels<T>();
-  const StreamHandle stream = launch_.queue->stream();
-  auto* flag = here.flag.data_ptr<std::int32_t>();
-  if (here.staged_dense) {
-    communicator.all_reduce(bucket.gradient, ReduceOp::sum)->wait();
-    run.mean_and_check({.blocks = here.table.data(),
-                        .block_count = here.table.size(),
-                        .gradient = bucket.gradient.data_ptr<T>(),
-                        .ranks = communicator.size(),
-                        .flag = flag},
-                       stream);
-    return;
+void FusedReducer::stage_dense(Bucket& bucket, Path& here, Communicator& communicator) {
+  if (here.tracker.defined()) {
+    if (!here.own_gradient.defined()) here.own_gradient = at::zeros_like(bucket.gradient);
+    launch_.queue->copy(here.own_gradient.data_ptr(), bucket.gradient.const_data_ptr(),
+                        bucket.gradient.nbytes());
   }
-
-  reserve_buffers(bucket, here);
-  const bool feedback = here.residual.defined();
-  run.encode({.blocks = here.table.data(),
-              .block_count = here.table.size(),
-              .gradient = bucket.gradient.data_ptr<T>(),
-              .residual = {.error = feedback ? here.residual.const_data_ptr<T>() : nullptr},
-              .payload = bytes_of(here.messages)},
-             stream);
-  const std::int64_t mine = here.bytes[here.rank];
-  communicator
-      .all_to_all(here.arrived, here.messages, Counts(here.chunks.size(), mine), here.bytes)
-      ->wait();
-  const std::int64_t first = here.first_block[here.rank];
-  run.owner_reduce(
-      {.blocks = here.table.data() + first,
-       .block_count = here.chunk_blocks(here.rank),
-       .chunk_begin = here.chunks[here.rank].range().begin,
-       .payload_begin = std::accumulate(here.bytes.begin(),
-                                        here.bytes.begin() + static_cast<std::ptrdiff_t>(here.rank),
-                                        std::int64_t{0}),
-       .arrived = bytes_of(here.arrived),
-       .stride = mine,
-       .ranks = communicator.size(),
-       .residual = {.error = feedback ? here.owner_residual.const_data_ptr<T>() : nullptr},
-       .owner_next = here.owner_next.data_ptr<T>(),
-       .reply = bytes_of(here.reply)},
-      stream);
-  communicator.all_gather(here.received, here.reply, here.bytes)->wait();
-  run.first_non_finite({.blocks = here.table.data(),
-                        .block_count = here.table.size(),
-                        .payload = bytes_of(here.received),
-                        .flag = flag},
-                       stream);
+  communicator.all_reduce(bucket.gradient, ReduceOp::sum)->wait();
+  launch_.kernels<T>().mean_and_check({.blocks = here.table.data(),
+                                       .block_count = here.table.size(),
+                                       .gradient = bucket.gradient.data_ptr<T>(),
+                                       .ranks = communicator.size(),
+                                       .flag = here.flag.data_ptr<std::int32_t>()},
+                                      launch_.queue->stream());
 }
 
-void FusedReducer::settle(Communicator&) {}
+template <typename T>
+void FusedReducer::stage_compressed(Bucket& bucket, Path& here, Communicator& communicator,
+                                    const RoundingKeys& keys) {
+  reserve_buffers(bucket, here);
+  here.eta.upload(bucket.gradient, *launch_.queue);
+  for (const Segment& segment : here.segments) {
+    launch_.kernels<T>().encode({.blocks = here.table.data() + segment.first_block,
+                                 .block_count = segment.block_count,
+                                 .gradient = bucket.gradient.data_ptr<T>(),
+                                 .residual = {.error = data_or_null<T>(here.residual),
+                                              .tracker = data_or_null<T>(here.tracker),
+                                              .eta = here.eta.data<T>()},
+                                 .payload = bytes_of(here.messages),
+                                 .rounding_key = keys.worker,
+                                 .energy = here.eta.energy<T>(segment.first_block)},
+                                launch_.queue->stream());
+    const at::Tensor message = here.messages.narrow(0, segment.begin, segment.total);
+    InFlight next{&here, &segment, keys.owner, nullptr};
+    if (!has_owners()) {
+      next.work = communicator.all_gather(
+          here.received.narrow(0, segment.begin * here.size, segment.total * here.size), message,
+          Counts(static_cast<std::size_t>(here.size), segment.total));
+      gathered_.push_back(std::move(next));
+    } else {
+      const std::int64_t own = segment.bytes[here.rank];
+      next.work = communicator.all_to_all(
+          here.arrived.narrow(0, segment.own_sent * here.size, own * here.size), message,
+          Counts(static_cast<std::size_t>(here.size), own), segment.bytes);
+      scattered_.push_back(std::move(next));
+      if (scattered_.size() > kScattered) reduce_oldest<T>(communicator);
+    }
+    while (gathered_.size() > kGathered) check_oldest();
+  }
+  while (!scattered_.empty()) reduce_oldest<T>(communicator);
+}
+
+template <typename T>
+void FusedReducer::reduce_oldest(Communicator& communicator) {
+  InFlight next = std::move(scattered_.front());
+  scattered_.pop_front();
+  next.work->wait();
+  Path& here = *next.path;
+  const Segment& segment = *next.segment;
+  const std::int64_t own = segment.bytes[here.rank];
+  const std::int64_t begin = owned(here).begin;
+  launch_.kernels<T>().owner_reduce(
+      {.blocks = here.table.data() + segment.own_first_block,
+       .block_count = segment.own_block_count,
+       .chunk_begin = begin,
+       .payload_begin = segment.own_begin,
+       .arrived = bytes_of(here.arrived) + segment.own_sent * here.size,
+       .stride = own,
+       .ranks = static_cast<std::int32_t>(here.size),
+       // What the owners have sent in all is kept for the whole bucket.
+       .residual = {.error = data_or_null<T>(here.owner_residual),
+                    .tracker = here.tracker.defined() ? here.estimate.const_data_ptr<T>() + begin
+                                                      : nullptr,
+                    .eta = here.eta.data<T>()},
+       .owner_next = here.owner_next.data_ptr<T>(),
+       .mean_tracker = data_or_null<T>(here.mean_tracker),
+       .mean_tracker_next = here.tracker.defined() ? here.mean_tracker_next.data_ptr<T>() : nullptr,
+       .reply = bytes_of(here.reply) + segment.own_sent,
+       .rounding_key = next.owner_key},
+      launch_.queue->stream());
+  next.work = communicator.all_gather(here.received.narrow(0, segment.begin, segment.total),
+                                      here.reply.narrow(0, segment.own_sent, own), segment.bytes);
+  gathered_.push_back(std::move(next));
+}
+
+void FusedReducer::check_oldest() {
+  const InFlight next = std::move(gathered_.front());
+  gathered_.pop_front();
+  next.work->wait();
+  Path& here = *next.path;
+  with_type(here.dtype, [&]<typename T>(T) {
+    const Received from = received(here, *next.segment);
+    launch_.kernels<T>().first_non_finite({.blocks = here.table.data() + next.segment->first_block,
+                                           .block_count = next.segment->block_count,
+                                           .payload = from.payload,
+                                           .stride = from.stride,
+                                           .ranks = from.ranks,
+                                           .flag = here.flag.data_ptr<std::int32_t>()},
+                                          launch_.queue->stream());
+  });
+}
+
+// Where the payloads of a segment begin, as blocks count it.
+FusedReducer::Received FusedReducer::received(const Path& here, const Segment& segment) const {
+  const char* all = bytes_of(here.received);
+  if (has_owners()) return {all, 0, 1};
+  // The ranks' messages of one segment lie behind each other.
+  return {all + segment.begin * (here.size - 1), segment.total,
+          static_cast<std::int32_t>(here.size)};
+}
+
+void FusedReducer::settle(Communicator&) {
+  while (!gathered_.empty()) check_oldest();
+  for (Path* here : staged_) {
+    launch_.queue->copy(here->flag_on_host.get(), here->flag.const_data_ptr(),
+                        sizeof(std::int32_t));
+    if (!here->staged_dense) here->eta.fetch_energy(*launch_.queue);
+  }
+  staged_.clear();
+}
 
 std::optional<std::string> FusedReducer::non_finite(const Bucket& bucket) {
   Path& here = path(bucket);
@@ -180,27 +310,85 @@ std::optional<std::string> FusedReducer::non_finite(const Bucket& bucket) {
 
 void FusedReducer::commit(Bucket& bucket) {
   Path& here = path(bucket);
-  if (here.staged_dense) return;
+  with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
+    if (here.staged_dense) {
+      if (here.tracker.defined()) commit_dense<T>(bucket, here);
+    } else {
+      commit_compressed<T>(bucket, here);
+    }
+  });
+}
+
+// The trackers follow the exact gradients; what was not sent before stays to be sent.
+template <typename T>
+void FusedReducer::commit_dense(Bucket& bucket, Path& here) {
+  const auto copy = [&](at::Tensor& to, std::int64_t begin, const at::Tensor& from,
+                        std::int64_t from_begin, std::int64_t count) {
+    launch_.queue->copy(to.data_ptr<T>() + begin, from.const_data_ptr<T>() + from_begin,
+                        static_cast<std::size_t>(count) * sizeof(T));
+  };
+  const Range own = owned(here);
+  for (const Slice& slice : bucket.slices) {
+    if (slice.frozen) continue;
+    copy(here.tracker, slice.offset, here.own_gradient, slice.offset, slice.numel);
+    copy(here.estimate, slice.offset, bucket.gradient, slice.offset, slice.numel);
+    const std::int64_t begin = std::max(slice.offset, own.begin);
+    const std::int64_t end = std::min(slice.end(), own.end);
+    if (begin < end)
+      copy(here.mean_tracker, begin - own.begin, bucket.gradient, begin, end - begin);
+  }
+}
+
+template <typename T>
+void FusedReducer::commit_compressed(Bucket& bucket, Path& here) {
   if (here.residual.defined()) {
     std::swap(bucket.gradient, here.residual);
     std::swap(here.owner_residual, here.owner_next);
   }
-  with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
-    launch_.kernels<T>().decode({.blocks = here.table.data(),
-                                 .block_count = here.table.size(),
-                                 .payload = bytes_of(here.received),
-                                 .into = bucket.gradient.data_ptr<T>()},
-                                launch_.queue->stream());
-  });
+  const Kernels<T>& run = launch_.kernels<T>();
+  const StreamHandle stream = launch_.queue->stream();
+  const auto each_segment = [&](auto kernel, at::Tensor& into) {
+    for (const Segment& segment : here.segments) {
+      const Received from = received(here, segment);
+      kernel({.blocks = here.table.data() + segment.first_block,
+              .block_count = segment.block_count,
+              .payload = from.payload,
+              .stride = from.stride,
+              .ranks = from.ranks,
+              .into = into.data_ptr<T>()},
+             stream);
+    }
+  };
+  if (!here.tracker.defined()) {
+    each_segment(run.decode, bucket.gradient);
+    return;
+  }
+  run.integrate({.blocks = here.table.data(),
+                 .block_count = here.table.size(),
+                 .payload = bytes_of(here.messages),
+                 .into = here.tracker.data_ptr<T>()},
+                stream);
+  std::swap(here.mean_tracker, here.mean_tracker_next);
+  each_segment(run.integrate, here.estimate);
+  launch_.queue->copy(bucket.gradient.data_ptr(), here.estimate.const_data_ptr(),
+                      bucket.gradient.nbytes());
+  for (const Slice& slice : bucket.slices) {
+    if (!slice.frozen) continue;
+    launch_.queue->fill(bucket.gradient.data_ptr<T>() + slice.offset, 0,
+                        static_cast<std::size_t>(slice.numel) * sizeof(T));
+  }
+  here.eta.learn();
 }
 
 void FusedReducer::rollback(Bucket&) {}
 
 void FusedReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
-  const Path& here = path(bucket);
+  Path& here = path(bucket);
   if (!here.residual.defined()) return;
-  visit_residuals(bucket, here.residual, here.chunks[here.rank].range(), here.owner_residual,
-                  visitor);
+  visit_residuals(bucket, here.residual, owned(here), here.owner_residual, visitor);
+  if (!here.tracker.defined()) return;
+  visit_trackers(bucket, {here.tracker, here.mean_tracker, here.estimate}, owned(here), visitor);
+  here.eta.visit(bucket, visitor);
 }
 
 std::vector<SlicePlan> FusedReducer::plan(const Bucket& bucket) const {

@@ -1,20 +1,25 @@
-// Codec, feedback and exchange in one pass over memory per stage.
+// Codec, feedback and exchange in one pass over memory per stage, and overlapped with the wire.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <vector>
 
+#include "collectives/compression/exchange/exchange.h"
 #include "collectives/compression/exchange/layout.h"
 #include "collectives/compression/kernels/kernels.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/slice_eta.h"
 #include "collectives/compression/reducer/slices.h"
 #include "collectives/queue_table.h"
 
 namespace thinwire {
 
-// Does what ComposedReducer does for the codecs none and sign, to the bit, through kernels put on a
-// queue. The host waits once per step, in the first `non_finite` after the last `stage`.
+// Does what ComposedReducer does, to the bit, through kernels put on a queue. A bucket goes in
+// segments: while one is on the wire, the next is encoded and the one before reduced; the last ones
+// of a bucket travel while the next bucket begins. The host waits once per step, in the first
+// `non_finite`.
 class FusedReducer final : public GradientReducer {
  public:
   // `options` are resolved.
@@ -31,35 +36,87 @@ class FusedReducer final : public GradientReducer {
   std::vector<SlicePlan> plan(const Bucket& bucket) const override;
 
  private:
+  // Blocks that travel in one message to each owner: consecutive in the table, owner by owner.
+  struct Segment {
+    std::int64_t first_block = 0;
+    std::int64_t block_count = 0;
+    std::int64_t own_first_block = 0;  // of those that this rank owns
+    std::int64_t own_block_count = 0;
+    std::int64_t begin = 0;      // bytes, in the packed message
+    std::int64_t own_begin = 0;  // bytes, in the packed message, of this rank's blocks
+    std::int64_t own_sent = 0;   // bytes of this rank's blocks in segments before this one
+    Counts bytes;                // for each owner; for all-gather one number
+    std::int64_t total = 0;
+  };
+
   // One bucket's state and buffers.
   struct Path {
-    std::vector<Chunk> chunks;  // one per owner
+    std::vector<Chunk> chunks;  // one per owner; a single one where nobody owns
     std::size_t rank = 0;
+    std::int64_t size = 1;
     std::vector<bool> frozen;  // as the table below knows them
     QueueTable<Block> table;
-    std::vector<std::int64_t> first_block;  // of each chunk, and the end
-    Counts bytes;                           // payload of each chunk
-    at::Tensor residual, owner_residual, owner_next;
+    std::vector<Segment> segments;
+    std::int64_t bytes = 0;      // of the packed message
+    std::int64_t own_bytes = 0;  // of them, of the blocks that this rank owns
+    // State. Those of the owner are of its chunk.
+    at::Tensor residual, owner_residual;
+    at::Tensor tracker, mean_tracker;
+    at::Tensor estimate;  // the sum of what the owners, or all ranks on average, have sent
+    SliceEta eta;
+    // Until the commit.
+    at::Tensor owner_next, mean_tracker_next;
+    at::Tensor own_gradient;  // of a step that goes uncompressed
     at::Tensor messages, arrived, reply, received;
     at::Tensor flag;                     // int32: the first slice that is not finite
     std::shared_ptr<void> flag_on_host;  // its copy
     std::chrono::milliseconds timeout{};
+    at::ScalarType dtype = at::kFloat;
     bool staged_dense = false;
+  };
 
-    std::int64_t chunk_blocks(std::size_t chunk) const {
-      return first_block[chunk + 1] - first_block[chunk];
-    }
+  struct InFlight {
+    Path* path = nullptr;
+    const Segment* segment = nullptr;
+    std::uint64_t owner_key = 0;
+    std::unique_ptr<Work> work;
+  };
+
+  // What came back: `ranks` messages, `stride` bytes apart.
+  struct Received {
+    const char* payload = nullptr;
+    std::int64_t stride = 0;
+    std::int32_t ranks = 1;
   };
 
   Path& path(const Bucket& bucket);
+  bool has_owners() const { return options_.exchange != ExchangeKind::all_gather; }
+  // The part of the bucket that this rank owns.
+  Range owned(const Path& here) const {
+    return has_owners() ? here.chunks[here.rank].range() : Range{};
+  }
   void lay_out_blocks(const Bucket& bucket, Path& here);
   void reserve_buffers(const Bucket& bucket, Path& here);
   template <typename T>
-  void stage_typed(Bucket& bucket, Path& here, Communicator& communicator);
+  void stage_dense(Bucket& bucket, Path& here, Communicator& communicator);
+  template <typename T>
+  void stage_compressed(Bucket& bucket, Path& here, Communicator& communicator,
+                        const RoundingKeys& keys);
+  template <typename T>
+  void reduce_oldest(Communicator& communicator);
+  void check_oldest();
+  Received received(const Path& here, const Segment& segment) const;
+  template <typename T>
+  void commit_dense(Bucket& bucket, Path& here);
+  template <typename T>
+  void commit_compressed(Bucket& bucket, Path& here);
 
   CompressionOptions options_;
   SliceCodecs codecs_;
   ReducerLaunch launch_;
+  std::deque<InFlight> scattered_;  // to their owners
+  std::deque<InFlight> gathered_;   // back to all
+  std::vector<Path*> staged_;
   bool host_is_behind_ = false;  // the host has not waited for what was staged last
   std::map<int, Path> paths_;    // by bucket index
 };
