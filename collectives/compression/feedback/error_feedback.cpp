@@ -49,7 +49,8 @@ class ErrorFeedback final : public Feedback {
     std::swap(owner_residual_, owner_next_);
   }
   void rollback() override {}
-  void on_dense(const at::Tensor&) override {}
+  void before_dense(const Bucket&) override {}
+  void on_dense(const Bucket&) override {}
 
   void visit(const Bucket& bucket, StateVisitor& visitor) override {
     visit_residuals(bucket, residual_, owned_, owner_residual_, visitor);
