@@ -18,7 +18,7 @@ namespace thinwire {
 struct Uncompressed {};
 // One bit per value, one scale per block (codec/sign.h).
 struct Sign {
-  std::int64_t block = 1024;  // values per scale, a multiple of 8
+  std::int64_t block = 1024;  // values per scale, a multiple of 8, at most 2^30
   SignScale scale = SignScale::l1;
 };
 // A few bits per value, one or two numbers per block (codec/quantize.h).
@@ -78,13 +78,31 @@ struct CompressionOptions {
   std::int64_t start_iter = 0;
 };
 
-// From words: compressor "none", "sign", "sign:block=4096"; feedback "auto", "none",
-// "error_feedback". Throws `UsageError` for unknown words and combinations that do not make sense.
-CompressionOptions parse_compression(const std::string& compressor, const std::string& feedback);
+// From words:
+//   compressor  "none"
+//               "sign:block=1024,scale=l1|rms"
+//               "quantize:bits=4,block=512,grid=max_min|symmetric,rounding=nearest|stochastic"
+//               "fp16", "bf16"
+//               "topk:density=0.01,block=4096,select=threshold|exact"
+//               "powersgd:matrix_approximation_rank=4,min_compression_rate=2,warm_start=true|false,
+//                orthogonalization_epsilon=1e-8"; `rank` is short for the first
+//   feedback    "auto", "none", "error_feedback", "econtrol:eta=auto|X" with X in [0, 1], "ef21"
+//   exchange    "auto", "all_reduce", "two_stage", "all_gather"
+// Throws `UsageError` for unknown words and combinations that do not make sense.
+CompressionOptions parse_compression(const std::string& compressor, const std::string& feedback,
+                                     const std::string& exchange = "auto");
 
 // The options with `automatic` replaced by what it stands for. Throws `UsageError` for a
-// combination that does not make sense; the message lists those that do.
+// combination that does not make sense, where the message lists those that do, and for a number
+// that is out of range.
 CompressionOptions resolve(CompressionOptions options);
+
+// Every combination that makes sense, with the codecs' default numbers.
+std::vector<CompressionOptions> valid_combinations();
+
+// What to tell the operator if the weight of the error is so large that training may diverge:
+// above twice the density of top_k, from where on it diverges on quadratics.
+std::optional<std::string> eta_warning(const CompressionOptions& options);
 
 // Where a reducer's arithmetic runs: kernels and the queue that they are put on, in whose memory
 // the buckets are; by default the host's.

@@ -5,16 +5,21 @@
 
 namespace thinwire {
 
-// C(x) = mean|x| sign(x) per block of `block` values, the L1 scale: contractive, with
-// |x - C(x)|^2 = (1 - rho^2) |x|^2 for rho = |x|_1 / (sqrt(d) |x|_2). sign(0) = +1.
+// C(x) = scale sign(x) per block of `block` values, sign(0) = +1. With rho = |x|_1 / (sqrt(d)
+// |x|_2)
+//   l1   scale mean|x|: contractive, |x - C(x)|^2 = (1 - rho^2) |x|^2
+//   rms  scale sqrt(mean x^2), that of DeepSpeed's 1-bit Adam: |C(x)| = |x| and
+//        |x - C(x)|^2 = 2 (1 - rho) |x|^2, which is more than |x|^2 for rho < 1/2. Squares that
+//        are not normal numbers lose bits.
 //
 // Payload per block: the scale in the values' type, then one bit per value, least significant bit
 // first, padded with zero bits to a byte. Only the block's own values enter its scale. A block
-// whose scale is zero or denormal decodes to exact zeros. The sum of |x| is formed in 32 lanes and
-// a butterfly, so that its bits do not depend on the machine.
+// whose scale is zero or denormal decodes to exact zeros. The sum of |x| or x^2 is formed in 32
+// lanes and a butterfly, so that its bits do not depend on the machine.
 class SignCodec final : public Codec {
  public:
-  explicit SignCodec(std::int64_t block) : block_(block) {}
+  explicit SignCodec(std::int64_t block, SignScale scale = SignScale::l1)
+      : block_(block), scale_(scale) {}
 
   std::string describe() const override;
   std::int64_t block() const override { return block_; }
@@ -25,6 +30,7 @@ class SignCodec final : public Codec {
 
  private:
   std::int64_t block_;
+  SignScale scale_;
 };
 
 }  // namespace thinwire

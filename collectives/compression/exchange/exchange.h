@@ -43,4 +43,10 @@ std::unique_ptr<Exchange> make_two_stage_exchange(const Bucket& bucket,
                                                   const std::vector<const Codec*>& codecs, int rank,
                                                   int size);
 
+// Each rank sends its whole message to all; everyone decodes all of them, in rank order, and
+// averages: (0 + decoded from rank 0 + decoded from rank 1 + ...) / ranks. Nothing is coded twice
+// and nobody owns a part, but bytes grow with the number of ranks. `codecs` as above.
+std::unique_ptr<Exchange> make_all_gather_exchange(const Bucket& bucket,
+                                                   const std::vector<const Codec*>& codecs);
+
 }  // namespace thinwire

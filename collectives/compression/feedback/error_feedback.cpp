@@ -49,7 +49,8 @@ class ErrorFeedback final : public Feedback {
     std::swap(owner_residual_, owner_next_);
   }
   void rollback() override {}
-  void on_dense(const at::Tensor&) override {}
+  void before_dense(const Bucket&) override {}
+  void on_dense(const Bucket&) override {}
 
   void visit(const Bucket& bucket, StateVisitor& visitor) override {
     visit_residuals(bucket, residual_, owned_, owner_residual_, visitor);
@@ -62,44 +63,23 @@ class ErrorFeedback final : public Feedback {
   at::Tensor owner_next_;      // and after it
 };
 
-// One entry per slice of a tensor of the bucket's size.
-void visit_slices(const std::string& prefix, const Bucket& bucket, const at::Tensor& flat,
-                  StateKind kind, StateVisitor& visitor) {
-  for (const auto& slice : bucket.slices) {
-    visitor.tensor({.name = prefix + slice.name,
-                    .kind = kind,
-                    .tensor = flat.narrow(0, slice.offset, slice.numel).view(slice.shape)});
-  }
-}
-
-// One entry per slice that has a part in `owned`, which `flat` covers.
-void visit_owned(const std::string& prefix, const Bucket& bucket, Range owned,
-                 const at::Tensor& flat, StateVisitor& visitor) {
-  for (const auto& slice : bucket.slices) {
-    const std::int64_t begin = std::max(slice.offset, owned.begin);
-    const std::int64_t end = std::min(slice.end(), owned.end);
-    if (begin >= end) continue;
-    visitor.tensor({.name = prefix + slice.name,
-                    .kind = StateKind::ranged,
-                    .tensor = flat.narrow(0, begin - owned.begin, end - begin),
-                    .begin = begin - slice.offset,
-                    .end = end - slice.offset});
-  }
-}
-
 }  // namespace
 
 void visit_residuals(const Bucket& bucket, const at::Tensor& residual, Range owned,
                      const at::Tensor& owner_residual, StateVisitor& visitor) {
-  visit_slices("residual/", bucket, residual, StateKind::averaged, visitor);
-  visit_owned("owner_residual/", bucket, owned, owner_residual, visitor);
-}
-
-void visit_trackers(const Bucket& bucket, const Trackers& trackers, Range owned,
-                    StateVisitor& visitor) {
-  visit_slices("tracker/", bucket, trackers.own, StateKind::averaged, visitor);
-  visit_owned("mean_tracker/", bucket, owned, trackers.mean, visitor);
-  visit_slices("estimate/", bucket, trackers.estimate, StateKind::replicated, visitor);
+  for (const auto& slice : bucket.slices) {
+    visitor.tensor({.name = "residual/" + slice.name,
+                    .kind = StateKind::averaged,
+                    .tensor = residual.narrow(0, slice.offset, slice.numel).view(slice.shape)});
+    const std::int64_t begin = std::max(slice.offset, owned.begin);
+    const std::int64_t end = std::min(slice.end(), owned.end);
+    if (begin >= end) continue;
+    visitor.tensor({.name = "owner_residual/" + slice.name,
+                    .kind = StateKind::ranged,
+                    .tensor = owner_residual.narrow(0, begin - owned.begin, end - begin),
+                    .begin = begin - slice.offset,
+                    .end = end - slice.offset});
+  }
 }
 
 std::unique_ptr<Feedback> make_error_feedback(const Bucket& bucket, Range owned) {

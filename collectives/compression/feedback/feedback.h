@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "collectives/bucket.h"
 #include "collectives/compression/codec/codec.h"
@@ -29,6 +30,9 @@ struct Range {
 //   owner    owner_*                             the same for the piece of the mean that this rank
 //   owns all      estimate    d := estimate of mean   from what was received
 //
+// A step that goes uncompressed is told before and after: `before_dense`, when the bucket's
+// gradient is this rank's, and in place of `commit` `on_dense`, when it is the exact mean.
+//
 // `commit` may exchange its storage with the gradient buffer, which holds the new residual then;
 // afterwards the buffer's content is free to be overwritten.
 class Feedback {
@@ -49,8 +53,8 @@ class Feedback {
 
   virtual void commit(at::Tensor& gradient) = 0;
   virtual void rollback() = 0;
-  // The step goes uncompressed: `mean` is the exact mean gradient of the whole bucket.
-  virtual void on_dense(const at::Tensor& mean) = 0;
+  virtual void before_dense(const Bucket& bucket) = 0;
+  virtual void on_dense(const Bucket& bucket) = 0;
 
   virtual void visit(const Bucket& bucket, StateVisitor& visitor) = 0;
 };
@@ -63,21 +67,46 @@ std::unique_ptr<Feedback> make_no_feedback();
 void visit_residuals(const Bucket& bucket, const at::Tensor& residual, Range owned,
                      const at::Tensor& owner_residual, StateVisitor& visitor);
 
-// EControl's trackers: of this rank's messages, of the mean of all ranks' (the part that this rank
-// owns), and of what everybody decoded.
-struct Trackers {
-  at::Tensor own;
-  at::Tensor mean;
-  at::Tensor estimate;
-};
-void visit_trackers(const Bucket& bucket, const Trackers& trackers, Range owned,
-                    StateVisitor& visitor);
-
 // Error feedback (EF14) in gradient units on both sides of a two-stage exchange:
 //   message = g + e, e := message - sent.
 // Conservation: sum of estimates + mean of worker residuals + owner residuals = sum of mean
 // gradients. `owned` is the part of the bucket that this rank reduces. The residuals have the
 // gradient's type.
 std::unique_ptr<Feedback> make_error_feedback(const Bucket& bucket, Range owned);
+
+// What EControl keeps of one bucket on one rank, all of the gradient's type.
+struct EControlState {
+  at::Tensor residual;  // e, the bucket's size, as the next two
+  at::Tensor tracker;   // h: the sum of what this rank sent
+  at::Tensor estimate;  // the same on every rank: the sum of what was received from all
+  at::Tensor eta;       // one per slice
+  Range owned;
+  at::Tensor owner_residual;  // of the part `owned`, as the next one
+  at::Tensor mean_tracker;    // the mean of the ranks' trackers
+};
+
+EControlState make_econtrol_state(const Bucket& bucket, Range owned);
+
+// Whether the weights of the error follow from the messages, hence are state.
+enum class EtaKind { fixed, measured };
+
+// Shows it by parameter and range, the weights only if they are measured.
+void visit_econtrol(const Bucket& bucket, const EControlState& state, EtaKind eta,
+                    StateVisitor& visitor);
+
+// EControl (Gao, Islamov, Stich, ICLR 2024), in gradient units: every rank's message moves its
+// tracker h of its own gradient, with the weight `eta` of the error so far:
+//   message = (eta e + g) - h,  e := ((e + g) - h) - sent,  h := h + sent.
+// With eta = 0 it is EF21. The owner of a two-stage exchange does the same to its part of the mean
+// of the trackers, mean h := mean h + mean sent, in place of g; so nothing is lost by coding twice.
+// The estimate is the sum of what was received: of the owners' messages, or with all-gather of the
+// ranks' mean messages, which is mean h.
+//   Conservation, per rank:  sum of h + e = sum of g; per owner: sum of estimates + owner e = sum
+//   of mean h.
+// A dense step sets h := g, mean h := estimate := mean g, and leaves e.
+//
+// `eta` in [0, 1], or none: measured per slice from this rank's messages (eta.h). eta = 1 diverges.
+std::unique_ptr<Feedback> make_econtrol(const Bucket& bucket, Range owned,
+                                        std::optional<double> eta);
 
 }  // namespace thinwire

@@ -14,7 +14,8 @@ class NoFeedback final : public Feedback {
   void estimate(at::Tensor, std::int64_t) override {}
   void commit(at::Tensor&) override {}
   void rollback() override {}
-  void on_dense(const at::Tensor&) override {}
+  void before_dense(const Bucket&) override {}
+  void on_dense(const Bucket&) override {}
   void visit(const Bucket&, StateVisitor&) override {}
 };
 

@@ -12,14 +12,15 @@
 //             level l decodes to unit * (l - m). Not with 1 bit.
 //             level = floor(v + r), at most the highest, where v = (x - least) * (1 / unit) or
 //             v = x * (1 / unit) + m, and r = 1/2 (nearest) or uniform in [0, 1) (stochastic).
+//             codec/quantize.h has the order of operations.
 //   cast      2 bytes per value, nearest with ties to even (a double becomes a float first). Finite
 //             values beyond the largest finite one become it.
 //   top_k     the number of kept values (uint32, at most `kept`), room for `kept` values (T) in the
 //             order of their indices, room for `kept` indices into the block of index_bits(block)
 //             bits each. `exact`: the largest |x|, of equal ones those with the lowest index.
 //             `threshold`: all with |x| >= t, for a t found by bisection at which at least .95
-//             `kept` but no more than `kept` pass (fewer only where many |x| are equal). Zeros are
-//             never kept.
+//             `kept` but no more than `kept` pass; where there is no such t, for many |x| are
+//             equal, what `exact` keeps. Zeros are never kept. codec/top_k.h has the bisection.
 //   held      nothing: a frozen slice
 //
 // Bits of signs and levels are packed in rows of 32 values: for signs one word of 32 bits, value i

@@ -1,13 +1,17 @@
 #include "collectives/compression/reducer/composed.h"
 
+#include "collectives/compression/feedback/eta.h"
 #include "collectives/compression/reducer/rounding.h"
 #include "runtime/base/error.h"
 
 namespace thinwire {
 
-ComposedReducer::ComposedReducer(std::unique_ptr<Codec> codec, FeedbackKind feedback,
+ComposedReducer::ComposedReducer(std::unique_ptr<Codec> codec, const FeedbackOptions& feedback,
                                  ExchangeKind exchange)
-    : codecs_(std::move(codec)), feedback_(feedback), exchange_(exchange) {}
+    : feedback_(feedback),
+      eta_(fixed_eta(feedback.eta, codec.get())),
+      codecs_(std::move(codec)),
+      exchange_(exchange) {}
 
 ComposedReducer::Path& ComposedReducer::path(const Bucket& bucket) {
   const auto found = paths_.find(bucket.index);
@@ -15,23 +19,48 @@ ComposedReducer::Path& ComposedReducer::path(const Bucket& bucket) {
   return found->second;
 }
 
+std::unique_ptr<Exchange> ComposedReducer::make_exchange(const Bucket& bucket, int rank,
+                                                         int size) const {
+  switch (exchange_) {
+    case ExchangeKind::all_reduce:
+      return make_all_reduce_exchange();
+    case ExchangeKind::two_stage:
+      return make_two_stage_exchange(bucket, codecs_.of(bucket), rank, size);
+    case ExchangeKind::all_gather:
+      return make_all_gather_exchange(bucket, codecs_.of(bucket));
+    case ExchangeKind::automatic:
+      break;
+  }
+  throw Bug("bug: the exchange is not resolved");
+}
+
+std::unique_ptr<Feedback> ComposedReducer::make_feedback(const Bucket& bucket, Range owned) const {
+  switch (feedback_.kind) {
+    case FeedbackKind::none:
+      return make_no_feedback();
+    case FeedbackKind::error_feedback:
+      return make_error_feedback(bucket, owned);
+    case FeedbackKind::econtrol:
+      return make_econtrol(bucket, owned, eta_);
+    case FeedbackKind::automatic:
+      break;
+  }
+  throw Bug("bug: the feedback is not resolved");
+}
+
 void ComposedReducer::prepare(const Bucket& bucket, int rank, int size) {
+  check(bucket.gradient.is_cpu(), "the plain composition runs in host memory");
   Path path;
   path.dense = make_all_reduce_exchange();
-  if (exchange_ == ExchangeKind::two_stage) {
-    path.compressed = make_two_stage_exchange(bucket, codecs_.of(bucket), rank, size);
-  } else {
-    path.compressed = make_all_reduce_exchange();
-  }
-  path.feedback = feedback_ == FeedbackKind::error_feedback
-                      ? make_error_feedback(bucket, path.compressed->owned())
-                      : make_no_feedback();
+  path.compressed = make_exchange(bucket, rank, size);
+  path.feedback = make_feedback(bucket, path.compressed->owned());
   paths_.insert_or_assign(bucket.index, std::move(path));
 }
 
 void ComposedReducer::stage(Bucket& bucket, Communicator& communicator, const StepContext& step) {
   Path& here = path(bucket);
   here.staged = step.transmission;
+  if (here.staged == Transmission::dense) here.feedback->before_dense(bucket);
   here.used().stage(bucket, *here.feedback, communicator,
                     rounding_keys(step, bucket, communicator.rank()));
 }
@@ -47,7 +76,7 @@ std::optional<std::string> ComposedReducer::non_finite(const Bucket& bucket) {
 void ComposedReducer::commit(Bucket& bucket) {
   Path& here = path(bucket);
   if (here.staged == Transmission::dense) {
-    here.feedback->on_dense(bucket.gradient);
+    here.feedback->on_dense(bucket);
     return;
   }
   here.feedback->commit(bucket.gradient);

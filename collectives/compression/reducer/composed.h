@@ -13,9 +13,11 @@
 namespace thinwire {
 
 // Matrices through `codec` (null: nothing is compressed), vectors uncompressed beside them.
+// `feedback` and `exchange` are resolved. Host memory only.
 class ComposedReducer final : public GradientReducer {
  public:
-  ComposedReducer(std::unique_ptr<Codec> codec, FeedbackKind feedback, ExchangeKind exchange);
+  ComposedReducer(std::unique_ptr<Codec> codec, const FeedbackOptions& feedback,
+                  ExchangeKind exchange);
 
   void prepare(const Bucket& bucket, int rank, int size) override;
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;
@@ -36,9 +38,12 @@ class ComposedReducer final : public GradientReducer {
   };
 
   Path& path(const Bucket& bucket);
+  std::unique_ptr<Exchange> make_exchange(const Bucket& bucket, int rank, int size) const;
+  std::unique_ptr<Feedback> make_feedback(const Bucket& bucket, Range owned) const;
 
+  FeedbackOptions feedback_;
+  std::optional<double> eta_;  // none: measured
   SliceCodecs codecs_;
-  FeedbackKind feedback_;
   ExchangeKind exchange_;
   std::map<int, Path> paths_;  // by bucket index
 };

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "collectives/compression/codec/typed.h"
+#include "collectives/compression/feedback/eta.h"
 #include "collectives/compression/reducer/rounding.h"
 #include "runtime/base/error.h"
 
@@ -52,16 +53,14 @@ void FusedReducer::prepare(const Bucket& bucket, int rank, int size) {
   here.size = size;
   here.dtype = bucket.gradient.scalar_type();
   const auto options = bucket.gradient.options();
-  const std::int64_t own = owned(here).count();
-  if (options_.feedback.kind != FeedbackKind::none) {
-    here.residual = at::zeros_like(bucket.gradient);
-    here.owner_residual = at::zeros({own}, options);
-  }
-  if (options_.feedback.kind == FeedbackKind::econtrol) {
-    here.tracker = at::zeros_like(bucket.gradient);
-    here.mean_tracker = at::zeros({own}, options);
-    here.estimate = at::zeros_like(bucket.gradient);
-    here.eta = SliceEta(bucket, codecs_.eta(options_.feedback.eta));
+  if (options_.feedback.kind == FeedbackKind::error_feedback) {
+    here.state.residual = at::zeros_like(bucket.gradient);
+    here.state.owner_residual = at::zeros({owned(here).count()}, options);
+  } else if (options_.feedback.kind == FeedbackKind::econtrol) {
+    const auto eta = fixed_eta(options_.feedback.eta, codecs_.codec());
+    here.state = make_econtrol_state(bucket, owned(here));
+    here.state.eta.fill_(eta.value_or(0));
+    if (!eta) here.measured.emplace();
   }
   here.flag = at::zeros({1}, options.dtype(at::kInt));
   here.flag_on_host = launch_.queue->host_memory(sizeof(std::int32_t));
@@ -134,7 +133,7 @@ void FusedReducer::lay_out_blocks(const Bucket& bucket, Path& here) {
   }
   here.bytes = payload;
   here.own_bytes = own_sent;
-  here.eta.set_blocks(table);
+  if (here.measured) here.measured->set_blocks(table, here.state.eta, *launch_.queue);
   here.table.fill(table, bucket.gradient, *launch_.queue);
 }
 
@@ -155,7 +154,7 @@ void FusedReducer::reserve_buffers(const Bucket& bucket, Path& here) {
   reserve(here.reply, here.own_bytes, at::kByte);
   const auto dtype = bucket.gradient.scalar_type();
   reserve(here.owner_next, owned(here).count(), dtype);
-  if (here.tracker.defined()) reserve(here.mean_tracker_next, owned(here).count(), dtype);
+  if (here.state.tracker.defined()) reserve(here.mean_tracker_next, owned(here).count(), dtype);
 }
 
 void FusedReducer::stage(Bucket& bucket, Communicator& communicator, const StepContext& step) {
@@ -180,7 +179,7 @@ void FusedReducer::stage(Bucket& bucket, Communicator& communicator, const StepC
 
 template <typename T>
 void FusedReducer::stage_dense(Bucket& bucket, Path& here, Communicator& communicator) {
-  if (here.tracker.defined()) {
+  if (here.state.tracker.defined()) {
     if (!here.own_gradient.defined()) here.own_gradient = at::zeros_like(bucket.gradient);
     launch_.queue->copy(here.own_gradient.data_ptr(), bucket.gradient.const_data_ptr(),
                         bucket.gradient.nbytes());
@@ -198,18 +197,18 @@ template <typename T>
 void FusedReducer::stage_compressed(Bucket& bucket, Path& here, Communicator& communicator,
                                     const RoundingKeys& keys) {
   reserve_buffers(bucket, here);
-  here.eta.upload(bucket.gradient, *launch_.queue);
   for (const Segment& segment : here.segments) {
-    launch_.kernels<T>().encode({.blocks = here.table.data() + segment.first_block,
-                                 .block_count = segment.block_count,
-                                 .gradient = bucket.gradient.data_ptr<T>(),
-                                 .residual = {.error = data_or_null<T>(here.residual),
-                                              .tracker = data_or_null<T>(here.tracker),
-                                              .eta = here.eta.data<T>()},
-                                 .payload = bytes_of(here.messages),
-                                 .rounding_key = keys.worker,
-                                 .energy = here.eta.energy<T>(segment.first_block)},
-                                launch_.queue->stream());
+    launch_.kernels<T>().encode(
+        {.blocks = here.table.data() + segment.first_block,
+         .block_count = segment.block_count,
+         .gradient = bucket.gradient.data_ptr<T>(),
+         .residual = {.error = data_or_null<T>(here.state.residual),
+                      .tracker = data_or_null<T>(here.state.tracker),
+                      .eta = data_or_null<T>(here.state.eta)},
+         .payload = bytes_of(here.messages),
+         .rounding_key = keys.worker,
+         .energy = here.measured ? here.measured->energy<T>(segment.first_block) : nullptr},
+        launch_.queue->stream());
     const at::Tensor message = here.messages.narrow(0, segment.begin, segment.total);
     InFlight next{&here, &segment, keys.owner, nullptr};
     if (!has_owners()) {
@@ -248,13 +247,15 @@ void FusedReducer::reduce_oldest(Communicator& communicator) {
        .stride = own,
        .ranks = static_cast<std::int32_t>(here.size),
        // What the owners have sent in all is kept for the whole bucket.
-       .residual = {.error = data_or_null<T>(here.owner_residual),
-                    .tracker = here.tracker.defined() ? here.estimate.const_data_ptr<T>() + begin
-                                                      : nullptr,
-                    .eta = here.eta.data<T>()},
+       .residual = {.error = data_or_null<T>(here.state.owner_residual),
+                    .tracker = here.state.tracker.defined()
+                                   ? here.state.estimate.const_data_ptr<T>() + begin
+                                   : nullptr,
+                    .eta = data_or_null<T>(here.state.eta)},
        .owner_next = here.owner_next.data_ptr<T>(),
-       .mean_tracker = data_or_null<T>(here.mean_tracker),
-       .mean_tracker_next = here.tracker.defined() ? here.mean_tracker_next.data_ptr<T>() : nullptr,
+       .mean_tracker = data_or_null<T>(here.state.mean_tracker),
+       .mean_tracker_next =
+           here.state.tracker.defined() ? here.mean_tracker_next.data_ptr<T>() : nullptr,
        .reply = bytes_of(here.reply) + segment.own_sent,
        .rounding_key = next.owner_key},
       launch_.queue->stream());
@@ -294,7 +295,9 @@ void FusedReducer::settle(Communicator&) {
   for (Path* here : staged_) {
     launch_.queue->copy(here->flag_on_host.get(), here->flag.const_data_ptr(),
                         sizeof(std::int32_t));
-    if (!here->staged_dense) here->eta.fetch_energy(*launch_.queue);
+    if (here->measured && !here->staged_dense) {
+      here->measured->fetch(here->state.eta, *launch_.queue);
+    }
   }
   staged_.clear();
 }
@@ -312,7 +315,7 @@ void FusedReducer::commit(Bucket& bucket) {
   Path& here = path(bucket);
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
     if (here.staged_dense) {
-      if (here.tracker.defined()) commit_dense<T>(bucket, here);
+      if (here.state.tracker.defined()) commit_dense<T>(bucket, here);
     } else {
       commit_compressed<T>(bucket, here);
     }
@@ -330,20 +333,20 @@ void FusedReducer::commit_dense(Bucket& bucket, Path& here) {
   const Range own = owned(here);
   for (const Slice& slice : bucket.slices) {
     if (slice.frozen) continue;
-    copy(here.tracker, slice.offset, here.own_gradient, slice.offset, slice.numel);
-    copy(here.estimate, slice.offset, bucket.gradient, slice.offset, slice.numel);
+    copy(here.state.tracker, slice.offset, here.own_gradient, slice.offset, slice.numel);
+    copy(here.state.estimate, slice.offset, bucket.gradient, slice.offset, slice.numel);
     const std::int64_t begin = std::max(slice.offset, own.begin);
     const std::int64_t end = std::min(slice.end(), own.end);
     if (begin < end)
-      copy(here.mean_tracker, begin - own.begin, bucket.gradient, begin, end - begin);
+      copy(here.state.mean_tracker, begin - own.begin, bucket.gradient, begin, end - begin);
   }
 }
 
 template <typename T>
 void FusedReducer::commit_compressed(Bucket& bucket, Path& here) {
-  if (here.residual.defined()) {
-    std::swap(bucket.gradient, here.residual);
-    std::swap(here.owner_residual, here.owner_next);
+  if (here.state.residual.defined()) {
+    std::swap(bucket.gradient, here.state.residual);
+    std::swap(here.state.owner_residual, here.owner_next);
   }
   const Kernels<T>& run = launch_.kernels<T>();
   const StreamHandle stream = launch_.queue->stream();
@@ -359,36 +362,37 @@ void FusedReducer::commit_compressed(Bucket& bucket, Path& here) {
              stream);
     }
   };
-  if (!here.tracker.defined()) {
+  if (!here.state.tracker.defined()) {
     each_segment(run.decode, bucket.gradient);
     return;
   }
   run.integrate({.blocks = here.table.data(),
                  .block_count = here.table.size(),
                  .payload = bytes_of(here.messages),
-                 .into = here.tracker.data_ptr<T>()},
+                 .into = here.state.tracker.data_ptr<T>()},
                 stream);
-  std::swap(here.mean_tracker, here.mean_tracker_next);
-  each_segment(run.integrate, here.estimate);
-  launch_.queue->copy(bucket.gradient.data_ptr(), here.estimate.const_data_ptr(),
+  std::swap(here.state.mean_tracker, here.mean_tracker_next);
+  each_segment(run.integrate, here.state.estimate);
+  launch_.queue->copy(bucket.gradient.data_ptr(), here.state.estimate.const_data_ptr(),
                       bucket.gradient.nbytes());
   for (const Slice& slice : bucket.slices) {
     if (!slice.frozen) continue;
     launch_.queue->fill(bucket.gradient.data_ptr<T>() + slice.offset, 0,
                         static_cast<std::size_t>(slice.numel) * sizeof(T));
   }
-  here.eta.learn();
+  if (here.measured) here.measured->learn(here.state.eta, *launch_.queue);
 }
 
 void FusedReducer::rollback(Bucket&) {}
 
 void FusedReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
-  Path& here = path(bucket);
-  if (!here.residual.defined()) return;
-  visit_residuals(bucket, here.residual, owned(here), here.owner_residual, visitor);
-  if (!here.tracker.defined()) return;
-  visit_trackers(bucket, {here.tracker, here.mean_tracker, here.estimate}, owned(here), visitor);
-  here.eta.visit(bucket, visitor);
+  const Path& here = path(bucket);
+  const EControlState& state = here.state;
+  if (state.tracker.defined()) {
+    visit_econtrol(bucket, state, here.measured ? EtaKind::measured : EtaKind::fixed, visitor);
+  } else if (state.residual.defined()) {
+    visit_residuals(bucket, state.residual, owned(here), state.owner_residual, visitor);
+  }
 }
 
 std::vector<SlicePlan> FusedReducer::plan(const Bucket& bucket) const {

@@ -10,7 +10,7 @@
 #include "collectives/compression/exchange/layout.h"
 #include "collectives/compression/kernels/kernels.h"
 #include "collectives/compression/options.h"
-#include "collectives/compression/reducer/slice_eta.h"
+#include "collectives/compression/reducer/measured_eta.h"
 #include "collectives/compression/reducer/slices.h"
 #include "collectives/queue_table.h"
 
@@ -59,11 +59,9 @@ class FusedReducer final : public GradientReducer {
     std::vector<Segment> segments;
     std::int64_t bytes = 0;      // of the packed message
     std::int64_t own_bytes = 0;  // of them, of the blocks that this rank owns
-    // State. Those of the owner are of its chunk.
-    at::Tensor residual, owner_residual;
-    at::Tensor tracker, mean_tracker;
-    at::Tensor estimate;  // the sum of what the owners, or all ranks on average, have sent
-    SliceEta eta;
+    // Error feedback has the residuals alone, no feedback nothing.
+    EControlState state;
+    std::optional<MeasuredEta> measured;
     // Until the commit.
     at::Tensor owner_next, mean_tracker_next;
     at::Tensor own_gradient;  // of a step that goes uncompressed

@@ -26,12 +26,8 @@ class SliceCodecs {
   // One per slice of the bucket.
   std::vector<const Codec*> of(const Bucket& bucket) const;
   std::vector<SlicePlan> plan(const Bucket& bucket) const;
-  // EControl's weight of the error: the one that was given, or half the contraction where the codec
-  // knows it. None: to be learnt.
-  std::optional<double> eta(std::optional<double> given) const {
-    if (given || !codec_ || !codec_->contraction()) return given;
-    return *codec_->contraction() / 2;
-  }
+  // Null: nothing is compressed.
+  const Codec* codec() const { return codec_.get(); }
 
  private:
   std::unique_ptr<Codec> codec_;

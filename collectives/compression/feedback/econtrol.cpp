@@ -1,0 +1,219 @@
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "collectives/compression/codec/blocks.h"
+#include "collectives/compression/codec/typed.h"
+#include "collectives/compression/feedback/eta.h"
+#include "collectives/compression/feedback/feedback.h"
+
+namespace thinwire {
+namespace {
+
+class EControl final : public Feedback {
+ public:
+  EControl(const Bucket& bucket, Range owned, std::optional<double> eta)
+      : slices_(bucket.slices),
+        state_(make_econtrol_state(bucket, owned)),
+        eta_kind_(eta ? EtaKind::fixed : EtaKind::measured),
+        uncoded_(at::zeros_like(bucket.gradient)),
+        sent_(at::zeros_like(bucket.gradient)),
+        owner_next_(at::zeros_like(state_.owner_residual)),
+        mean_tracker_next_(at::zeros_like(state_.mean_tracker)),
+        message_energy_(at::zeros_like(state_.eta)),
+        error_energy_(at::zeros_like(state_.eta)) {
+    if (eta) state_.eta.fill_(*eta);
+  }
+
+  void compensate(at::Tensor gradient, std::int64_t begin) override {
+    const std::int64_t count = gradient.numel();
+    const at::Tensor e = state_.residual.narrow(0, begin, count);
+    const at::Tensor h = state_.tracker.narrow(0, begin, count);
+    uncoded_.narrow(0, begin, count).copy_(e).add_(gradient).sub_(h);
+    gradient.add_(e.mul(eta_of(begin))).sub_(h);
+  }
+  void absorb(at::Tensor message, std::int64_t begin, const Codec& codec,
+              const at::Tensor& payload) override {
+    const std::int64_t count = message.numel();
+    at::Tensor sent = sent_.narrow(0, begin, count).zero_();
+    codec.decode_add(payload, 1, sent);
+    coded_.push_back({begin, begin + count});
+    if (eta_kind_ == EtaKind::measured) measure(message, sent, begin, codec);
+    message.copy_(uncoded_.narrow(0, begin, count));
+    codec.decode_add(payload, -1, message);
+  }
+  void hold(at::Tensor gradient, std::int64_t begin) override {
+    gradient.copy_(state_.residual.narrow(0, begin, gradient.numel()));
+  }
+
+  void owner_compensate(at::Tensor mean, std::int64_t begin) override {
+    const std::int64_t count = mean.numel();
+    const at::Tensor e = owned_part(state_.owner_residual, begin, count);
+    const at::Tensor h = state_.estimate.narrow(0, begin, count);
+    mean.add_(owned_part(state_.mean_tracker, begin, count));
+    owned_part(mean_tracker_next_, begin, count).copy_(mean);
+    owned_part(owner_next_, begin, count).copy_(e).add_(mean).sub_(h);
+    mean.add_(e.mul(eta_of(begin))).sub_(h);
+  }
+  void owner_absorb(at::Tensor message, std::int64_t begin, const Codec& codec,
+                    const at::Tensor& payload) override {
+    codec.decode_add(payload, -1, owned_part(owner_next_, begin, message.numel()));
+  }
+  void owner_hold(std::int64_t begin, std::int64_t count) override {
+    owned_part(owner_next_, begin, count).copy_(owned_part(state_.owner_residual, begin, count));
+    owned_part(mean_tracker_next_, begin, count)
+        .copy_(owned_part(state_.mean_tracker, begin, count));
+  }
+
+  void estimate(at::Tensor decoded, std::int64_t begin) override {
+    at::Tensor estimate = state_.estimate.narrow(0, begin, decoded.numel());
+    estimate.add_(decoded);
+    decoded.copy_(estimate);
+  }
+
+  void commit(at::Tensor& gradient) override {
+    for (const Range& range : coded_) {
+      state_.tracker.narrow(0, range.begin, range.count())
+          .add_(sent_.narrow(0, range.begin, range.count()));
+    }
+    std::swap(gradient, state_.residual);
+    std::swap(state_.owner_residual, owner_next_);
+    std::swap(state_.mean_tracker, mean_tracker_next_);
+    if (eta_kind_ == EtaKind::measured) renew_eta();
+    forget_step();
+  }
+  void rollback() override { forget_step(); }
+
+  void before_dense(const Bucket& bucket) override { local_ = bucket.gradient.clone(); }
+  void on_dense(const Bucket& bucket) override {
+    for (const Slice& slice : bucket.slices) {
+      if (slice.frozen) continue;
+      const at::Tensor mean = bucket.gradient.narrow(0, slice.offset, slice.numel);
+      state_.tracker.narrow(0, slice.offset, slice.numel)
+          .copy_(local_.narrow(0, slice.offset, slice.numel));
+      state_.estimate.narrow(0, slice.offset, slice.numel).copy_(mean);
+      const std::int64_t begin = std::max(slice.offset, state_.owned.begin);
+      const std::int64_t end = std::min(slice.end(), state_.owned.end);
+      if (begin >= end) continue;
+      owned_part(state_.mean_tracker, begin, end - begin)
+          .copy_(mean.narrow(0, begin - slice.offset, end - begin));
+    }
+  }
+
+  void visit(const Bucket& bucket, StateVisitor& visitor) override {
+    visit_econtrol(bucket, state_, eta_kind_, visitor);
+  }
+
+ private:
+  at::Tensor owned_part(const at::Tensor& of, std::int64_t begin, std::int64_t count) const {
+    return of.narrow(0, begin - state_.owned.begin, count);
+  }
+  std::int64_t slice_at(std::int64_t begin) const {
+    const auto found = std::find_if(slices_.begin(), slices_.end(), [&](const Slice& slice) {
+      return slice.offset <= begin && begin < slice.end();
+    });
+    check(found != slices_.end(), "a piece belongs to a slice");
+    return found - slices_.begin();
+  }
+  at::Tensor eta_of(std::int64_t begin) const { return state_.eta.narrow(0, slice_at(begin), 1); }
+
+  // Adds the energies of a piece's blocks, in their order.
+  void measure(const at::Tensor& message, const at::Tensor& sent, std::int64_t begin,
+               const Codec& codec) {
+    if (codec.format(codec.block()).coding == Coding::raw) return;
+    const std::int64_t slice = slice_at(begin);
+    with_type(message.scalar_type(), [&]<typename T>(T) {
+      const T* m = message.const_data_ptr<T>();
+      const T* d = sent.const_data_ptr<T>();
+      for_each_block<T>(codec, message.numel(), [&](const CodedBlock& block) {
+        const auto square = [&](const auto& value) {
+          return lane_sum<T>(block.count, [&](std::int64_t i) {
+            const T x = value(block.begin + i);
+            return x * x;
+          });
+        };
+        message_energy_.data_ptr<T>()[slice] += square([&](std::int64_t i) { return m[i]; });
+        error_energy_.data_ptr<T>()[slice] += square([&](std::int64_t i) { return m[i] - d[i]; });
+      });
+    });
+  }
+  void renew_eta() {
+    with_type(state_.eta.scalar_type(), [&]<typename T>(T) {
+      T* eta = state_.eta.data_ptr<T>();
+      for (std::int64_t i = 0; i < state_.eta.numel(); ++i) {
+        eta[i] = next_eta(eta[i], message_energy_.data_ptr<T>()[i], error_energy_.data_ptr<T>()[i]);
+      }
+    });
+  }
+  void forget_step() {
+    coded_.clear();
+    message_energy_.zero_();
+    error_energy_.zero_();
+  }
+
+  const std::vector<Slice> slices_;  // their places; which are frozen changes
+  EControlState state_;
+  const EtaKind eta_kind_;
+  // Of the step that is under way:
+  at::Tensor uncoded_;        // (e + g) - h
+  at::Tensor sent_;           // what this rank's message decodes to
+  std::vector<Range> coded_;  // the pieces that are in it
+  at::Tensor owner_next_;
+  at::Tensor mean_tracker_next_;
+  at::Tensor message_energy_;  // one per slice
+  at::Tensor error_energy_;
+  at::Tensor local_;  // the gradient before a dense step
+};
+
+}  // namespace
+
+EControlState make_econtrol_state(const Bucket& bucket, Range owned) {
+  EControlState state;
+  state.residual = at::zeros_like(bucket.gradient);
+  state.tracker = at::zeros_like(bucket.gradient);
+  state.estimate = at::zeros_like(bucket.gradient);
+  const auto options = bucket.gradient.options();
+  state.eta = at::zeros({static_cast<std::int64_t>(bucket.slices.size())}, options);
+  state.owned = owned;
+  state.owner_residual = at::zeros({owned.count()}, options);
+  state.mean_tracker = at::zeros({owned.count()}, options);
+  return state;
+}
+
+void visit_econtrol(const Bucket& bucket, const EControlState& state, EtaKind eta,
+                    StateVisitor& visitor) {
+  visit_residuals(bucket, state.residual, state.owned, state.owner_residual, visitor);
+  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+    const Slice& slice = bucket.slices[i];
+    const auto show = [&](const char* what, const at::Tensor& of, StateKind kind) {
+      visitor.tensor({.name = what + slice.name,
+                      .kind = kind,
+                      .tensor = of.narrow(0, slice.offset, slice.numel).view(slice.shape)});
+    };
+    show("tracker/", state.tracker, StateKind::averaged);
+    show("estimate/", state.estimate, StateKind::replicated);
+    if (eta == EtaKind::measured) {
+      visitor.tensor({.name = "eta/" + slice.name,
+                      .kind = StateKind::averaged,
+                      .tensor = state.eta.narrow(0, static_cast<std::int64_t>(i), 1)});
+    }
+    const std::int64_t begin = std::max(slice.offset, state.owned.begin);
+    const std::int64_t end = std::min(slice.end(), state.owned.end);
+    if (begin >= end) continue;
+    visitor.tensor({.name = "mean_tracker/" + slice.name,
+                    .kind = StateKind::ranged,
+                    .tensor = state.mean_tracker.narrow(0, begin - state.owned.begin, end - begin),
+                    .begin = begin - slice.offset,
+                    .end = end - slice.offset});
+  }
+}
+
+std::unique_ptr<Feedback> make_econtrol(const Bucket& bucket, Range owned,
+                                        std::optional<double> eta) {
+  return std::make_unique<EControl>(bucket, owned, eta);
+}
+
+}  // namespace thinwire

@@ -1,0 +1,103 @@
+#include "collectives/compression/codec/cast.h"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <set>
+
+#include "tests/compression/coding.h"
+
+namespace thinwire {
+namespace {
+
+using testing::coded;
+using testing::encode;
+
+// Every float near a 16-bit number, half way between two, and at random.
+at::Tensor floats_to_try() {
+  std::vector<float> values;
+  const auto around = [&](float value) {
+    const auto bits = std::bit_cast<std::uint32_t>(value);
+    for (const std::uint32_t shift : {0u, 1u, ~0u}) {
+      values.push_back(std::bit_cast<float>(bits + shift));
+    }
+  };
+  for (std::uint32_t half = 0; half < 0x10000; half += 7) {
+    around(std::bit_cast<float>(half << 16));
+    around(std::bit_cast<float>(half << 16 | 0x8000));
+    const float fp16 =
+        static_cast<float>(at::Half(static_cast<std::uint16_t>(half), at::Half::from_bits()));
+    const float next =
+        static_cast<float>(at::Half(static_cast<std::uint16_t>(half + 1), at::Half::from_bits()));
+    around(fp16);
+    around((fp16 + next) / 2);
+  }
+  const Philox draws(1, PhiloxStream::synthetic_data, 0);
+  for (std::uint64_t i = 0; i < 100000; ++i) {
+    values.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(draws.bits(i))));
+  }
+  return at::tensor(values);
+}
+
+// The oracle: ATen's own conversion, but for what saturates.
+TEST(Cast, RoundsAsATenDoesAndSaturates) {
+  const at::Tensor x = floats_to_try();
+  for (const auto half : {Half::fp16, Half::bf16}) {
+    const auto dtype = half == Half::fp16 ? at::kHalf : at::kBFloat16;
+    const double largest = half == Half::fp16 ? 65504 : 0x1.fep127;
+    const CastCodec codec(Cast{half});
+    ASSERT_EQ(codec.payload_bytes(x.numel(), at::kFloat), 2 * x.numel());
+    const at::Tensor got = encode(codec, x).view(at::kShort);
+    const at::Tensor expected =
+        at::where(x.isinf(), x, x.to(dtype).to(at::kFloat).clamp(-largest, largest))
+            .to(dtype)
+            .view(at::kShort);
+    const at::Tensor differ = (got != expected).logical_and(x.isnan().logical_not());
+    EXPECT_EQ(differ.sum().item<std::int64_t>(), 0)
+        << x.masked_select(differ).slice(0, 0, 5) << got.masked_select(differ).slice(0, 0, 5);
+    EXPECT_TRUE(
+        got.masked_select(x.isnan()).eq(half == Half::fp16 ? 0x7e00 : 0x7fc0).all().item<bool>());
+  }
+}
+
+TEST(Cast, DecodesEveryNumberExactly) {
+  at::Tensor payload = at::arange(0, 0x10000, at::kInt).to(at::kShort);
+  for (const auto half : {Half::fp16, Half::bf16}) {
+    const auto dtype = half == Half::fp16 ? at::kHalf : at::kBFloat16;
+    for (const auto wide : {at::kFloat, at::kDouble}) {
+      at::Tensor got = at::zeros({0x10000}, wide);
+      CastCodec(Cast{half}).decode_add(payload.view(at::kByte), 1, got);
+      const at::Tensor expected = payload.view(dtype).to(wide);
+      EXPECT_TRUE(got.isnan().equal(expected.isnan()));
+      EXPECT_TRUE(got.nan_to_num(7, 8, 9).equal(expected.nan_to_num(7, 8, 9)));
+    }
+  }
+}
+
+TEST(Cast, DoublesBecomeFloatsFirst) {
+  const CastCodec codec(Cast{Half::bf16});
+  // Half way between two bfloat16 but for a bit that a float does not have: a tie, to even.
+  const double above_tie = 1 + 0x1p-8 + 0x1p-40;
+  const at::Tensor x = at::tensor({above_tie, 1e300, -1e300, 1e-300}, at::kDouble);
+  EXPECT_TRUE(coded(codec, x).equal(at::tensor({1.0, 0x1.fep127, -0x1.fep127, 0.0}, at::kDouble)));
+  EXPECT_TRUE(codec.finite(encode(codec, x), 4, at::kDouble));
+}
+
+TEST(Cast, NonFiniteValuesAreSeenAnywhere) {
+  const float inf = std::numeric_limits<float>::infinity();
+  for (const auto half : {Half::fp16, Half::bf16}) {
+    const CastCodec codec(Cast{half});
+    for (const float bad : {inf, -inf, std::numeric_limits<float>::quiet_NaN()}) {
+      for (const int place : {0, 77, 129}) {
+        at::Tensor x = testing::uniform_values(130, at::kFloat);
+        EXPECT_TRUE(codec.finite(encode(codec, x), 130, at::kFloat));
+        x[place] = bad;
+        EXPECT_FALSE(codec.finite(encode(codec, x), 130, at::kFloat));
+        EXPECT_FALSE(std::isfinite(coded(codec, x)[place].item<float>()));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace thinwire
