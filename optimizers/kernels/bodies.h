@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "collectives/compression/kernels/bodies.h"
+#include "collectives/compression/kernels/warp.h"
 #include "optimizers/kernels/kernels.h"
 
 namespace thinwire::bodies {

@@ -181,4 +181,17 @@ struct DeviceWarp {
 
 #endif
 
+namespace bodies {
+
+// The sum of term(i) over `count` elements.
+template <typename Warp, typename T, typename Term>
+THINWIRE_ON_DEVICE T lane_sum(std::int64_t count, Term term) {
+  typename Warp::template Lanes<T> sums{};
+  Warp::rows(count, [&](std::int64_t begin, int n) {
+    Warp::each(n, [&](int lane) { sums[lane] += term(begin + lane); });
+  });
+  return Warp::fold(sums);
+}
+
+}  // namespace bodies
 }  // namespace thinwire

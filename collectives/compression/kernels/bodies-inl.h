@@ -1,0 +1,882 @@
+// What each kernel does with one block, written once over rows of 32 lanes: host_rows-inl.h makes
+// them of vectors, device_rows.h of the threads of a warp. Included once per target.
+//
+// An element stays with its lane, so that only what lanes hand to each other needs `meet`. format.h
+// has the payloads; the order of operations is that of the plain codecs and feedbacks.
+#if defined(THINWIRE_BODIES_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef THINWIRE_BODIES_INL_H
+#undef THINWIRE_BODIES_INL_H
+#else
+#define THINWIRE_BODIES_INL_H
+#endif
+
+#include "collectives/compression/kernels/kernels.h"
+#ifdef __CUDACC__
+#include "collectives/compression/kernels/device_rows.h"
+#else
+#include "collectives/compression/kernels/host_rows-inl.h"
+#endif
+
+THINWIRE_ROWS_BEGIN
+
+// A device may use constants, but not call the host's functions that make them.
+template <typename T>
+constexpr T smallest_normal = std::numeric_limits<T>::min();
+template <typename T>
+constexpr T infinity = std::numeric_limits<T>::infinity();
+template <typename T>
+constexpr T not_finite = std::numeric_limits<T>::quiet_NaN();
+template <typename T>
+constexpr BitsOf<T> infinity_bits = static_cast<BitsOf<T>>(sizeof(T) == 4 ? 0x7f800000
+                                                                          : 0x7ff0000000000000);
+constexpr std::uint32_t no_kept_values = 0xffffffff;  // in place of their number
+constexpr int value_width_of_count = 4;
+
+template <typename T>
+THINWIRE_BODY bool finite(T x) {
+  return x - x == 0;
+}
+template <typename T>
+THINWIRE_BODY Row<BitsOf<T>> magnitude_bits(const Row<T>& a) {
+  return bits_of(magnitude(a));
+}
+
+// ---- What becomes of the message ----
+//
+// `first` forms the message of a row, `again` once more, any number of times; `absorb` ends it.
+// `message_stays`: absorbing a decoded zero would change nothing after `first`.
+
+template <typename T>
+struct NoFeedback {
+  static constexpr bool message_stays = true;
+  T* gradient;
+  template <typename Place>
+  THINWIRE_BODY Row<T> first(Place row) {
+    return load(gradient, row);
+  }
+  template <typename Place>
+  THINWIRE_BODY Row<T> again(Place row) {
+    return load(gradient, row);
+  }
+  template <typename Place>
+  THINWIRE_BODY void absorb(Place, const Row<T>&, const Row<T>&) {}
+};
+
+template <typename T>
+struct ErrorFeedback {
+  static constexpr bool message_stays = true;
+  T* gradient;
+  const T* error;
+  template <typename Place>
+  THINWIRE_BODY Row<T> first(Place row) {
+    const Row<T> message = load(gradient, row) + load(error, row);
+    store(gradient, row, message);
+    return message;
+  }
+  template <typename Place>
+  THINWIRE_BODY Row<T> again(Place row) {
+    return load(gradient, row);
+  }
+  template <typename Place>
+  THINWIRE_BODY void absorb(Place row, const Row<T>& message, const Row<T>& decoded) {
+    store(gradient, row, message - decoded);
+  }
+};
+
+template <typename T>
+struct Tracked {
+  static constexpr bool message_stays = false;
+  T* gradient;
+  const T* error;
+  const T* tracker;
+  T eta;
+  template <typename Place>
+  THINWIRE_BODY Row<T> first(Place row) {
+    return (fill(eta) * load(error, row) + load(gradient, row)) - load(tracker, row);
+  }
+  template <typename Place>
+  THINWIRE_BODY Row<T> again(Place row) {
+    return first(row);
+  }
+  template <typename Place>
+  THINWIRE_BODY void absorb(Place row, const Row<T>&, const Row<T>& decoded) {
+    const Row<T> unsent = (load(error, row) + load(gradient, row)) - load(tracker, row);
+    store(gradient, row, unsent - decoded);
+  }
+};
+
+// Sums of m^2 and of (m - d)^2, for who wants them.
+template <typename T>
+struct Energy {
+  T* to;
+  Row<T> message = zeros<T>();
+  Row<T> left = zeros<T>();
+  template <typename Place>
+  THINWIRE_BODY void add(Place row, const Row<T>& m, const Row<T>& decoded) {
+    if (to == nullptr) return;
+    message = message + m * m;
+    const Row<T> rest = there(row, m - decoded, zeros<T>());
+    left = left + rest * rest;
+  }
+  THINWIRE_BODY void close() {
+    if (to == nullptr) return;
+    const T sum = sum_of_lanes(message);
+    const T rest = sum_of_lanes(left);
+    once([&] {
+      to[0] = sum;
+      to[1] = rest;
+    });
+  }
+};
+
+// What a block's coding needs beside its values.
+template <typename T>
+struct Task {
+  Format format;
+  std::int64_t count;
+  char* payload;
+  std::uint64_t rounding_key;
+  std::int64_t draws_begin;  // of the block in its bucket
+  T* energy;
+  Scratch* scratch;
+};
+
+// ---- raw ----
+
+template <typename T, typename Feedback>
+THINWIRE_WHOLE_BODY void code_raw(const Task<T>& task, Feedback feedback) {
+  rows(task.count, [&](auto row) {
+    const Row<T> m = feedback.first(row);
+    store_packed(task.payload, row, m);
+    feedback.absorb(row, m, m);
+  });
+  if (task.energy != nullptr) {
+    once([&] { task.energy[0] = task.energy[1] = 0; });
+  }
+}
+
+// ---- sign ----
+
+template <SignScale kind, typename T, typename Feedback>
+THINWIRE_WHOLE_BODY void code_sign(const Task<T>& task, Feedback feedback) {
+  Row<T> sums = zeros<T>();
+  rows(task.count, [&](auto row) {
+    const Row<T> m = feedback.first(row);
+    if constexpr (kind == SignScale::l1) {
+      sums = sums + magnitude(m);
+    } else {
+      sums = sums + m * m;
+    }
+  });
+  T scale = sum_of_lanes(sums) / static_cast<T>(task.count);
+  if constexpr (kind == SignScale::rms) scale = square_root(scale);
+  if (!finite(scale)) {
+    scale = not_finite<T>;
+  } else if (scale < smallest_normal<T>) {
+    scale = 0;
+  }
+  once([&] { store_one(task.payload, scale); });
+  char* const bits = task.payload + sizeof(T);
+  const Row<T> plus = fill<T>(scale);
+  const Row<T> minus = fill<T>(-scale);
+  Energy<T> energy{task.energy};
+  rows(task.count, [&](auto row) {
+    const Row<T> m = feedback.again(row);
+    const Mask<T> negative = less(m, zeros<T>());
+    store_bits(bits + row.begin / 8, row, ~ballot(negative, row) & lanes_there(row));
+    const Row<T> decoded = select(negative, minus, plus);
+    feedback.absorb(row, m, decoded);
+    energy.add(row, m, decoded);
+  });
+  energy.close();
+}
+
+// ---- quantize ----
+
+// A row's random numbers in [0, 1), or one half.
+template <Rounding rounding, typename T>
+struct Draws {
+  std::uint64_t key;
+  std::int64_t begin;
+  Row<std::uint32_t> words[4];
+  template <typename Place>
+  THINWIRE_BODY Row<T> next(Place row) {
+    if constexpr (rounding == Rounding::nearest) {
+      return fill<T>(static_cast<T>(0.5));
+    } else {
+      const std::int64_t place = row.begin / row_lanes;
+      if (place % 4 == 0) draw(begin + place / 4 * row_lanes);
+      const Row<std::int32_t> upper = as_signed(shift_right<8>(words[place % 4]));
+      return from_int<T>(upper) * fill<T>(static_cast<T>(0x1p-24));
+    }
+  }
+
+ private:
+  // philox(key, 0, first + lane), as runtime/base/philox.h has it for one counter.
+  THINWIRE_BODY void draw(std::int64_t first) {
+    const auto counter = static_cast<std::uint64_t>(first);
+    const auto low = fill(static_cast<std::uint32_t>(counter));
+    const Row<std::uint32_t> ones = fill<std::uint32_t>(1);
+    Row<std::uint32_t> c0 = low + lane_numbers();
+    const Row<std::uint32_t> next = fill(static_cast<std::uint32_t>(counter >> 32));
+    Row<std::uint32_t> c1 = select(less(c0, low), next + ones, next);
+    Row<std::uint32_t> c2 = zeros<std::uint32_t>();
+    Row<std::uint32_t> c3 = zeros<std::uint32_t>();
+    auto k0 = static_cast<std::uint32_t>(key);
+    auto k1 = static_cast<std::uint32_t>(key >> 32);
+    for (int round = 0; round < 10; ++round) {
+      Row<std::uint32_t> upper0;
+      Row<std::uint32_t> upper1;
+      const Row<std::uint32_t> lower0 = multiply(c0, 0xD2511F53, upper0);
+      const Row<std::uint32_t> lower1 = multiply(c2, 0xCD9E8D57, upper1);
+      c0 = upper1 ^ c1 ^ fill(k0);
+      c2 = upper0 ^ c3 ^ fill(k1);
+      c1 = lower1;
+      c3 = lower0;
+      k0 += 0x9E3779B9;
+      k1 += 0xBB67AE85;
+    }
+    words[0] = c0;
+    words[1] = c1;
+    words[2] = c2;
+    words[3] = c3;
+  }
+};
+
+// The values that levels stand for: max_min has a least value and no bias, symmetric the reverse.
+template <Grid grid, typename T>
+struct Levels {
+  T least;
+  T unit;
+  T bias;
+  T top;
+  THINWIRE_BODY explicit Levels(int bits)
+      : least(0),
+        unit(0),
+        bias(static_cast<T>((1 << (bits - 1)) - 1)),
+        top(grid == Grid::max_min ? static_cast<T>((1 << bits) - 1) : 2 * bias) {}
+  THINWIRE_BODY Row<T> value(const Row<T>& level) const {
+    if constexpr (grid == Grid::max_min) {
+      return fill(least) + fill(unit) * level;
+    } else {
+      return fill(unit) * (level - fill(bias));
+    }
+  }
+  THINWIRE_BODY T largest() const {
+    if constexpr (grid == Grid::max_min) {
+      return least + unit * top;
+    } else {
+      return unit * (top - bias);
+    }
+  }
+  // Before the levels in a payload.
+  static constexpr std::int64_t bytes = (grid == Grid::max_min ? 2 : 1) * sizeof(T);
+  THINWIRE_BODY void write(char* payload) const {
+    if constexpr (grid == Grid::max_min) {
+      store_one(payload, least);
+      store_one(payload + sizeof(T), unit);
+    } else {
+      store_one(payload, unit);
+    }
+  }
+  THINWIRE_BODY void read(const char* payload) {
+    if constexpr (grid == Grid::max_min) {
+      least = load_one<T>(payload);
+      unit = load_one<T>(payload + sizeof(T));
+    } else {
+      unit = load_one<T>(payload);
+    }
+  }
+};
+
+template <Grid grid, Rounding rounding, typename T, typename Feedback>
+THINWIRE_WHOLE_BODY void code_quantize(const Task<T>& task, Feedback feedback) {
+  const int bits = task.format.bits;
+  // x - x is zero for finite x and NaN otherwise.
+  Row<T> unfinite = zeros<T>();
+  Row<T> least = fill<T>(grid == Grid::max_min ? infinity<T> : 0);
+  Row<T> largest = fill<T>(grid == Grid::max_min ? -infinity<T> : 0);
+  rows(task.count, [&](auto row) {
+    const Row<T> m = feedback.first(row);
+    unfinite = unfinite + (m - m);
+    if constexpr (grid == Grid::max_min) {
+      least = least_of(least, there(row, m, least));
+      largest = largest_of(largest, there(row, m, largest));
+    } else {
+      largest = largest_of(largest, magnitude(m));
+    }
+  });
+  Levels<grid, T> levels(bits);
+  // + 0: -0 becomes +0.
+  if constexpr (grid == Grid::max_min) {
+    levels.least = least_lane(least) + 0;
+    levels.unit = ((largest_lane(largest) + 0) - levels.least) / levels.top;
+  } else {
+    levels.unit = largest_lane(largest) / levels.bias;
+  }
+  T inverse = 0;
+  if (!finite(sum_of_lanes(unfinite)) || !finite(levels.unit) || !finite(levels.largest())) {
+    levels.unit = not_finite<T>;
+    levels.least = not_finite<T>;
+  } else if (levels.unit < smallest_normal<T>) {
+    levels.unit = 0;
+    if (levels.least < smallest_normal<T> && -levels.least < smallest_normal<T>) levels.least = 0;
+  } else {
+    inverse = 1 / levels.unit;
+  }
+  once([&] { levels.write(task.payload); });
+  char* const planes = task.payload + Levels<grid, T>::bytes;
+  Energy<T> energy{task.energy};
+  if (inverse == 0) {
+    const Row<T> decoded = levels.value(zeros<T>());
+    rows(task.count, [&](auto row) {
+      store_planes(planes + row.begin / 8 * bits, row, zeros<T>(), bits);
+      const Row<T> m = feedback.again(row);
+      feedback.absorb(row, m, decoded);
+      energy.add(row, m, decoded);
+    });
+    energy.close();
+    return;
+  }
+  Draws<rounding, T> draws{task.rounding_key, task.draws_begin, {}};
+  rows(task.count, [&](auto row) {
+    const Row<T> m = feedback.again(row);
+    Row<T> place;
+    if constexpr (grid == Grid::max_min) {
+      place = (m - fill(levels.least)) * fill(inverse) + draws.next(row);
+    } else {
+      place = (m * fill(inverse) + fill(levels.bias)) + draws.next(row);
+      place = largest_of(place, zeros<T>());
+    }
+    const Row<T> level = least_of(floor_of(place), fill(levels.top));
+    store_planes(planes + row.begin / 8 * bits, row, level, bits);
+    const Row<T> decoded = levels.value(level);
+    feedback.absorb(row, m, decoded);
+    energy.add(row, m, decoded);
+  });
+  energy.close();
+}
+
+// ---- cast ----
+
+// To nearest, ties to even; finite values stay finite, and a NaN has one form.
+template <Half half>
+THINWIRE_BODY Row<std::int32_t> to_half(const Row<float>& x) {
+  using Ints = Row<std::int32_t>;
+  const Ints bits = bits_of(x);
+  const Ints size = bits & fill<std::int32_t>(0x7fffffff);
+  const Ints sign = shift_right<16>(bits) & fill<std::int32_t>(0x8000);
+  const Ints one = fill<std::int32_t>(1);
+  const auto is_finite = less(size, fill<std::int32_t>(0x7f800000));
+  const auto is_nan = less(fill<std::int32_t>(0x7f800000), size);
+  Ints rounded;
+  Ints above;
+  if constexpr (half == Half::bf16) {
+    rounded = shift_right<16>(size + fill<std::int32_t>(0x7fff) + (shift_right<16>(size) & one));
+    rounded = least_of(rounded, fill<std::int32_t>(0x7f7f));
+    above = select(is_nan, fill<std::int32_t>(0x7fc0), sign | fill<std::int32_t>(0x7f80));
+  } else {
+    rounded = shift_right<13>(size + fill<std::int32_t>(0xfff) + (shift_right<13>(size) & one)) -
+              fill<std::int32_t>(112 << 10);
+    rounded = least_of(rounded, fill<std::int32_t>(0x7bff));
+    // The last place of numbers from 1/2 to 1 is 2^-24, that of fp16's below its normal ones.
+    const Ints small = bits_of(value_of_bits<float>(size) + fill(0.5f)) - bits_of(fill(0.5f));
+    rounded = select(less(size, fill<std::int32_t>(113 << 23)), small, rounded);
+    above = select(is_nan, fill<std::int32_t>(0x7e00), sign | fill<std::int32_t>(0x7c00));
+  }
+  return select(is_finite, sign | rounded, above);
+}
+
+template <Half half>
+THINWIRE_BODY Row<float> from_half(const Row<std::int32_t>& bits) {
+  using Ints = Row<std::int32_t>;
+  if constexpr (half == Half::bf16) {
+    return value_of_bits<float>(shift_left<16>(bits));
+  } else {
+    const Ints sign = shift_left<16>(bits & fill<std::int32_t>(0x8000));
+    const Ints size = bits & fill<std::int32_t>(0x7fff);
+    const Ints moved_up = shift_left<13>(size);
+    const Ints normal = moved_up + fill<std::int32_t>(112 << 23);
+    const Ints above = moved_up + fill<std::int32_t>(224 << 23);
+    const Ints small = bits_of(from_int<float>(size) * fill(0x1p-24f));
+    Ints value = select(less(size, fill<std::int32_t>(0x400)), small, normal);
+    value = select(less(size, fill<std::int32_t>(0x7c00)), value, above);
+    return value_of_bits<float>(sign | value);
+  }
+}
+
+// A float of any value; finite ones stay finite.
+THINWIRE_BODY Row<float> to_finite_float(const Row<float>& x) {
+  return x;
+}
+THINWIRE_BODY Row<float> to_finite_float(const Row<double>& x) {
+  const auto largest = static_cast<double>(std::numeric_limits<float>::max());
+  const Row<double> clamped = largest_of(least_of(x, fill(largest)), fill(-largest));
+  const auto is_finite = less(magnitude_bits(x), fill(infinity_bits<double>));
+  return to_float(select(mask_for<double>(is_finite), clamped, x));
+}
+
+template <Half half, typename T, typename Feedback>
+THINWIRE_WHOLE_BODY void code_cast(const Task<T>& task, Feedback feedback) {
+  Energy<T> energy{task.energy};
+  rows(task.count, [&](auto row) {
+    const Row<T> m = feedback.first(row);
+    const Row<std::int32_t> bits = to_half<half>(to_finite_float(m));
+    store_halves(task.payload, row, bits);
+    const Row<T> decoded = from_float<T>(from_half<half>(bits));
+    feedback.absorb(row, m, decoded);
+    energy.add(row, m, decoded);
+  });
+  energy.close();
+}
+
+// ---- top_k ----
+
+// What is kept: all values with bits >= high, and the first `ties` of those with bits high - 1.
+template <typename Bits>
+struct Cut {
+  Bits high;
+  std::int64_t ties;
+};
+
+template <typename T, typename Magnitudes>
+THINWIRE_BODY Cut<BitsOf<T>> find_cut(const Magnitudes& magnitudes, const Format& format) {
+  using Bits = BitsOf<T>;
+  Bits low = 0;
+  Bits high = magnitudes.largest() + 1;
+  std::int64_t above = 0;
+  while (high - low > 1) {
+    const Bits mid = low + (high - low) / 2;
+    const std::int64_t passed = magnitudes.passing(mid);
+    if (passed > format.kept) {
+      low = mid;
+      continue;
+    }
+    high = mid;
+    above = passed;
+    if (format.selection == Selection::threshold && 20 * above >= 19 * std::int64_t{format.kept}) {
+      return {high, 0};
+    }
+  }
+  return {high, low > 0 ? format.kept - above : 0};
+}
+
+THINWIRE_BODY std::uint32_t lowest_bits(std::uint32_t word, std::int64_t count) {
+  if (count_bits(word) <= count) return word;
+  std::uint32_t lowest = 0;
+  for (; count > 0; --count) {
+    lowest |= word & (0 - word);
+    word &= word - 1;
+  }
+  return lowest;
+}
+
+template <typename T, typename Feedback>
+THINWIRE_WHOLE_BODY void code_top_k(const Task<T>& task, Feedback feedback) {
+  using Bits = BitsOf<T>;
+  const Format& format = task.format;
+  Magnitudes<T, Feedback> magnitudes(feedback, task.count, format.kept, *task.scratch);
+  KeptWriter<T> writer(task.payload, format.kept, index_bits(task.count));
+  Energy<T> energy{task.energy};
+  if (magnitudes.largest() >= infinity_bits<T>) {
+    writer.close();
+    once([&] { store_one(task.payload, no_kept_values); });
+    const Row<T> decoded = fill(not_finite<T>);
+    rows(task.count, [&](auto row) {
+      const Row<T> m = feedback.again(row);
+      feedback.absorb(row, m, decoded);
+      energy.add(row, m, decoded);
+    });
+    energy.close();
+    return;
+  }
+  magnitudes.collect();
+  Cut<Bits> cut = find_cut<T>(magnitudes, format);
+  const Row<Bits> below = fill<Bits>(cut.high - 1);
+  const auto keep = [&](auto row) {
+    const Row<T> m = feedback.again(row);
+    const Row<Bits> bits = magnitude_bits(m);
+    std::uint32_t word = ballot(less(below, bits), row);
+    if (cut.ties > 0) {
+      const std::uint32_t ties = lowest_bits(ballot(equal(bits, below), row), cut.ties);
+      cut.ties -= count_bits(ties);
+      word |= ties;
+    }
+    writer.append(word, m, row.begin);
+    const Row<T> decoded = select(from_ballot<T>(word), m, zeros<T>());
+    feedback.absorb(row, m, decoded);
+    energy.add(row, m, decoded);
+  };
+  if (Feedback::message_stays && task.energy == nullptr) {
+    magnitudes.visit(keep);
+  } else {
+    magnitudes.visit_all(keep);
+  }
+  writer.close();
+  energy.close();
+}
+
+// One rank's payload of top_k. No byte of it is trusted.
+template <typename T>
+struct KeptReader {
+  const char* payload;
+  std::int64_t room;
+  std::int64_t width;  // bits per index
+  std::int64_t kept;
+  THINWIRE_BODY KeptReader(const char* from, const Format& format, std::int64_t count)
+      : payload(from),
+        room(format.kept),
+        width(index_bits(count)),
+        kept(load_one<std::uint32_t>(from)) {}
+  THINWIRE_BODY T value(std::int64_t k) const {
+    return load_one<T>(payload + value_width_of_count + k * static_cast<std::int64_t>(sizeof(T)));
+  }
+  THINWIRE_BODY std::int64_t index(std::int64_t k) const {
+    const std::int64_t first = k * width;
+    const char* from =
+        payload + value_width_of_count + room * static_cast<std::int64_t>(sizeof(T)) + first / 8;
+    const std::int64_t bits = first % 8 + width;
+    std::uint64_t word = 0;
+    for (std::int64_t byte = 0; 8 * byte < bits; ++byte) {
+      word |= std::uint64_t{static_cast<unsigned char>(from[byte])} << (8 * byte);
+    }
+    return static_cast<std::int64_t>((word >> (first % 8)) & ((std::uint64_t{1} << width) - 1));
+  }
+  // Whether the numbers can be those of a block of `count` values.
+  THINWIRE_BODY bool makes_sense(std::int64_t count) const {
+    if (kept > room) return false;
+    return all_entries(kept, [&](std::int64_t k) {
+      return index(k) < count && (k == 0 || index(k - 1) < index(k));
+    });
+  }
+};
+
+// absorb(row, mean) for every row, from what `ranks` ranks kept.
+template <typename T, typename Absorb>
+THINWIRE_BODY void each_mean_of_kept(const Block& block, const char* payload, std::int64_t stride,
+                                     std::int32_t ranks, Absorb absorb) {
+  const auto reader = [&](std::int32_t rank) {
+    return KeptReader<T>(payload + rank * stride, block.format, block.count);
+  };
+  bool sense = true;
+  for (std::int32_t rank = 0; rank < ranks && sense; ++rank) {
+    sense = reader(rank).makes_sense(block.count);
+  }
+  if (!sense) {
+    rows(block.count, [&](auto row) { absorb(row, fill(not_finite<T>)); });
+    return;
+  }
+  Tile<T> tile;
+  for (std::int64_t begin = 0; begin < block.count; begin += Tile<T>::size) {
+    const std::int64_t rest = block.count - begin;
+    const std::int64_t size = rest < Tile<T>::size ? rest : Tile<T>::size;
+    rows(size, [&](auto row) { store(tile.values, row, zeros<T>()); });
+    for (std::int32_t rank = 0; rank < ranks; ++rank) {
+      meet();
+      const KeptReader<T> from = reader(rank);
+      entries(from.kept, [&](std::int64_t k) {
+        const std::int64_t place = from.index(k) - begin;
+        if (place >= 0 && place < size) tile.values[place] += from.value(k);
+      });
+    }
+    meet();
+    rows(size, [&](auto row) {
+      Row<T> mean = load(tile.values, row);
+      if (ranks > 1) mean = mean / fill(static_cast<T>(ranks));
+      absorb(moved(row, begin), mean);
+    });
+    meet();
+  }
+}
+
+// ---- Reading payloads row by row ----
+
+template <typename T>
+struct RawReader {
+  const char* values;
+  THINWIRE_BODY RawReader(const char* payload, const Format&) : values(payload) {}
+  template <typename Place>
+  THINWIRE_BODY Row<T> decoded(Place row) const {
+    return load_packed<T>(values, row);
+  }
+};
+
+template <typename T>
+struct SignReader {
+  T scale;
+  const char* bits;
+  THINWIRE_BODY SignReader(const char* payload, const Format&)
+      : scale(load_one<T>(payload)), bits(payload + sizeof(T)) {}
+  template <typename Place>
+  THINWIRE_BODY Row<T> decoded(Place row) const {
+    const std::uint32_t word = load_bits(bits + row.begin / 8, row);
+    return select(from_ballot<T>(word), fill(scale), fill(-scale));
+  }
+};
+
+template <Grid grid>
+struct QuantizeReaderOf {
+  template <typename T>
+  struct Reader {
+    Levels<grid, T> levels;
+    int bits;
+    const char* planes;
+    THINWIRE_BODY Reader(const char* payload, const Format& format)
+        : levels(format.bits), bits(format.bits), planes(payload + Levels<grid, T>::bytes) {
+      levels.read(payload);
+    }
+    template <typename Place>
+    THINWIRE_BODY Row<T> decoded(Place row) const {
+      return levels.value(load_planes<T>(planes + row.begin / 8 * bits, row, bits));
+    }
+  };
+};
+
+template <Half half>
+struct CastReaderOf {
+  template <typename T>
+  struct Reader {
+    const char* halves;
+    THINWIRE_BODY Reader(const char* payload, const Format&) : halves(payload) {}
+    template <typename Place>
+    THINWIRE_BODY Row<T> decoded(Place row) const {
+      return from_float<T>(from_half<half>(load_halves(halves, row)));
+    }
+  };
+};
+
+// absorb(row, mean) for every row; `payload` is the first rank's of the block.
+template <template <typename> class Reader, typename T, typename Absorb>
+THINWIRE_BODY void each_mean_of_rows(const Block& block, const char* payload, std::int64_t stride,
+                                     std::int32_t ranks, Absorb absorb) {
+  const Reader<T> first(payload, block.format);
+  if (ranks == 1) {
+    rows(block.count, [&](auto row) { absorb(row, zeros<T>() + first.decoded(row)); });
+    return;
+  }
+  const Row<T> divisor = fill(static_cast<T>(ranks));
+  if (ranks == 2) {
+    const Reader<T> second(payload + stride, block.format);
+    rows(block.count, [&](auto row) {
+      absorb(row, ((zeros<T>() + first.decoded(row)) + second.decoded(row)) / divisor);
+    });
+    return;
+  }
+  rows(block.count, [&](auto row) {
+    Row<T> sum = zeros<T>() + first.decoded(row);
+    for (std::int32_t rank = 1; rank < ranks; ++rank) {
+      sum = sum + Reader<T>(payload + rank * stride, block.format).decoded(row);
+    }
+    absorb(row, sum / divisor);
+  });
+}
+
+// Of any coding but held.
+template <typename T, typename Absorb>
+THINWIRE_BODY void each_mean(const Block& block, const char* payload, std::int64_t stride,
+                             std::int32_t ranks, Absorb absorb) {
+  const Format& format = block.format;
+  switch (format.coding) {
+    case Coding::raw:
+      return each_mean_of_rows<RawReader, T>(block, payload, stride, ranks, absorb);
+    case Coding::sign:
+      return each_mean_of_rows<SignReader, T>(block, payload, stride, ranks, absorb);
+    case Coding::quantize:
+      if (format.grid == Grid::max_min) {
+        return each_mean_of_rows<QuantizeReaderOf<Grid::max_min>::template Reader, T>(
+            block, payload, stride, ranks, absorb);
+      }
+      return each_mean_of_rows<QuantizeReaderOf<Grid::symmetric>::template Reader, T>(
+          block, payload, stride, ranks, absorb);
+    case Coding::cast:
+      if (format.half == Half::bf16) {
+        return each_mean_of_rows<CastReaderOf<Half::bf16>::template Reader, T>(
+            block, payload, stride, ranks, absorb);
+      }
+      return each_mean_of_rows<CastReaderOf<Half::fp16>::template Reader, T>(block, payload, stride,
+                                                                             ranks, absorb);
+    case Coding::top_k:
+      return each_mean_of_kept<T>(block, payload, stride, ranks, absorb);
+    case Coding::held:
+      return;
+  }
+}
+
+// ---- The kernels ----
+
+template <typename T>
+THINWIRE_BODY void hold(std::int64_t count, T* to, const T* from) {
+  rows(count, [&](auto row) { store(to, row, load(from, row)); });
+}
+
+// payload := code(m), gradient := next, by the block's coding.
+template <typename T, typename Feedback>
+THINWIRE_BODY void code(const Task<T>& task, const Feedback& feedback) {
+  const Format& format = task.format;
+  switch (format.coding) {
+    case Coding::raw:
+      return code_raw(task, feedback);
+    case Coding::sign:
+      return format.scale == SignScale::l1 ? code_sign<SignScale::l1>(task, feedback)
+                                           : code_sign<SignScale::rms>(task, feedback);
+    case Coding::quantize:
+      if (format.grid == Grid::max_min) {
+        return format.rounding == Rounding::nearest
+                   ? code_quantize<Grid::max_min, Rounding::nearest>(task, feedback)
+                   : code_quantize<Grid::max_min, Rounding::stochastic>(task, feedback);
+      }
+      return format.rounding == Rounding::nearest
+                 ? code_quantize<Grid::symmetric, Rounding::nearest>(task, feedback)
+                 : code_quantize<Grid::symmetric, Rounding::stochastic>(task, feedback);
+    case Coding::cast:
+      return format.half == Half::bf16 ? code_cast<Half::bf16>(task, feedback)
+                                       : code_cast<Half::fp16>(task, feedback);
+    case Coding::top_k:
+      return code_top_k(task, feedback);
+    case Coding::held:
+      return;
+  }
+}
+
+// The residual begins with the block's first element.
+template <typename T>
+THINWIRE_BODY void code(const Task<T>& task, T* gradient, const Residual<T>& residual,
+                        std::int32_t slice) {
+  if (residual.error == nullptr) return code(task, NoFeedback<T>{gradient});
+  if (residual.tracker == nullptr) return code(task, ErrorFeedback<T>{gradient, residual.error});
+  code(task, Tracked<T>{gradient, residual.error, residual.tracker, residual.eta[slice]});
+}
+
+template <typename T>
+THINWIRE_BODY Residual<T> from_element(const Residual<T>& residual, std::int64_t begin) {
+  return {residual.error == nullptr ? nullptr : residual.error + begin,
+          residual.tracker == nullptr ? nullptr : residual.tracker + begin, residual.eta};
+}
+
+template <typename T>
+THINWIRE_BODY void encode(const EncodeArgs<T>& args, const Block& block, std::int64_t index,
+                          Scratch& scratch) {
+  T* gradient = args.gradient + block.begin;
+  const Residual<T> residual = from_element(args.residual, block.begin);
+  T* energy = args.energy == nullptr ? nullptr : args.energy + 2 * index;
+  if (block.format.coding == Coding::held) {
+    if (residual.error != nullptr) hold(block.count, gradient, residual.error);
+    if (energy != nullptr) {
+      once([&] { energy[0] = energy[1] = 0; });
+    }
+    return;
+  }
+  code(Task<T>{block.format, block.count, args.payload + block.payload, args.rounding_key,
+               block.begin, energy, &scratch},
+       gradient, residual, block.slice);
+}
+
+template <typename T>
+THINWIRE_BODY void owner_reduce(const OwnerReduceArgs<T>& args, const Block& block,
+                                Scratch& scratch) {
+  const std::int64_t place = block.begin - args.chunk_begin;
+  const std::int64_t payload = block.payload - args.payload_begin;
+  const Residual<T> residual = from_element(args.residual, place);
+  T* next = args.owner_next + place;
+  const T* tracker = args.mean_tracker == nullptr ? nullptr : args.mean_tracker + place;
+  T* tracker_next = args.mean_tracker == nullptr ? nullptr : args.mean_tracker_next + place;
+  if (block.format.coding == Coding::held) {
+    if (residual.error != nullptr) hold(block.count, next, residual.error);
+    if (tracker != nullptr) hold(block.count, tracker_next, tracker);
+    return;
+  }
+  const char* arrived = args.arrived + payload;
+  if (tracker == nullptr) {
+    each_mean<T>(block, arrived, args.stride, args.ranks,
+                 [&](auto row, const Row<T>& mean) { store(next, row, mean); });
+  } else {
+    each_mean<T>(block, arrived, args.stride, args.ranks, [&](auto row, const Row<T>& mean) {
+      const Row<T> tracked = load(tracker, row) + mean;
+      store(tracker_next, row, tracked);
+      store(next, row, tracked);
+    });
+  }
+  code(Task<T>{block.format, block.count, args.reply + payload, args.rounding_key, block.begin,
+               nullptr, &scratch},
+       next, residual, block.slice);
+}
+
+template <typename T>
+THINWIRE_BODY bool payload_finite(const Block& block, const char* payload) {
+  const Format& format = block.format;
+  switch (format.coding) {
+    case Coding::raw: {
+      Row<BitsOf<T>> largest = zeros<BitsOf<T>>();
+      rows(block.count, [&](auto row) {
+        largest = largest_of(largest, magnitude_bits(load_packed<T>(payload, row)));
+      });
+      return largest_lane(largest) < infinity_bits<T>;
+    }
+    case Coding::sign:
+      return finite(load_one<T>(payload));
+    case Coding::quantize:
+      return finite(load_one<T>(payload)) &&
+             (format.grid == Grid::symmetric || finite(load_one<T>(payload + sizeof(T))));
+    case Coding::cast: {
+      Row<std::int32_t> largest = zeros<std::int32_t>();
+      rows(block.count, [&](auto row) {
+        largest = largest_of(largest, load_halves(payload, row) & fill<std::int32_t>(0x7fff));
+      });
+      return largest_lane(largest) < (format.half == Half::bf16 ? 0x7f80 : 0x7c00);
+    }
+    case Coding::top_k: {
+      const KeptReader<T> reader(payload, format, block.count);
+      return reader.makes_sense(block.count) &&
+             all_entries(reader.kept, [&](std::int64_t k) { return finite(reader.value(k)); });
+    }
+    case Coding::held:
+      return true;
+  }
+  return true;
+}
+
+template <typename T>
+THINWIRE_BODY void first_non_finite(const FirstNonFiniteArgs<T>& args, const Block& block) {
+  bool all = true;
+  for (std::int32_t rank = 0; rank < args.ranks; ++rank) {
+    all = payload_finite<T>(block, args.payload + rank * args.stride + block.payload) && all;
+  }
+  if (!all) lower(args.flag, block.slice);
+}
+
+template <typename T>
+THINWIRE_BODY void decode(const DecodeArgs<T>& args, const Block& block) {
+  T* into = args.into + block.begin;
+  if (block.format.coding == Coding::held) {
+    rows(block.count, [&](auto row) { store(into, row, zeros<T>()); });
+    return;
+  }
+  each_mean<T>(block, args.payload + block.payload, args.stride, args.ranks,
+               [&](auto row, const Row<T>& mean) { store(into, row, mean); });
+}
+
+template <typename T>
+THINWIRE_BODY void integrate(const DecodeArgs<T>& args, const Block& block) {
+  T* into = args.into + block.begin;
+  if (block.format.coding == Coding::held) return;
+  each_mean<T>(block, args.payload + block.payload, args.stride, args.ranks,
+               [&](auto row, const Row<T>& mean) { store(into, row, load(into, row) + mean); });
+}
+
+template <typename T>
+THINWIRE_BODY void mean_and_check(const MeanAndCheckArgs<T>& args, const Block& block) {
+  T* gradient = args.gradient + block.begin;
+  // x / 1 is x.
+  const Row<T> ranks = fill(static_cast<T>(args.ranks));
+  Row<T> unfinite = zeros<T>();
+  rows(block.count, [&](auto row) {
+    const Row<T> sum = load(gradient, row);
+    unfinite = unfinite + (sum - sum);
+    store(gradient, row, sum / ranks);
+  });
+  if (!finite(sum_of_lanes(unfinite))) lower(args.flag, block.slice);
+}
+
+THINWIRE_ROWS_END
+
+#endif

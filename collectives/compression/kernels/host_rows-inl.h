@@ -1,0 +1,732 @@
+// The vocabulary of bodies-inl.h on the host: a row is as many vectors as 32 values take. Included
+// once per target of Google Highway, which has the same operations for every kind of vector.
+#if defined(THINWIRE_HOST_ROWS_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef THINWIRE_HOST_ROWS_INL_H
+#undef THINWIRE_HOST_ROWS_INL_H
+#else
+#define THINWIRE_HOST_ROWS_INL_H
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "collectives/compression/kernels/kernels.h"
+
+// Functions of a body, and one that is compiled in one piece with all that it calls.
+#define THINWIRE_BODY inline
+#define THINWIRE_WHOLE_BODY __attribute__((flatten, noinline))
+#define THINWIRE_ROWS_BEGIN \
+  HWY_BEFORE_NAMESPACE();   \
+  namespace thinwire::HWY_NAMESPACE {
+#define THINWIRE_ROWS_END \
+  }                       \
+  HWY_AFTER_NAMESPACE();
+
+THINWIRE_ROWS_BEGIN
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+constexpr int row_lanes = 32;
+template <typename T>
+using Tag = hn::ScalableTag<T>;
+template <typename T>
+constexpr std::size_t part_lanes = HWY_LANES(T);
+template <typename T>
+constexpr std::size_t parts = row_lanes / part_lanes<T>;
+
+// One value per lane.
+template <typename T>
+struct Row {
+  hn::Vec<Tag<T>> part[parts<T>];
+};
+// One answer per lane.
+template <typename T>
+struct Mask {
+  hn::Mask<Tag<T>> part[parts<T>];
+};
+template <typename T>
+using BitsOf = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+
+// Where a row lies in a block, and how many of its lanes are there.
+struct WholeRow {
+  std::int64_t begin;
+  static constexpr int n = row_lanes;
+};
+struct LastRow {
+  std::int64_t begin;
+  int n;
+};
+
+template <typename T, typename Body>
+HWY_INLINE void each_part(Body body) {
+  [&]<std::size_t... P>(std::index_sequence<P...>) {
+    (body(std::integral_constant<std::size_t, P>{}), ...);
+  }
+  (std::make_index_sequence<parts<T>>{});
+}
+template <typename T, typename Part>
+HWY_INLINE Row<T> row_of(Part part) {
+  Row<T> row;
+  each_part<T>([&](auto p) { row.part[p] = part(p); });
+  return row;
+}
+template <typename T, typename Part>
+HWY_INLINE Mask<T> mask_of(Part part) {
+  Mask<T> mask;
+  each_part<T>([&](auto p) { mask.part[p] = part(p); });
+  return mask;
+}
+
+// Calls `body` with every row of `count` elements.
+template <typename Body>
+HWY_INLINE void rows(std::int64_t count, Body body) {
+  std::int64_t begin = 0;
+  for (; begin + row_lanes <= count; begin += row_lanes) body(WholeRow{begin});
+  if (begin < count) body(LastRow{begin, static_cast<int>(count - begin)});
+}
+HWY_INLINE WholeRow moved(WholeRow row, std::int64_t by) {
+  return {row.begin + by};
+}
+HWY_INLINE LastRow moved(LastRow row, std::int64_t by) {
+  return {row.begin + by, row.n};
+}
+
+template <typename T>
+HWY_INLINE Row<T> fill(T value) {
+  return row_of<T>([&](auto) { return hn::Set(Tag<T>(), value); });
+}
+template <typename T>
+HWY_INLINE Row<T> zeros() {
+  return row_of<T>([&](auto) { return hn::Zero(Tag<T>()); });
+}
+HWY_INLINE Row<std::uint32_t> lane_numbers() {
+  return row_of<std::uint32_t>([&](auto p) {
+    constexpr auto first = static_cast<std::uint32_t>(p * part_lanes<std::uint32_t>);
+    return hn::Iota(Tag<std::uint32_t>(), first);
+  });
+}
+
+// Rows of memory; lanes that are not there are zero. Packed rows are not aligned.
+template <typename T>
+HWY_INLINE Row<T> load_packed(const char* from, WholeRow row) {
+  const T* values =
+      reinterpret_cast<const T*>(from + row.begin * static_cast<std::int64_t>(sizeof(T)));
+  return row_of<T>([&](auto p) { return hn::LoadU(Tag<T>(), values + p * part_lanes<T>); });
+}
+template <typename T>
+HWY_INLINE Row<T> load_packed(const char* from, LastRow row) {
+  HWY_ALIGN T values[row_lanes] = {};
+  std::memcpy(values, from + row.begin * static_cast<std::int64_t>(sizeof(T)),
+              static_cast<std::size_t>(row.n) * sizeof(T));
+  return row_of<T>([&](auto p) { return hn::Load(Tag<T>(), values + p * part_lanes<T>); });
+}
+template <typename T>
+HWY_INLINE void store_packed(char* to, WholeRow row, const Row<T>& x) {
+  T* values = reinterpret_cast<T*>(to + row.begin * static_cast<std::int64_t>(sizeof(T)));
+  each_part<T>([&](auto p) { hn::StoreU(x.part[p], Tag<T>(), values + p * part_lanes<T>); });
+}
+template <typename T>
+HWY_INLINE void spill(const Row<T>& x, T* to) {
+  each_part<T>([&](auto p) { hn::StoreU(x.part[p], Tag<T>(), to + p * part_lanes<T>); });
+}
+template <typename T>
+HWY_INLINE void store_packed(char* to, LastRow row, const Row<T>& x) {
+  HWY_ALIGN T values[row_lanes];
+  spill(x, values);
+  std::memcpy(to + row.begin * static_cast<std::int64_t>(sizeof(T)), values,
+              static_cast<std::size_t>(row.n) * sizeof(T));
+}
+template <typename T, typename Place>
+HWY_INLINE Row<T> load(const T* from, Place row) {
+  return load_packed<T>(reinterpret_cast<const char*>(from), row);
+}
+template <typename T, typename Place>
+HWY_INLINE void store(T* to, Place row, const Row<T>& x) {
+  store_packed(reinterpret_cast<char*>(to), row, x);
+}
+
+// Single numbers of a payload.
+template <typename T>
+HWY_INLINE T load_one(const char* from) {
+  T value;
+  std::memcpy(&value, from, sizeof(T));
+  return value;
+}
+template <typename T>
+HWY_INLINE void store_one(char* to, T value) {
+  std::memcpy(to, &value, sizeof(T));
+}
+
+#define THINWIRE_ROW_OPERATOR(symbol, function)                               \
+  template <typename T>                                                       \
+  HWY_INLINE Row<T> operator symbol(const Row<T>& a, const Row<T>& b) {       \
+    return row_of<T>([&](auto p) { return function(a.part[p], b.part[p]); }); \
+  }
+THINWIRE_ROW_OPERATOR(+, hn::Add)
+THINWIRE_ROW_OPERATOR(-, hn::Sub)
+THINWIRE_ROW_OPERATOR(*, hn::Mul)
+THINWIRE_ROW_OPERATOR(/, hn::Div)
+THINWIRE_ROW_OPERATOR(&, hn::And)
+THINWIRE_ROW_OPERATOR(|, hn::Or)
+THINWIRE_ROW_OPERATOR(^, hn::Xor)
+#undef THINWIRE_ROW_OPERATOR
+
+template <typename T>
+HWY_INLINE Row<T> least_of(const Row<T>& a, const Row<T>& b) {
+  return row_of<T>([&](auto p) { return hn::Min(a.part[p], b.part[p]); });
+}
+template <typename T>
+HWY_INLINE Row<T> largest_of(const Row<T>& a, const Row<T>& b) {
+  return row_of<T>([&](auto p) { return hn::Max(a.part[p], b.part[p]); });
+}
+template <typename T>
+HWY_INLINE Row<T> magnitude(const Row<T>& a) {
+  return row_of<T>([&](auto p) { return hn::Abs(a.part[p]); });
+}
+template <typename T>
+HWY_INLINE Row<T> floor_of(const Row<T>& a) {
+  return row_of<T>([&](auto p) { return hn::Floor(a.part[p]); });
+}
+template <int by, typename T>
+HWY_INLINE Row<T> shift_left(const Row<T>& a) {
+  return row_of<T>([&](auto p) { return hn::ShiftLeft<by>(a.part[p]); });
+}
+template <int by, typename T>
+HWY_INLINE Row<T> shift_right(const Row<T>& a) {
+  return row_of<T>([&](auto p) { return hn::ShiftRight<by>(a.part[p]); });
+}
+
+template <typename T>
+HWY_INLINE Mask<T> less(const Row<T>& a, const Row<T>& b) {
+  return mask_of<T>([&](auto p) { return hn::Lt(a.part[p], b.part[p]); });
+}
+template <typename T>
+HWY_INLINE Mask<T> equal(const Row<T>& a, const Row<T>& b) {
+  return mask_of<T>([&](auto p) { return hn::Eq(a.part[p], b.part[p]); });
+}
+template <typename T>
+HWY_INLINE Row<T> select(const Mask<T>& mask, const Row<T>& yes, const Row<T>& no) {
+  return row_of<T>([&](auto p) { return hn::IfThenElse(mask.part[p], yes.part[p], no.part[p]); });
+}
+
+// The lanes of a row that are there, as bits.
+HWY_INLINE std::uint32_t lanes_there(WholeRow) {
+  return ~std::uint32_t{0};
+}
+HWY_INLINE std::uint32_t lanes_there(LastRow row) {
+  return (1u << row.n) - 1;
+}
+
+// One bit per lane, lane 0 the lowest.
+template <typename T>
+HWY_INLINE std::uint32_t ballot(const Mask<T>& mask, WholeRow) {
+  std::uint32_t word = 0;
+  each_part<T>([&](auto p) {
+    constexpr std::size_t n = part_lanes<T>;
+    std::conditional_t<(n > 8), std::uint16_t, std::uint8_t> bits = 0;
+    static_assert(n <= 16);
+    hn::StoreMaskBits(Tag<T>(), mask.part[p], reinterpret_cast<std::uint8_t*>(&bits));
+    word |= static_cast<std::uint32_t>(bits & ((1u << n) - 1)) << (p * n);
+  });
+  return word;
+}
+template <typename T>
+HWY_INLINE std::uint32_t ballot(const Mask<T>& mask, LastRow row) {
+  return ballot(mask, WholeRow{0}) & lanes_there(row);
+}
+template <typename T>
+HWY_INLINE Mask<T> from_ballot(std::uint32_t word) {
+  return mask_of<T>([&](auto p) {
+    const std::uint64_t bits = std::uint64_t{word} >> (p * part_lanes<T>);
+    return hn::LoadMaskBits(Tag<T>(), reinterpret_cast<const std::uint8_t*>(&bits));
+  });
+}
+// `otherwise` in the lanes that are not there.
+template <typename T>
+HWY_INLINE Row<T> there(WholeRow, const Row<T>& a, const Row<T>&) {
+  return a;
+}
+template <typename T>
+HWY_INLINE Row<T> there(LastRow row, const Row<T>& a, const Row<T>& otherwise) {
+  return select(from_ballot<T>(lanes_there(row)), a, otherwise);
+}
+// The same answers for values of the type T.
+template <typename T, typename U>
+HWY_INLINE Mask<T> mask_for(const Mask<U>& mask) {
+  return mask_of<T>([&](auto p) { return hn::RebindMask(Tag<T>(), mask.part[p]); });
+}
+HWY_INLINE int count_bits(std::uint32_t word) {
+  return std::popcount(word);
+}
+
+// A row's bits in a payload, whole bytes of them.
+HWY_INLINE void store_bits(char* to, WholeRow, std::uint32_t word) {
+  store_one(to, word);
+}
+HWY_INLINE void store_bits(char* to, LastRow row, std::uint32_t word) {
+  std::memcpy(to, &word, static_cast<std::size_t>((row.n + 7) / 8));
+}
+HWY_INLINE std::uint32_t load_bits(const char* from, WholeRow) {
+  return load_one<std::uint32_t>(from);
+}
+HWY_INLINE std::uint32_t load_bits(const char* from, LastRow row) {
+  std::uint32_t word = 0;
+  std::memcpy(&word, from, static_cast<std::size_t>((row.n + 7) / 8));
+  return word;
+}
+
+// Folds lane := fold(lane, lane + width) for width 16, 8, 4, 2, 1.
+template <typename T, typename Fold>
+HWY_INLINE T fold_row(const Row<T>& row, Fold fold) {
+  HWY_ALIGN T lanes[row_lanes];
+  spill(row, lanes);
+  for (int width = row_lanes / 2; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) lanes[lane] = fold(lanes[lane], lanes[lane + width]);
+  }
+  return lanes[0];
+}
+template <typename T>
+HWY_INLINE T sum_of_lanes(const Row<T>& row) {
+  return fold_row(row, [](T a, T b) { return a + b; });
+}
+template <typename T>
+HWY_INLINE T least_lane(const Row<T>& row) {
+  return fold_row(row, [](T a, T b) { return b < a ? b : a; });
+}
+template <typename T>
+HWY_INLINE T largest_lane(const Row<T>& row) {
+  return fold_row(row, [](T a, T b) { return a < b ? b : a; });
+}
+
+template <typename T>
+HWY_INLINE Row<BitsOf<T>> bits_of(const Row<T>& a) {
+  return row_of<BitsOf<T>>([&](auto p) { return hn::BitCast(Tag<BitsOf<T>>(), a.part[p]); });
+}
+template <typename T>
+HWY_INLINE Row<T> value_of_bits(const Row<BitsOf<T>>& a) {
+  return row_of<T>([&](auto p) { return hn::BitCast(Tag<T>(), a.part[p]); });
+}
+HWY_INLINE Row<std::int32_t> as_signed(const Row<std::uint32_t>& a) {
+  return row_of<std::int32_t>([&](auto p) { return hn::BitCast(Tag<std::int32_t>(), a.part[p]); });
+}
+
+#if HWY_TARGET == HWY_SCALAR
+template <typename Narrow>
+HWY_INLINE auto half_part(const Row<Narrow>& row, std::size_t p) {
+  return row.part[p];
+}
+HWY_INLINE Row<float> to_float(const Row<double>& a) {
+  return row_of<float>([&](auto p) { return hn::DemoteTo(Tag<float>(), a.part[p]); });
+}
+#else
+// The half of a row's part p that makes part p of a row of twice the width.
+template <typename Narrow>
+HWY_INLINE auto half_part(const Row<Narrow>& row, std::size_t p) {
+  const hn::Half<Tag<Narrow>> half;
+  return p % 2 == 0 ? hn::LowerHalf(half, row.part[p / 2]) : hn::UpperHalf(half, row.part[p / 2]);
+}
+HWY_INLINE Row<float> to_float(const Row<double>& a) {
+  return row_of<float>([&](auto p) {
+    const hn::Half<Tag<float>> half;
+    return hn::Combine(Tag<float>(), hn::DemoteTo(half, a.part[2 * p + 1]),
+                       hn::DemoteTo(half, a.part[2 * p]));
+  });
+}
+#endif
+HWY_INLINE Row<float> to_float(const Row<float>& a) {
+  return a;
+}
+// Exact.
+template <typename T>
+HWY_INLINE Row<T> from_float(const Row<float>& a) {
+  if constexpr (sizeof(T) == 4) {
+    return a;
+  } else {
+    return row_of<T>([&](auto p) { return hn::PromoteTo(Tag<T>(), half_part(a, p)); });
+  }
+}
+// Whole numbers below 2^24 in magnitude, exact.
+template <typename T>
+HWY_INLINE Row<T> from_int(const Row<std::int32_t>& a) {
+  return from_float<T>(
+      row_of<float>([&](auto p) { return hn::ConvertTo(Tag<float>(), a.part[p]); }));
+}
+
+// a * b, and its upper half.
+HWY_INLINE Row<std::uint32_t> multiply(const Row<std::uint32_t>& a, std::uint32_t b,
+                                       Row<std::uint32_t>& upper) {
+  const Tag<std::uint32_t> d32;
+  return row_of<std::uint32_t>([&](auto p) {
+    if constexpr (part_lanes<std::uint32_t> == 1) {
+      const std::uint64_t product = std::uint64_t{hn::GetLane(a.part[p])} * b;
+      upper.part[p] = hn::Set(d32, static_cast<std::uint32_t>(product >> 32));
+      return hn::Set(d32, static_cast<std::uint32_t>(product));
+    } else {
+      const Tag<std::uint64_t> d64;
+      const auto factor = hn::Set(d32, b);
+      const auto even = hn::MulEven(a.part[p], factor);
+      const auto odds = hn::BitCast(d32, hn::ShiftRight<32>(hn::BitCast(d64, a.part[p])));
+      const auto odd = hn::MulEven(odds, factor);
+      upper.part[p] =
+          hn::OddEven(hn::BitCast(d32, odd), hn::BitCast(d32, hn::ShiftRight<32>(even)));
+      return hn::OddEven(hn::BitCast(d32, hn::ShiftLeft<32>(odd)), hn::BitCast(d32, even));
+    }
+  });
+}
+
+// 16 bits per lane.
+template <typename Place>
+HWY_INLINE Row<std::int32_t> load_halves(const char* from, Place row) {
+  HWY_ALIGN std::uint16_t halves[row_lanes] = {};
+  std::memcpy(halves, from + 2 * row.begin, static_cast<std::size_t>(row.n) * 2);
+  return row_of<std::int32_t>([&](auto p) {
+    constexpr std::size_t n = part_lanes<std::int32_t>;
+    const hn::Rebind<std::uint16_t, Tag<std::int32_t>> d16;
+    return hn::PromoteTo(Tag<std::int32_t>(), hn::LoadU(d16, halves + p * n));
+  });
+}
+template <typename Place>
+HWY_INLINE void store_halves(char* to, Place row, const Row<std::int32_t>& x) {
+  HWY_ALIGN std::uint16_t halves[row_lanes];
+  each_part<std::int32_t>([&](auto p) {
+    constexpr std::size_t n = part_lanes<std::int32_t>;
+    const hn::Rebind<std::uint16_t, Tag<std::int32_t>> d16;
+    hn::StoreU(hn::DemoteTo(d16, x.part[p]), d16, halves + p * n);
+  });
+  std::memcpy(to + 2 * row.begin, halves, static_cast<std::size_t>(row.n) * 2);
+}
+
+// Calls `body` by one lane, or with the numbers below n by all of them.
+template <typename Body>
+HWY_INLINE void once(Body body) {
+  body();
+}
+template <typename Body>
+HWY_INLINE void entries(std::int64_t n, Body body) {
+  for (std::int64_t k = 0; k < n; ++k) body(k);
+}
+template <typename Body>
+HWY_INLINE bool all_entries(std::int64_t n, Body body) {
+  for (std::int64_t k = 0; k < n; ++k) {
+    if (!body(k)) return false;
+  }
+  return true;
+}
+// What one lane wrote others may read afterwards.
+HWY_INLINE void meet() {}
+
+HWY_INLINE void lower(std::int32_t* flag, std::int32_t value) {
+  if (value < *flag) *flag = value;
+}
+template <typename T>
+HWY_INLINE T square_root(T x) {
+  return std::sqrt(x);
+}
+
+// Some memory for sums of scattered values.
+template <typename T>
+struct Tile {
+  static constexpr std::int64_t size = 4096;
+  HWY_ALIGN T values[size];
+};
+
+// Bytes of each of a row's words.
+template <typename Place>
+HWY_INLINE std::int64_t plane_bytes(Place row) {
+  return (row.n + 7) / 8;
+}
+
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+
+// The lowest bytes of a row's lanes, from part `first` on.
+template <typename T, std::size_t first, std::size_t count>
+HWY_INLINE auto lowest_bytes(const Row<T>& row) {
+  if constexpr (count == 1) {
+    const hn::Rebind<std::make_unsigned_t<T>, Tag<T>> wide;
+    return hn::TruncateTo(hn::Rebind<std::uint8_t, Tag<T>>(), hn::BitCast(wide, row.part[first]));
+  } else {
+    const hn::FixedTag<std::uint8_t, count * part_lanes<T>> bytes;
+    return hn::Combine(bytes, lowest_bytes<T, first + count / 2, count / 2>(row),
+                       lowest_bytes<T, first, count / 2>(row));
+  }
+}
+
+// The bits of whole numbers below 256, one word for each of the lowest `bits`.
+template <typename T, typename Place>
+HWY_INLINE void store_planes(char* to, Place row, const Row<T>& levels, int bits) {
+  // In the lowest bits of the sum, as this is so large that one is its last place.
+  const T place = static_cast<T>(sizeof(T) == 4 ? 0x1p23 : 0x1p52);
+  using Bits = BitsOf<T>;
+  const hn::FixedTag<std::uint8_t, row_lanes> d8;
+  auto bytes = lowest_bytes<Bits, 0, parts<Bits>>(bits_of(levels + fill(place)));
+  // The highest bit of a byte is the next to go.
+  bytes = hn::BitCast(
+      d8, hn::ShiftLeftSame(hn::BitCast(hn::Repartition<std::uint16_t, decltype(d8)>(), bytes),
+                            8 - bits));
+  for (int plane = bits - 1; plane >= 0; --plane) {
+    std::uint32_t word = 0;
+    hn::StoreMaskBits(d8, hn::MaskFromVec(bytes), reinterpret_cast<std::uint8_t*>(&word));
+    word &= lanes_there(row);
+    store_bits(to + plane * plane_bytes(row), row, word);
+    bytes = hn::Add(bytes, bytes);
+  }
+}
+
+template <typename T, typename Place>
+HWY_INLINE Row<T> load_planes(const char* from, Place row, int bits) {
+  const hn::FixedTag<std::uint8_t, row_lanes> d8;
+  const auto one = hn::Set(d8, 1);
+  auto bytes = hn::Zero(d8);
+  for (int plane = bits - 1; plane >= 0; --plane) {
+    const std::uint64_t word = load_bits(from + plane * plane_bytes(row), row);
+    const auto mask = hn::LoadMaskBits(d8, reinterpret_cast<const std::uint8_t*>(&word));
+    bytes = hn::Add(hn::Add(bytes, bytes), hn::IfThenElseZero(mask, one));
+  }
+  HWY_ALIGN std::uint8_t levels[row_lanes];
+  hn::Store(bytes, d8, levels);
+  return from_int<T>(row_of<std::int32_t>([&](auto p) {
+    const hn::Rebind<std::uint8_t, Tag<std::int32_t>> part;
+    return hn::PromoteTo(Tag<std::int32_t>(),
+                         hn::LoadU(part, levels + p * part_lanes<std::int32_t>));
+  }));
+}
+
+#else
+
+template <typename T, typename Place>
+HWY_INLINE void store_planes(char* to, Place row, const Row<T>& levels, int bits) {
+  HWY_ALIGN T lanes[row_lanes];
+  spill(levels, lanes);
+  for (int plane = 0; plane < bits; ++plane) {
+    std::uint32_t word = 0;
+    for (int lane = 0; lane < row.n; ++lane) {
+      word |= (static_cast<std::uint32_t>(lanes[lane]) >> plane & 1) << lane;
+    }
+    store_bits(to + plane * plane_bytes(row), row, word);
+  }
+}
+
+template <typename T, typename Place>
+HWY_INLINE Row<T> load_planes(const char* from, Place row, int bits) {
+  std::uint32_t levels[row_lanes] = {};
+  for (int plane = 0; plane < bits; ++plane) {
+    const std::uint32_t word = load_bits(from + plane * plane_bytes(row), row);
+    for (int lane = 0; lane < row.n; ++lane) levels[lane] |= (word >> lane & 1) << plane;
+  }
+  HWY_ALIGN T lanes[row_lanes];
+  for (int lane = 0; lane < row_lanes; ++lane) lanes[lane] = static_cast<T>(levels[lane]);
+  return row_of<T>([&](auto p) { return hn::Load(Tag<T>(), lanes + p * part_lanes<T>); });
+}
+
+#endif
+
+// Memory that the search for a block's largest values takes.
+class Scratch {
+ public:
+  // Room for any block of the table.
+  template <typename T>
+  Scratch(const Block* blocks, std::int64_t block_count, T) {
+    std::int64_t largest = 0;
+    for (std::int64_t b = 0; b < block_count; ++b) {
+      const Block& block = blocks[b];
+      if (block.format.coding == Coding::top_k && block.count > largest) largest = block.count;
+    }
+    if (largest == 0) return;
+    constexpr std::int64_t width = sizeof(T);
+    places_.resize(static_cast<std::size_t>(largest / row_lanes + 1));
+    values_.resize(static_cast<std::size_t>((largest + 3 * row_lanes) * width));
+    groups_.resize(values_.size());
+  }
+  template <typename Bits>
+  Bits* values() {
+    return reinterpret_cast<Bits*>(values_.data());
+  }
+  template <typename Bits>
+  Bits* groups() {
+    return reinterpret_cast<Bits*>(groups_.data());
+  }
+  std::int64_t* places() { return places_.data(); }
+
+ private:
+  std::vector<std::int64_t> places_;
+  std::vector<char> values_;
+  std::vector<char> groups_;
+};
+
+// How many of `n` numbers are at least `least`; a whole number of rows is there.
+template <typename Bits>
+HWY_INLINE std::int64_t count_at_least(const Bits* numbers, std::int64_t n, Bits least) {
+  const Tag<Bits> d;
+  const auto below = hn::Set(d, least - 1);
+  std::int64_t count = 0;
+  for (std::int64_t i = 0; i < n; i += static_cast<std::int64_t>(part_lanes<Bits>)) {
+    count += static_cast<std::int64_t>(hn::CountTrue(d, hn::Gt(hn::LoadU(d, numbers + i), below)));
+  }
+  return count;
+}
+
+// The magnitudes of a block's messages. Few are looked at twice: the (kept + 1)-th largest of the
+// maxima of groups is a bound that more than `kept` values reach, and not many more.
+template <typename T, typename Feedback>
+class Magnitudes {
+ public:
+  using Bits = BitsOf<T>;
+
+  // Forms the messages.
+  HWY_INLINE Magnitudes(Feedback& feedback, std::int64_t count, std::int64_t kept, Scratch& scratch)
+      : feedback_(feedback), count_(count), kept_(kept), scratch_(scratch) {
+    const std::int64_t period = std::max<std::int64_t>(1, count / (3 * kept));
+    Bits* groups = scratch_.groups<Bits>();
+    std::int64_t group_count = 0;
+    std::int64_t in_group = 0;
+    Row<Bits> group = zeros<Bits>();
+    rows(count, [&](auto row) {
+      group = largest_of(group, bits_of(magnitude(feedback_.first(row))));
+      if (++in_group == period) {
+        spill(group, groups + group_count);
+        group_count += row_lanes;
+        in_group = 0;
+        group = zeros<Bits>();
+      }
+    });
+    if (in_group > 0) {
+      spill(group, groups + group_count);
+      group_count += row_lanes;
+    }
+    Row<Bits> all = zeros<Bits>();
+    rows(group_count, [&](auto row) { all = largest_of(all, load(groups, row)); });
+    largest_ = largest_lane(all);
+    group_count_ = group_count;
+  }
+
+  Bits largest() const { return largest_; }
+
+  // Keeps those that may matter, all being finite.
+  HWY_INLINE void collect() {
+    find_bound();
+    Bits* values = scratch_.values<Bits>();
+    const Row<Bits> below = fill<Bits>((bound_ > 1 ? bound_ : 1) - 1);
+    rows(count_, [&](auto row) {
+      const Row<Bits> bits = bits_of(magnitude(feedback_.again(row)));
+      const Mask<Bits> mask = less(below, bits);
+      if (ballot(mask, row) == 0) return;
+      scratch_.places()[places_++] = row.begin;
+      each_part<Bits>([&](auto p) {
+        const Tag<Bits> d;
+        hn::StoreU(hn::Compress(bits.part[p], mask.part[p]), d, values + found_);
+        found_ += static_cast<std::int64_t>(hn::CountTrue(d, mask.part[p]));
+      });
+    });
+    spill(zeros<Bits>(), values + found_);
+  }
+
+  // How many are at least `least`, or any number above `kept`.
+  HWY_INLINE std::int64_t passing(Bits least) const {
+    if (least <= bound_) return kept_ + 1;
+    return count_at_least(scratch_.values<Bits>(), found_, least);
+  }
+
+  // Calls `body` with every row, or with those that have a value which may be kept.
+  template <typename Body>
+  HWY_INLINE void visit_all(Body body) const {
+    rows(count_, body);
+  }
+  template <typename Body>
+  HWY_INLINE void visit(Body body) const {
+    for (std::int64_t i = 0; i < places_; ++i) {
+      const std::int64_t begin = scratch_.places()[i];
+      if (begin + row_lanes <= count_) {
+        body(WholeRow{begin});
+      } else {
+        body(LastRow{begin, static_cast<int>(count_ - begin)});
+      }
+    }
+  }
+
+ private:
+  HWY_INLINE void find_bound() {
+    const Bits* groups = scratch_.groups<Bits>();
+    if (group_count_ <= kept_) return;
+    Bits high = largest_ + 1;
+    while (high - bound_ > 1) {
+      const Bits mid = bound_ + (high - bound_) / 2;
+      const std::int64_t passed = count_at_least(groups, group_count_, mid);
+      if (passed <= kept_) {
+        high = mid;
+        continue;
+      }
+      bound_ = mid;
+      if (passed <= kept_ + kept_ / 8) return;
+    }
+  }
+
+  Feedback& feedback_;
+  std::int64_t count_;
+  std::int64_t kept_;
+  Scratch& scratch_;
+  std::int64_t group_count_ = 0;
+  Bits largest_ = 0;
+  Bits bound_ = 0;  // 0, or more than `kept` are at least this
+  std::int64_t found_ = 0;
+  std::int64_t places_ = 0;
+};
+
+// Appends values and their indices to a payload of top_k.
+template <typename T>
+class KeptWriter {
+ public:
+  KeptWriter(char* payload, std::int64_t room, int width)
+      : payload_(payload), room_(room), width_(width), stream_(payload + 4 + room * value_bytes) {}
+
+  // The lanes of `word` from the row that begins at index `begin`.
+  HWY_INLINE void append(std::uint32_t word, const Row<T>& values, std::int64_t begin) {
+    if (word == 0) return;
+    HWY_ALIGN T lanes[row_lanes];
+    spill(values, lanes);
+    for (; word != 0; word &= word - 1) {
+      const int lane = std::countr_zero(word);
+      store_one(payload_ + 4 + count_ * value_bytes, lanes[lane]);
+      pending_ |= static_cast<std::uint64_t>(begin + lane) << pending_bits_;
+      pending_bits_ += width_;
+      for (; pending_bits_ >= 8; pending_bits_ -= 8) flush_byte();
+      ++count_;
+    }
+  }
+
+  // Their number, and zeros in what is left of the room.
+  HWY_INLINE void close() {
+    if (pending_bits_ > 0) flush_byte();
+    store_one(payload_, static_cast<std::uint32_t>(count_));
+    std::memset(payload_ + 4 + count_ * value_bytes, 0,
+                static_cast<std::size_t>((room_ - count_) * value_bytes));
+    char* const end = payload_ + 4 + room_ * value_bytes + (room_ * width_ + 7) / 8;
+    std::memset(stream_, 0, static_cast<std::size_t>(end - stream_));
+  }
+
+ private:
+  static constexpr std::int64_t value_bytes = sizeof(T);
+  HWY_INLINE void flush_byte() {
+    *stream_++ = static_cast<char>(pending_);
+    pending_ >>= 8;
+  }
+  char* payload_;
+  std::int64_t room_;
+  std::int64_t width_;
+  char* stream_;
+  std::int64_t count_ = 0;
+  std::uint64_t pending_ = 0;
+  std::int64_t pending_bits_ = 0;
+};
+
+THINWIRE_ROWS_END
+
+#endif
