@@ -8,6 +8,7 @@
 #include "collectives/compression/codec/sign.h"
 #include "collectives/compression/reducer/composed.h"
 #include "collectives/compression/reducer/fused.h"
+#include "collectives/compression/reducer/power_sgd.h"
 #include "runtime/base/error.h"
 #include "runtime/base/spec.h"
 
@@ -51,11 +52,14 @@ struct Combination {
 // The combinations that make sense. A codec's first row is its default.
 constexpr std::size_t kUncompressed = 0;
 constexpr std::size_t kSign = 1;
+constexpr std::size_t kPowerSgd = 5;
 constexpr std::array kCombinations = {
     Combination{kUncompressed, FeedbackKind::none, ExchangeKind::all_reduce},
     Combination{kUncompressed, FeedbackKind::none, ExchangeKind::two_stage},
     Combination{kSign, FeedbackKind::error_feedback, ExchangeKind::two_stage},
     Combination{kSign, FeedbackKind::none, ExchangeKind::two_stage},
+    Combination{kPowerSgd, FeedbackKind::error_feedback, ExchangeKind::all_reduce},
+    Combination{kPowerSgd, FeedbackKind::none, ExchangeKind::all_reduce},
 };
 constexpr std::array kCodecNames = {"none", "sign", "quantize", "cast", "topk", "powersgd"};
 
@@ -130,11 +134,16 @@ CompressionOptions parse_compression(const std::string& compressor, const std::s
 std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
                                               const ReducerLaunch& launch) {
   const CompressionOptions chosen = resolve(options);
+  if (std::holds_alternative<PowerSgd>(chosen.codec)) {
+    return std::make_unique<PowerSgdReducer>(chosen, launch);
+  }
   return std::make_unique<FusedReducer>(chosen, make_codec(chosen.codec), launch);
 }
 
 std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions& options) {
   const CompressionOptions chosen = resolve(options);
+  // A method of its own: nothing to compose.
+  if (std::holds_alternative<PowerSgd>(chosen.codec)) return make_reducer(chosen);
   return std::make_unique<ComposedReducer>(make_codec(chosen.codec), chosen.feedback.kind,
                                            chosen.exchange);
 }
