@@ -187,7 +187,8 @@ TEST_P(FreeRun, FollowsTheHook) {
         }
       }
       for (const std::size_t i : kDense) {
-        EXPECT_FALSE(testing::state_of(*reducer, bucket, "residual/" + bucket.slices[i].name).defined());
+        EXPECT_FALSE(
+            testing::state_of(*reducer, bucket, "residual/" + bucket.slices[i].name).defined());
         if (!hook.variant.at("full").contains(key)) continue;
         const at::Tensor exact =
             floats(hook.full(step).at("avg").at(std::to_string(i)), kShapes[i]);

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "collectives/compression/options.h"
-#include "collectives/compression/reducer/power_sgd.h"
+#include "runtime/base/error.h"
 #include "tests/compression/support.h"
 
 namespace thinwire::testing {
