@@ -12,6 +12,7 @@
 #include "collectives/compression/codec/top_k.h"
 #include "collectives/compression/reducer/composed.h"
 #include "collectives/compression/reducer/fused.h"
+#include "collectives/compression/reducer/power_sgd.h"
 #include "runtime/base/error.h"
 #include "runtime/base/spec.h"
 
@@ -95,24 +96,6 @@ std::string describe(const Combination& row) {
                      name(row.exchange));
 }
 
-void check_numbers(const PowerSgd& options) {
-  if (options.matrix_approximation_rank < 1) {
-    throw UsageError(
-        fmt::format("compressor powersgd: matrix_approximation_rank is {}; give 1 or more",
-                    options.matrix_approximation_rank));
-  }
-  if (!(options.min_compression_rate > 0)) {
-    throw UsageError(
-        fmt::format("compressor powersgd: min_compression_rate is {}; give more than 0",
-                    options.min_compression_rate));
-  }
-  if (!(options.orthogonalization_epsilon > 0)) {
-    throw UsageError(fmt::format(
-        "compressor powersgd: orthogonalization_epsilon is {}; give more than 0, as 1e-8",
-        options.orthogonalization_epsilon));
-  }
-}
-
 // Null where there is nothing to code slice by slice. Throws `UsageError` for numbers that cannot
 // be.
 std::unique_ptr<Codec> make_codec(const CodecOptions& options) {
@@ -130,7 +113,7 @@ std::unique_ptr<Codec> make_codec(const CodecOptions& options) {
   }
   if (const auto* cast = std::get_if<Cast>(&options)) return std::make_unique<CastCodec>(*cast);
   if (const auto* top_k = std::get_if<TopK>(&options)) return std::make_unique<TopKCodec>(*top_k);
-  if (const auto* power_sgd = std::get_if<PowerSgd>(&options)) check_numbers(*power_sgd);
+  if (const auto* power_sgd = std::get_if<PowerSgd>(&options)) check_power_sgd(*power_sgd);
   return nullptr;
 }
 
@@ -294,16 +277,15 @@ std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
                                               const ReducerLaunch& launch) {
   const CompressionOptions chosen = resolve(options);
   if (std::holds_alternative<PowerSgd>(chosen.codec)) {
-    throw Bug("bug: powersgd has a reducer of its own, which is not there yet");
+    return std::make_unique<PowerSgdReducer>(chosen, launch);
   }
   return std::make_unique<FusedReducer>(chosen, make_codec(chosen.codec), launch);
 }
 
 std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions& options) {
   const CompressionOptions chosen = resolve(options);
-  if (std::holds_alternative<PowerSgd>(chosen.codec)) {
-    throw Bug("bug: powersgd has a reducer of its own, which is not there yet");
-  }
+  // A method of its own: nothing to compose.
+  if (std::holds_alternative<PowerSgd>(chosen.codec)) return make_reducer(chosen);
   return std::make_unique<ComposedReducer>(make_codec(chosen.codec), chosen.feedback,
                                            chosen.exchange);
 }

@@ -44,7 +44,8 @@ struct PowerSgd {
   // A matrix is compressed if (rows + columns) * rank * this < rows * columns.
   double min_compression_rate = 2;
   bool warm_start = true;                   // go on from the last step's factor
-  double orthogonalization_epsilon = 1e-8;  // > 0
+  // > 0: a column of which orthogonalising leaves no more than this share is dropped.
+  double orthogonalization_epsilon = 1e-8;
 };
 using CodecOptions = std::variant<Uncompressed, Sign, Quantize, Cast, TopK, PowerSgd>;
 

@@ -35,6 +35,7 @@ enum class PhiloxStream : std::uint64_t {
   synthetic_data = 3,
   rounding = 4,
   dropout = 5,
+  low_rank = 6,
 };
 
 // One stream of draws: `seed` and `stream` make the key, `substream` (a step, an epoch, the hash of

@@ -1,0 +1,372 @@
+// Compiled once per kind of vectors; the machine's best are found when the program runs.
+#include "collectives/compression/kernels/low_rank.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+// Enough of them: others would add nothing to these loops.
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL)
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "collectives/compression/kernels/low_rank.cpp"
+#include <hwy/aligned_allocator.h>
+#include <hwy/cache_control.h>
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#ifndef THINWIRE_LOW_RANK_TABLE
+#define THINWIRE_LOW_RANK_TABLE
+namespace thinwire {
+// One kind of vectors' functions.
+template <typename T>
+struct LowRankTable {
+  void (*project_left)(const LowRankShape&, T*, const T*, const T*, T*);
+  void (*project_right)(const LowRankShape&, const T*, const T*, T*);
+  void (*multiply_factors)(const LowRankShape&, const T*, const T*, T*);
+  void (*split_matrix)(const LowRankShape&, const T*, const T*, const T*, T*, T*);
+};
+}  // namespace thinwire
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace thinwire::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+constexpr std::int64_t kLanes = 16;
+
+template <typename T>
+using Vectors = hn::CappedTag<T, kLanes>;
+
+template <typename T>
+constexpr std::int64_t kWidth = static_cast<std::int64_t>(hn::MaxLanes(Vectors<T>{}));
+
+// Calls `body(constant)` with the rank as a constant where it is small, so that loops over it are
+// unrolled, and with 0 otherwise.
+template <typename Body>
+void with_rank(std::int64_t rank, Body body) {
+  if (rank == 1) return body(std::integral_constant<int, 1>{});
+  if (rank == 2) return body(std::integral_constant<int, 2>{});
+  if (rank == 3) return body(std::integral_constant<int, 3>{});
+  if (rank == 4) return body(std::integral_constant<int, 4>{});
+  body(std::integral_constant<int, 0>{});
+}
+
+// Calls `body(first, constant)` for groups of up to four of `rank` columns of a factor.
+template <typename Body>
+void by_four(std::int64_t rank, Body body) {
+  std::int64_t k = 0;
+  for (; k + 4 < rank; k += 4) body(k, std::integral_constant<int, 4>{});
+  with_rank(rank - k, [&]<int Rank>(std::integral_constant<int, Rank> constant) {
+    if constexpr (Rank > 0) body(k, constant);
+  });
+}
+
+// A right factor in pieces of 16 columns, rank rows of each, one after another: rows that are a
+// multiple of a page apart would share a few lines of the cache. Columns are filled up with zeros.
+template <typename T>
+class Packed {
+ public:
+  Packed(const LowRankShape& shape)
+      : rank_(shape.rank),
+        columns_(shape.columns),
+        values_(hwy::AllocateAligned<T>(
+            static_cast<std::size_t>((columns_ + kLanes - 1) / kLanes * kLanes * rank_))) {
+    std::fill_n(values_.get(), (columns_ + kLanes - 1) / kLanes * kLanes * rank_, T{0});
+  }
+  Packed(const LowRankShape& shape, const T* factor) : Packed(shape) {
+    each([&](T* packed, std::int64_t from, std::int64_t count) {
+      std::copy_n(factor + from, count, packed);
+    });
+  }
+  void unpack(T* factor) {
+    each([&](const T* packed, std::int64_t to, std::int64_t count) {
+      std::copy_n(packed, count, factor + to);
+    });
+  }
+  // Row k's columns from j on, a multiple of 16, to the next one.
+  T* at(std::int64_t j, std::int64_t k) { return values_.get() + j * rank_ + k * kLanes; }
+
+ private:
+  template <typename Body>
+  void each(Body body) {
+    for (std::int64_t j = 0; j < columns_; j += kLanes) {
+      const std::int64_t count = std::min(kLanes, columns_ - j);
+      for (std::int64_t k = 0; k < rank_; ++k) body(at(j, k), k * columns_ + j, count);
+    }
+  }
+
+  std::int64_t rank_;
+  std::int64_t columns_;
+  hwy::AlignedFreeUniquePtr<T[]> values_;
+};
+
+// row := row + residual where there is one, and left[k] := row . right row first + k, for Rank
+// rows.
+template <int Rank, bool Residual, typename T>
+void dots(std::int64_t columns, T* row, const T* residual, Packed<T>& right, std::int64_t first,
+          T* left) {
+  const Vectors<T> d;
+  constexpr std::int64_t parts = kLanes / kWidth<T>;
+  hn::Vec<Vectors<T>> sums[Rank][parts];
+  for (auto& sum : sums) {
+    for (auto& part : sum) part = hn::Zero(d);
+  }
+  std::int64_t j = 0;
+  for (; j + kLanes <= columns; j += kLanes) {
+    const T* q = right.at(j, first);
+    for (std::int64_t part = 0; part < parts; ++part) {
+      const std::int64_t place = part * kWidth<T>;
+      auto m = hn::LoadU(d, row + j + place);
+      if constexpr (Residual) {
+        m = hn::Add(m, hn::LoadU(d, residual + j + place));
+        hn::StoreU(m, d, row + j + place);
+      }
+      for (std::int64_t k = 0; k < Rank; ++k) {
+        sums[k][part] = hn::Add(sums[k][part], hn::Mul(m, hn::Load(d, q + k * kLanes + place)));
+      }
+    }
+  }
+  HWY_ALIGN T lanes[Rank][kLanes];
+  for (std::int64_t k = 0; k < Rank; ++k) {
+    for (std::int64_t part = 0; part < parts; ++part) {
+      hn::Store(sums[k][part], d, lanes[k] + part * kWidth<T>);
+    }
+  }
+  for (std::int64_t lane = 0; j + lane < columns; ++lane) {
+    if constexpr (Residual) row[j + lane] += residual[j + lane];
+    for (std::int64_t k = 0; k < Rank; ++k) {
+      lanes[k][lane] += row[j + lane] * right.at(j, first + k)[lane];
+    }
+  }
+  for (std::int64_t k = 0; k < Rank; ++k) {
+    for (std::int64_t width = kLanes / 2; width > 0; width /= 2) {
+      for (std::int64_t lane = 0; lane < width; ++lane) lanes[k][lane] += lanes[k][lane + width];
+    }
+    left[k] = lanes[k][0];
+  }
+}
+
+template <typename T>
+void left_of(const LowRankShape& shape, T* matrix, const T* residual, const T* right, T* left) {
+  const std::int64_t columns = shape.columns;
+  Packed<T> packed(shape, right);
+  for (std::int64_t i = 0; i < shape.rows; ++i) {
+    T* row = matrix + i * columns;
+    T* to = left + i * shape.rank;
+    by_four(shape.rank, [&]<int Rank>(std::int64_t k, std::integral_constant<int, Rank>) {
+      if (k == 0 && residual != nullptr) {
+        dots<Rank, true>(columns, row, residual + i * columns, packed, k, to + k);
+      } else {
+        dots<Rank, false>(columns, row, residual, packed, k, to + k);
+      }
+    });
+  }
+}
+
+// right rows first + k := right + left^T of four rows of the matrix, for Rank columns of `left`.
+template <int Rank, typename T>
+void add_four_rows(const LowRankShape& shape, const T* rows, const T* left, Packed<T>& right,
+                   std::int64_t first) {
+  const Vectors<T> d;
+  const std::int64_t columns = shape.columns;
+  hn::Vec<Vectors<T>> p[4][Rank];
+  for (std::int64_t i = 0; i < 4; ++i) {
+    for (std::int64_t k = 0; k < Rank; ++k) p[i][k] = hn::Set(d, left[i * shape.rank + k]);
+  }
+  std::int64_t j = 0;
+  for (; j + kLanes <= columns; j += kLanes) {
+    T* packed = right.at(j, first);
+    for (std::int64_t place = 0; place < kLanes; place += kWidth<T>) {
+      const T* from = rows + j + place;
+      const auto m0 = hn::LoadU(d, from);
+      const auto m1 = hn::LoadU(d, from + columns);
+      const auto m2 = hn::LoadU(d, from + 2 * columns);
+      const auto m3 = hn::LoadU(d, from + 3 * columns);
+      for (std::int64_t k = 0; k < Rank; ++k) {
+        T* to = packed + k * kLanes + place;
+        const auto one = hn::Add(hn::Mul(p[0][k], m0), hn::Mul(p[1][k], m1));
+        const auto other = hn::Add(hn::Mul(p[2][k], m2), hn::Mul(p[3][k], m3));
+        hn::Store(hn::Add(hn::Load(d, to), hn::Add(one, other)), d, to);
+      }
+    }
+  }
+  for (std::int64_t lane = 0; j + lane < columns; ++lane) {
+    for (std::int64_t k = 0; k < Rank; ++k) {
+      const auto product = [&](std::int64_t i) {
+        return left[i * shape.rank + k] * rows[i * columns + j + lane];
+      };
+      right.at(j, first + k)[lane] += (product(0) + product(1)) + (product(2) + product(3));
+    }
+  }
+}
+
+template <typename T>
+void right_of(const LowRankShape& shape, const T* matrix, const T* left, T* right) {
+  const std::int64_t columns = shape.columns;
+  const std::int64_t rank = shape.rank;
+  Packed<T> packed(shape);
+  std::int64_t i = 0;
+  for (; i + 4 <= shape.rows; i += 4) {
+    by_four(rank, [&]<int Rank>(std::int64_t k, std::integral_constant<int, Rank>) {
+      add_four_rows<Rank>(shape, matrix + i * columns, left + i * rank + k, packed, k);
+    });
+  }
+  packed.unpack(right);
+  for (; i < shape.rows; ++i) {
+    for (std::int64_t k = 0; k < rank; ++k) {
+      const T p = left[i * rank + k];
+      for (std::int64_t j = 0; j < columns; ++j) {
+        right[k * columns + j] += p * matrix[i * columns + j];
+      }
+    }
+  }
+}
+
+// The sum of left[k] times what `q` has of column k, as a vector.
+template <int Rank, typename T>
+hn::Vec<Vectors<T>> combination(std::int64_t rank, const T* left, const T* q) {
+  const Vectors<T> d;
+  auto sum = hn::Mul(hn::Set(d, left[0]), hn::Load(d, q));
+  for (std::int64_t k = 1; k < (Rank > 0 ? Rank : rank); ++k) {
+    sum = hn::Add(sum, hn::Mul(hn::Set(d, left[k]), hn::Load(d, q + k * kLanes)));
+  }
+  return sum;
+}
+
+template <typename T>
+T combination_of_one(std::int64_t rank, const T* left, const T* q) {
+  T sum = left[0] * q[0];
+  for (std::int64_t k = 1; k < rank; ++k) sum += left[k] * q[k * kLanes];
+  return sum;
+}
+
+// One row. `Stream`: the estimate is aligned, and goes past the caches.
+template <int Rank, bool Split, bool Stream, typename T>
+void split_row(const LowRankShape& shape, const T* left, Packed<T>& right, Packed<T>& own, T* row,
+               T* estimate) {
+  const Vectors<T> d;
+  std::int64_t j = 0;
+  for (; j + kLanes <= shape.columns; j += kLanes) {
+    const T* q = right.at(j, 0);
+    const T* mine = own.at(j, 0);
+    for (std::int64_t place = 0; place < kLanes; place += kWidth<T>) {
+      const auto product = combination<Rank>(shape.rank, left, q + place);
+      if constexpr (Stream) {
+        hn::Stream(product, d, estimate + j + place);
+      } else {
+        hn::StoreU(product, d, estimate + j + place);
+      }
+      if constexpr (Split) {
+        const auto m = hn::LoadU(d, row + j + place);
+        const auto kept = hn::Sub(m, combination<Rank>(shape.rank, left, mine + place));
+        hn::StoreU(kept, d, row + j + place);
+      }
+    }
+  }
+  for (std::int64_t lane = 0; j + lane < shape.columns; ++lane) {
+    estimate[j + lane] = combination_of_one(shape.rank, left, right.at(j, 0) + lane);
+    if constexpr (Split) {
+      row[j + lane] -= combination_of_one(shape.rank, left, own.at(j, 0) + lane);
+    }
+  }
+}
+
+template <bool Split, typename T>
+void each_row(const LowRankShape& shape, const T* left, Packed<T>& right, Packed<T>& own, T* matrix,
+              T* estimate) {
+  constexpr std::size_t alignment = kLanes * sizeof(float);
+  with_rank(shape.rank, [&]<int Rank>(std::integral_constant<int, Rank>) {
+    for (std::int64_t i = 0; i < shape.rows; ++i) {
+      T* to = estimate + i * shape.columns;
+      T* row = matrix + i * shape.columns;
+      const T* p = left + i * shape.rank;
+      if (reinterpret_cast<std::uintptr_t>(to) % alignment == 0) {
+        split_row<Rank, Split, true>(shape, p, right, own, row, to);
+      } else {
+        split_row<Rank, Split, false>(shape, p, right, own, row, to);
+      }
+    }
+  });
+  hwy::FlushStream();
+}
+
+template <typename T>
+void product_of(const LowRankShape& shape, const T* left, const T* right, T* estimate) {
+  Packed<T> packed(shape, right);
+  each_row<false>(shape, left, packed, packed, estimate, estimate);
+}
+
+template <typename T>
+void split(const LowRankShape& shape, const T* left, const T* right, const T* own, T* matrix,
+           T* estimate) {
+  Packed<T> packed(shape, right);
+  Packed<T> packed_own(shape, own);
+  each_row<true>(shape, left, packed, packed_own, matrix, estimate);
+}
+
+LowRankTable<float> float_table() {
+  return {left_of<float>, right_of<float>, product_of<float>, split<float>};
+}
+
+LowRankTable<double> double_table() {
+  return {left_of<double>, right_of<double>, product_of<double>, split<double>};
+}
+
+}  // namespace thinwire::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace thinwire {
+namespace {
+
+HWY_EXPORT(float_table);
+HWY_EXPORT(double_table);
+
+template <typename T>
+LowRankTable<T> table() {
+  if constexpr (std::is_same_v<T, double>) {
+    return HWY_DYNAMIC_DISPATCH(double_table)();
+  } else {
+    return HWY_DYNAMIC_DISPATCH(float_table)();
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void project_left(const LowRankShape& shape, T* matrix, const T* residual, const T* right,
+                  T* left) {
+  table<T>().project_left(shape, matrix, residual, right, left);
+}
+
+template <typename T>
+void project_right(const LowRankShape& shape, const T* matrix, const T* left, T* right) {
+  table<T>().project_right(shape, matrix, left, right);
+}
+
+template <typename T>
+void multiply_factors(const LowRankShape& shape, const T* left, const T* right, T* estimate) {
+  table<T>().multiply_factors(shape, left, right, estimate);
+}
+
+template <typename T>
+void split_matrix(const LowRankShape& shape, const T* left, const T* right, const T* own, T* matrix,
+                  T* estimate) {
+  table<T>().split_matrix(shape, left, right, own, matrix, estimate);
+}
+
+template void project_left<float>(const LowRankShape&, float*, const float*, const float*, float*);
+template void project_left<double>(const LowRankShape&, double*, const double*, const double*,
+                                   double*);
+template void project_right<float>(const LowRankShape&, const float*, const float*, float*);
+template void project_right<double>(const LowRankShape&, const double*, const double*, double*);
+template void multiply_factors<float>(const LowRankShape&, const float*, const float*, float*);
+template void multiply_factors<double>(const LowRankShape&, const double*, const double*, double*);
+template void split_matrix<float>(const LowRankShape&, const float*, const float*, const float*,
+                                  float*, float*);
+template void split_matrix<double>(const LowRankShape&, const double*, const double*, const double*,
+                                   double*, double*);
+
+}  // namespace thinwire
+#endif  // HWY_ONCE

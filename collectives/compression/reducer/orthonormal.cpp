@@ -1,0 +1,71 @@
+#include "collectives/compression/reducer/orthonormal.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace thinwire {
+namespace {
+
+constexpr std::int64_t kLanes = 8;
+
+double dot(std::int64_t count, const double* a, const double* b) {
+  double lanes[kLanes] = {};
+  std::int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
+  }
+  for (std::int64_t lane = 0; i + lane < count; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
+  for (std::int64_t width = kLanes / 2; width > 0; width /= 2) {
+    for (std::int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  }
+  return lanes[0];
+}
+
+}  // namespace
+
+// Whether vector k was kept; it has length 1 then.
+bool Orthonormalizer::free_of_earlier(std::int64_t k, std::int64_t length, double shortest) {
+  double* vector = vectors_.data() + k * length;
+  const double before = std::sqrt(dot(length, vector, vector));
+  for (int pass = 0; pass < 2; ++pass) {
+    for (std::int64_t earlier = 0; earlier < k; ++earlier) {
+      const double* direction = vectors_.data() + earlier * length;
+      const double share = dot(length, direction, vector);
+      for (std::int64_t i = 0; i < length; ++i) vector[i] -= share * direction[i];
+    }
+  }
+  const double after = std::sqrt(dot(length, vector, vector));
+  // False also for a length that overflowed.
+  const bool kept = before >= shortest && after > tolerance_ * before;
+  if (!kept) {
+    std::fill_n(vector, length, 0.0);
+    return false;
+  }
+  for (std::int64_t i = 0; i < length; ++i) vector[i] /= after;
+  return true;
+}
+
+template <typename T>
+void Orthonormalizer::run(const VectorLayout& layout, T* values, const Redraw& redraw) {
+  // Below, a square would not be a normal number.
+  const double shortest = std::max<double>(std::numeric_limits<T>::min(), 1e-150);
+  vectors_.resize(static_cast<std::size_t>(layout.count * layout.length));
+  for (std::int64_t k = 0; k < layout.count; ++k) {
+    double* vector = vectors_.data() + k * layout.length;
+    T* place = values + k * layout.vector;
+    for (std::int64_t i = 0; i < layout.length; ++i) vector[i] = place[i * layout.element];
+    if (!free_of_earlier(k, layout.length, shortest) && redraw) {
+      redraw(k, vector);
+      free_of_earlier(k, layout.length, shortest);
+    }
+    for (std::int64_t i = 0; i < layout.length; ++i) {
+      place[i * layout.element] = static_cast<T>(vector[i]);
+    }
+  }
+}
+
+template void Orthonormalizer::run<float>(const VectorLayout&, float*, const Redraw&);
+template void Orthonormalizer::run<double>(const VectorLayout&, double*, const Redraw&);
+
+}  // namespace thinwire

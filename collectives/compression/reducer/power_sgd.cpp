@@ -1,0 +1,352 @@
+#include "collectives/compression/reducer/power_sgd.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "collectives/compression/codec/typed.h"
+#include "runtime/base/error.h"
+#include "runtime/base/hash.h"
+#include "runtime/base/philox.h"
+
+namespace thinwire {
+namespace {
+
+constexpr std::int64_t kCheckedBlock = 1024;  // values; of a size that suits a GPU
+
+// Random elements of column k of a parameter's Q: sums of eight uniform draws, which are close to
+// normal and, other than those made by logarithms, the same bits on every machine. Their scale does
+// not matter.
+Orthonormalizer::Redraw draws(const StepContext& step, const std::string& name,
+                              std::int64_t length) {
+  const Philox philox(step.seed, PhiloxStream::low_rank,
+                      hash64(name, static_cast<std::uint64_t>(step.step)));
+  return [philox, length](std::int64_t k, double* elements) {
+    for (std::int64_t i = 0; i < length; ++i) {
+      std::int64_t sum = 0;
+      for (const std::uint32_t word : philox.block(static_cast<std::uint64_t>(k * length + i))) {
+        sum += (word & 0xffff) + (word >> 16);
+      }
+      elements[i] = static_cast<double>(2 * sum - 8 * 0xffff);
+    }
+  };
+}
+
+void add_blocks(std::vector<Block>& blocks, std::size_t slice, std::int64_t begin,
+                std::int64_t count) {
+  for (std::int64_t done = 0; done < count; done += kCheckedBlock) {
+    blocks.push_back({.begin = begin + done,
+                      .count = static_cast<std::int32_t>(std::min(kCheckedBlock, count - done)),
+                      .slice = static_cast<std::int32_t>(slice)});
+  }
+}
+
+}  // namespace
+
+void check_power_sgd(const PowerSgd& power) {
+  if (power.matrix_approximation_rank < 1) {
+    throw UsageError(
+        fmt::format("compressor powersgd: matrix_approximation_rank is {}; give 1 or more",
+                    power.matrix_approximation_rank));
+  }
+  if (!(power.min_compression_rate > 0)) {
+    throw UsageError(
+        fmt::format("compressor powersgd: min_compression_rate is {}; give a number above 0",
+                    power.min_compression_rate));
+  }
+  if (!(power.orthogonalization_epsilon > 0 && power.orthogonalization_epsilon < 1)) {
+    throw UsageError(
+        fmt::format("compressor powersgd: orthogonalization_epsilon is {}; give a number between "
+                    "0 and 1, such as 1e-8",
+                    power.orthogonalization_epsilon));
+  }
+}
+
+PowerSgdReducer::PowerSgdReducer(const CompressionOptions& options, const ReducerLaunch& launch)
+    : power_(std::get<PowerSgd>(options.codec)),
+      feedback_(options.feedback.kind == FeedbackKind::error_feedback),
+      launch_(launch),
+      orthonormal_(0) {
+  check_power_sgd(power_);
+}
+
+PowerSgdReducer::Path& PowerSgdReducer::path(const Bucket& bucket) {
+  const auto found = paths_.find(bucket.index);
+  check(found != paths_.end(), "the bucket was prepared");
+  return found->second;
+}
+
+LowRankShape PowerSgdReducer::shape_of(const Slice& slice) const {
+  if (slice.is_vector() || slice.numel == 0) return {};
+  const std::int64_t rows = slice.shape.front();
+  const std::int64_t columns = slice.numel / rows;
+  const std::int64_t rank = std::min({rows, columns, power_.matrix_approximation_rank});
+  const bool pays = static_cast<double>((rows + columns) * rank) * power_.min_compression_rate <
+                    static_cast<double>(slice.numel);
+  return {rows, columns, pays ? rank : 0};
+}
+
+void PowerSgdReducer::prepare(const Bucket& bucket, int, int) {
+  check(bucket.gradient.is_cpu() && launch_.queue->on_host(), "PowerSGD's buckets are on the host");
+  Path here;
+  const auto options = bucket.gradient.options();
+  with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
+    orthonormal_ = Orthonormalizer(
+        std::max<double>(power_.orthogonalization_epsilon, 16 * std::numeric_limits<T>::epsilon()));
+  });
+  std::int64_t factors = 0;
+  for (const Slice& slice : bucket.slices) {
+    const LowRankShape shape = shape_of(slice);
+    here.factor.push_back(factors);
+    factors += shape.rank * shape.columns;
+  }
+  if (feedback_) here.residual = at::zeros_like(bucket.gradient);
+  if (power_.warm_start) here.factors = at::zeros({factors}, options);
+  here.flag = at::zeros({1}, options.dtype(at::kInt));
+  here.flag_on_host = launch_.queue->host_memory(sizeof(std::int32_t));
+  paths_.insert_or_assign(bucket.index, std::move(here));
+}
+
+// Where everything is in the messages, as the frozen slices are now.
+void PowerSgdReducer::lay_out(const Bucket& bucket, Path& here) {
+  std::vector<bool> frozen;
+  for (const Slice& slice : bucket.slices) frozen.push_back(slice.frozen);
+  if (here.whole.filled() && frozen == here.frozen) return;
+  here.frozen = frozen;
+  here.matrices.clear();
+  here.passengers.clear();
+  std::vector<Block> whole, first, second;
+  std::int64_t message = 0;
+  std::int64_t right = 0;
+  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+    const Slice& slice = bucket.slices[i];
+    add_blocks(whole, i, slice.offset, slice.numel);
+    if (frozen[i]) continue;
+    const LowRankShape shape = shape_of(slice);
+    std::int64_t count = slice.numel;
+    if (shape.rank == 0) {
+      here.passengers.push_back({i, message});
+    } else {
+      here.matrices.push_back({i, shape, message, right, here.factor[i]});
+      count = shape.rows * shape.rank;
+      add_blocks(second, i, right, shape.rank * shape.columns);
+      right += shape.rank * shape.columns;
+    }
+    add_blocks(first, i, message, count);
+    message += count;
+  }
+  here.whole.fill(whole, bucket.gradient, *launch_.queue);
+  here.first.fill(first, bucket.gradient, *launch_.queue);
+  here.second.fill(second, bucket.gradient, *launch_.queue);
+  const auto options = bucket.gradient.options();
+  here.message = at::empty({message}, options);
+  here.right = at::empty({right}, options);
+  here.own_right = at::empty({right}, options);
+}
+
+void PowerSgdReducer::stage(Bucket& bucket, Communicator& communicator, const StepContext& step) {
+  Path& here = path(bucket);
+  here.bucket = &bucket;
+  here.timeout = communicator.timeout();
+  here.staged_dense = step.transmission == Transmission::dense;
+  host_is_behind_ = true;
+  lay_out(bucket, here);
+  // Above every slice's index; kernels take the minimum.
+  launch_.queue->fill(here.flag.data_ptr(), 0x7f, sizeof(std::int32_t));
+  if (here.staged_dense) {
+    launch(here, bucket.gradient, InFlight::mean, communicator);
+  } else {
+    send_left(bucket, here, communicator, step);
+  }
+  // The message of the bucket before travelled meanwhile.
+  if (!underway_.empty()) send_right(*underway_.back(), communicator);
+  underway_.push_back(&here);
+}
+
+void PowerSgdReducer::launch(Path& here, at::Tensor tensor, InFlight in_flight,
+                             Communicator& communicator) {
+  here.in_flight = in_flight;
+  here.work = nullptr;
+  if (tensor.numel() > 0) here.work = communicator.all_reduce(std::move(tensor), ReduceOp::sum);
+}
+
+void PowerSgdReducer::receive(Path& here, int ranks) {
+  if (here.work) here.work->wait();
+  here.work = nullptr;
+  const InFlight arrived = std::exchange(here.in_flight, InFlight::nothing);
+  const at::Tensor& tensor = arrived == InFlight::mean   ? here.bucket->gradient
+                             : arrived == InFlight::left ? here.message
+                                                         : here.right;
+  const QueueTable<Block>& table = arrived == InFlight::mean   ? here.whole
+                                   : arrived == InFlight::left ? here.first
+                                                               : here.second;
+  with_type(tensor.scalar_type(), [&]<typename T>(T) {
+    launch_.kernels<T>().mean_and_check({.blocks = table.data(),
+                                         .block_count = table.size(),
+                                         .gradient = tensor.data_ptr<T>(),
+                                         .ranks = ranks,
+                                         .flag = here.flag.data_ptr<std::int32_t>()},
+                                        launch_.queue->stream());
+  });
+}
+
+void PowerSgdReducer::send_left(Bucket& bucket, Path& here, Communicator& communicator,
+                                const StepContext& step) {
+  with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
+    T* gradient = bucket.gradient.data_ptr<T>();
+    const T* residual = feedback_ ? here.residual.const_data_ptr<T>() : nullptr;
+    T* message = here.message.data_ptr<T>();
+    std::vector<T> start;
+    for (const Matrix& matrix : here.matrices) {
+      const Slice& slice = bucket.slices[matrix.slice];
+      const auto [rows, columns, rank] = matrix.shape;
+      start.assign(static_cast<std::size_t>(rank * columns), T{0});
+      if (power_.warm_start) {
+        std::copy_n(here.factors.const_data_ptr<T>() + matrix.factor, start.size(), start.data());
+      }
+      orthonormal_.run({.count = rank, .length = columns, .vector = columns, .element = 1},
+                       start.data(), draws(step, slice.name, columns));
+      project_left(matrix.shape, gradient + slice.offset,
+                   residual == nullptr ? nullptr : residual + slice.offset, start.data(),
+                   message + matrix.left);
+    }
+    for (const Passenger& passenger : here.passengers) {
+      const Slice& slice = bucket.slices[passenger.slice];
+      std::copy_n(gradient + slice.offset, slice.numel, message + passenger.begin);
+    }
+  });
+  launch(here, here.message, InFlight::left, communicator);
+}
+
+// If the bucket's left factors are underway: receives them and sends the right ones.
+void PowerSgdReducer::send_right(Path& here, Communicator& communicator) {
+  if (here.in_flight != InFlight::left) return;
+  receive(here, communicator.size());
+  with_type(here.message.scalar_type(), [&]<typename T>(T) {
+    T* message = here.message.data_ptr<T>();
+    T* own = here.own_right.data_ptr<T>();
+    for (const Matrix& matrix : here.matrices) {
+      const auto [rows, columns, rank] = matrix.shape;
+      orthonormal_.run({.count = rank, .length = rows, .vector = 1, .element = rank},
+                       message + matrix.left, nullptr);
+      project_right(
+          matrix.shape,
+          here.bucket->gradient.const_data_ptr<T>() + here.bucket->slices[matrix.slice].offset,
+          message + matrix.left, own + matrix.right);
+    }
+    std::copy_n(own, here.own_right.numel(), here.right.data_ptr<T>());
+  });
+  launch(here, here.right, InFlight::right, communicator);
+}
+
+void PowerSgdReducer::settle(Communicator& communicator) {
+  for (Path* here : underway_) send_right(*here, communicator);
+  for (Path* here : underway_) {
+    receive(*here, communicator.size());
+    launch_.queue->copy(here->flag_on_host.get(), here->flag.const_data_ptr(),
+                        sizeof(std::int32_t));
+  }
+  underway_.clear();
+}
+
+std::optional<std::string> PowerSgdReducer::non_finite(const Bucket& bucket) {
+  Path& here = path(bucket);
+  if (host_is_behind_) launch_.queue->synchronize(Clock::now() + here.timeout);
+  host_is_behind_ = false;
+  const auto slice = static_cast<std::size_t>(*static_cast<std::int32_t*>(here.flag_on_host.get()));
+  if (slice >= bucket.slices.size()) return std::nullopt;
+  return bucket.slices[slice].name;
+}
+
+void PowerSgdReducer::commit(Bucket& bucket) {
+  Path& here = path(bucket);
+  if (here.staged_dense) return;
+  with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
+    T* gradient = bucket.gradient.data_ptr<T>();
+    // With feedback the gradient buffer becomes the residual, and the old residual the estimate.
+    T* estimate = feedback_ ? here.residual.data_ptr<T>() : gradient;
+    const T* message = here.message.const_data_ptr<T>();
+    const T* right = here.right.const_data_ptr<T>();
+    const T* own = here.own_right.const_data_ptr<T>();
+    for (const Matrix& matrix : here.matrices) {
+      const std::int64_t offset = bucket.slices[matrix.slice].offset;
+      if (feedback_) {
+        split_matrix(matrix.shape, message + matrix.left, right + matrix.right, own + matrix.right,
+                     gradient + offset, estimate + offset);
+      } else {
+        multiply_factors(matrix.shape, message + matrix.left, right + matrix.right,
+                         estimate + offset);
+      }
+      if (power_.warm_start) {
+        std::copy_n(right + matrix.right, matrix.shape.rank * matrix.shape.columns,
+                    here.factors.data_ptr<T>() + matrix.factor);
+      }
+    }
+    for (const Passenger& passenger : here.passengers) {
+      const Slice& slice = bucket.slices[passenger.slice];
+      std::copy_n(message + passenger.begin, slice.numel, estimate + slice.offset);
+    }
+    for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+      const Slice& slice = bucket.slices[i];
+      if (!here.frozen[i]) continue;
+      if (feedback_) std::copy_n(estimate + slice.offset, slice.numel, gradient + slice.offset);
+      std::fill_n(estimate + slice.offset, slice.numel, T{0});
+    }
+  });
+  if (feedback_) std::swap(bucket.gradient, here.residual);
+}
+
+void PowerSgdReducer::rollback(Bucket&) {}
+
+void PowerSgdReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
+  const Path& here = path(bucket);
+  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+    const Slice& slice = bucket.slices[i];
+    const LowRankShape shape = shape_of(slice);
+    if (shape.rank == 0) continue;
+    if (feedback_) {
+      visitor.tensor(
+          {.name = "residual/" + slice.name,
+           .kind = StateKind::averaged,
+           .tensor = here.residual.narrow(0, slice.offset, slice.numel).view(slice.shape)});
+    }
+    if (power_.warm_start) {
+      visitor.tensor({.name = "factor/" + slice.name,
+                      .kind = StateKind::replicated,
+                      .tensor = here.factors.narrow(0, here.factor[i], shape.rank * shape.columns)
+                                    .view({shape.rank, shape.columns})});
+    }
+  }
+}
+
+std::vector<SlicePlan> PowerSgdReducer::plan(const Bucket& bucket) const {
+  std::vector<SlicePlan> plans;
+  const auto width = static_cast<std::int64_t>(bucket.gradient.element_size());
+  for (const Slice& slice : bucket.slices) {
+    const LowRankShape shape = shape_of(slice);
+    SlicePlan entry;
+    entry.name = slice.name;
+    entry.numel = slice.numel;
+    entry.compressed = shape.rank > 0;
+    if (entry.compressed) {
+      entry.coding = fmt::format("low rank {}", shape.rank);
+      entry.payload_bytes = (shape.rows + shape.columns) * shape.rank * width;
+    } else {
+      entry.coding =
+          slice.is_vector()
+              ? "uncompressed: a vector"
+              : fmt::format("uncompressed: too small for rank {} at min_compression_rate {}",
+                            power_.matrix_approximation_rank, power_.min_compression_rate);
+      entry.payload_bytes = slice.numel * width;
+    }
+    plans.push_back(std::move(entry));
+  }
+  return plans;
+}
+
+}  // namespace thinwire

@@ -1,0 +1,113 @@
+// PowerSGD: matrices travel as two factors of a few columns (Vogels, Karimireddy, Jaggi 2019).
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "collectives/compression/kernels/low_rank.h"
+#include "collectives/compression/options.h"
+#include "collectives/compression/reducer/orthonormal.h"
+#include "collectives/queue_table.h"
+
+namespace thinwire {
+
+// Throws `UsageError` for numbers that cannot be.
+void check_power_sgd(const PowerSgd& options);
+
+// A tensor of two or more dimensions is a matrix M of shape[0] rows. Per step, with g the gradient,
+// e the residual and n ranks:
+//
+//   M_i = g_i + e_i
+//   Q   = the last step's factor, orthonormal
+//   P   = sum over ranks of M_i Q, orthonormal
+//   Q_i = M_i^T P, and their mean becomes Q
+//   estimate = P Q^T,  e_i := M_i - P Q_i^T
+//
+// The residual is a rank's own, so it stays bounded where the ranks' gradients differ for ever;
+// the published one, M_i - P Q^T, does not and has the same estimates. Without feedback e is 0.
+//
+// Each bucket is two all-reduces: P of all matrices with the uncompressed values beside them, then
+// Q. Buckets overlap: with buckets 0, 1, 2 they go P0 P1 Q0 P2 Q1 Q2, whatever ends first. The host
+// waits for P of a bucket after the next one's was sent, for Q in `settle`.
+//
+// A column of P or Q is dropped if Gram and Schmidt's process leaves no more of it than the share
+// `orthogonalization_epsilon` (and not less than 16 units of rounding). A dropped column of P is
+// zero in this step. A dropped column of Q is drawn anew from seed, step and parameter, alike on
+// all ranks; so is all of Q at the first step, and at every step without warm start.
+//
+// State: "residual/NAME", averaged, of the parameter's shape; with warm start "factor/NAME",
+// replicated, Q^T of rank x columns (zero before the first step; what it is set to is used).
+class PowerSgdReducer final : public GradientReducer {
+ public:
+  // `options` are resolved and hold a PowerSgd. Throws `UsageError` for values that cannot be.
+  PowerSgdReducer(const CompressionOptions& options, const ReducerLaunch& launch);
+
+  void prepare(const Bucket& bucket, int rank, int size) override;
+  void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;
+  void settle(Communicator& communicator) override;
+  std::optional<std::string> non_finite(const Bucket& bucket) override;
+  void commit(Bucket& bucket) override;
+  void rollback(Bucket& bucket) override;
+  void visit(const Bucket& bucket, StateVisitor& visitor) override;
+  std::vector<SlicePlan> plan(const Bucket& bucket) const override;
+
+ private:
+  struct Matrix {
+    std::size_t slice = 0;
+    LowRankShape shape;
+    std::int64_t left = 0;    // elements from the message's start
+    std::int64_t right = 0;   // elements from the start of the message of right factors
+    std::int64_t factor = 0;  // elements from the state's start
+  };
+  // Uncompressed values in the first message.
+  struct Passenger {
+    std::size_t slice = 0;
+    std::int64_t begin = 0;
+  };
+  // What a bucket waits for.
+  enum class InFlight { nothing, mean, left, right };
+
+  // One bucket's state and buffers.
+  struct Path {
+    std::vector<std::int64_t> factor;  // per slice: its factor's place in the state
+    at::Tensor residual;               // exchanges its storage with the gradient at commit
+    at::Tensor factors;                // undefined without warm start
+
+    // As the frozen slices are now.
+    std::vector<bool> frozen;
+    std::vector<Matrix> matrices;
+    std::vector<Passenger> passengers;
+    QueueTable<Block> whole, first, second;  // the bucket and both messages, to be checked
+    at::Tensor message, right, own_right;
+
+    Bucket* bucket = nullptr;  // from stage to settle
+    InFlight in_flight = InFlight::nothing;
+    std::unique_ptr<Work> work;
+    bool staged_dense = false;
+    at::Tensor flag;                     // int32: the first slice that is not finite
+    std::shared_ptr<void> flag_on_host;  // its copy
+    std::chrono::milliseconds timeout{};
+  };
+
+  Path& path(const Bucket& bucket);
+  // 0 rank: uncompressed.
+  LowRankShape shape_of(const Slice& slice) const;
+  void lay_out(const Bucket& bucket, Path& here);
+  void launch(Path& here, at::Tensor tensor, InFlight in_flight, Communicator& communicator);
+  // Waits for what is in flight, divides the sum by the number of ranks, and flags what is not
+  // finite.
+  void receive(Path& here, int ranks);
+  void send_left(Bucket& bucket, Path& here, Communicator& communicator, const StepContext& step);
+  void send_right(Path& here, Communicator& communicator);
+
+  PowerSgd power_;
+  bool feedback_;
+  ReducerLaunch launch_;
+  Orthonormalizer orthonormal_;
+  std::vector<Path*> underway_;  // of this step, in the order of their stages
+  bool host_is_behind_ = false;  // the host has not waited for what was staged last
+  std::map<int, Path> paths_;    // by bucket index
+};
+
+}  // namespace thinwire

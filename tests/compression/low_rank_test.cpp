@@ -1,0 +1,241 @@
+// PowerSGD's kernels against plain loops in the order of sums that their header defines, to the
+// bit, with every kind of vectors that this machine has.
+#include <gtest/gtest.h>
+
+#include <hwy/targets.h>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "collectives/compression/kernels/low_rank.h"
+#include "collectives/compression/reducer/orthonormal.h"
+#include "runtime/base/philox.h"
+
+namespace thinwire {
+namespace {
+
+template <typename T>
+std::vector<T> draws(std::int64_t count, std::uint64_t key) {
+  const Philox philox(5, PhiloxStream::synthetic_data, key);
+  std::vector<T> values(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    values[i] = static_cast<T>(2 * philox.uniform(i) - 1);
+  }
+  return values;
+}
+
+template <typename T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+template <typename T>
+struct Plain {
+  LowRankShape shape;
+
+  T& at(std::vector<T>& matrix, std::int64_t i, std::int64_t j, std::int64_t columns) const {
+    return matrix[static_cast<std::size_t>(i * columns + j)];
+  }
+  std::vector<T> left(std::vector<T> m, std::vector<T> right) const {
+    std::vector<T> result;
+    for (std::int64_t i = 0; i < shape.rows; ++i) {
+      for (std::int64_t k = 0; k < shape.rank; ++k) {
+        T lanes[16] = {};
+        for (std::int64_t j = 0; j < shape.columns; ++j) {
+          lanes[j % 16] += at(m, i, j, shape.columns) * at(right, k, j, shape.columns);
+        }
+        for (int width = 8; width > 0; width /= 2) {
+          for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+        }
+        result.push_back(lanes[0]);
+      }
+    }
+    return result;
+  }
+  std::vector<T> right(std::vector<T> m, std::vector<T> left) const {
+    std::vector<T> result;
+    for (std::int64_t k = 0; k < shape.rank; ++k) {
+      for (std::int64_t j = 0; j < shape.columns; ++j) {
+        const auto product = [&](std::int64_t i) {
+          return at(left, i, k, shape.rank) * at(m, i, j, shape.columns);
+        };
+        T sum = 0;
+        std::int64_t i = 0;
+        for (; i + 4 <= shape.rows; i += 4) {
+          sum += (product(i) + product(i + 1)) + (product(i + 2) + product(i + 3));
+        }
+        for (; i < shape.rows; ++i) sum += product(i);
+        result.push_back(sum);
+      }
+    }
+    return result;
+  }
+  std::vector<T> product(std::vector<T> left, std::vector<T> right) const {
+    std::vector<T> result;
+    for (std::int64_t i = 0; i < shape.rows; ++i) {
+      for (std::int64_t j = 0; j < shape.columns; ++j) {
+        T sum = at(left, i, 0, shape.rank) * at(right, 0, j, shape.columns);
+        for (std::int64_t k = 1; k < shape.rank; ++k) {
+          sum += at(left, i, k, shape.rank) * at(right, k, j, shape.columns);
+        }
+        result.push_back(sum);
+      }
+    }
+    return result;
+  }
+};
+
+// Restores the choice of vectors.
+struct OneTarget {
+  explicit OneTarget(std::int64_t target) {
+    hwy::SetSupportedTargetsForTest(target);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  }
+  ~OneTarget() {
+    hwy::SetSupportedTargetsForTest(0);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  }
+};
+
+template <typename T>
+void check_shape(const LowRankShape& shape) {
+  const auto [rows, columns, rank] = shape;
+  const Plain<T> plain{shape};
+  const std::vector<T> gradient = draws<T>(rows * columns, 1);
+  const std::vector<T> residual = draws<T>(rows * columns, 2);
+  const std::vector<T> q = draws<T>(rank * columns, 3);
+  const std::vector<T> p = draws<T>(rank * rows, 4);
+  const std::vector<T> own = draws<T>(rank * columns, 5);
+  std::vector<T> m = gradient;
+  for (std::size_t i = 0; i < m.size(); ++i) m[i] += residual[i];
+  const std::vector<T> estimate = plain.product(p, q);
+  std::vector<T> next = plain.product(p, own);
+  for (std::size_t i = 0; i < m.size(); ++i) next[i] = m[i] - next[i];
+
+  std::vector<T> matrix = gradient;
+  std::vector<T> left(p.size());
+  project_left(shape, matrix.data(), static_cast<const T*>(nullptr), q.data(), left.data());
+  EXPECT_TRUE(same_bits(matrix, gradient));
+  EXPECT_TRUE(same_bits(left, plain.left(gradient, q)));
+  project_left(shape, matrix.data(), residual.data(), q.data(), left.data());
+  EXPECT_TRUE(same_bits(matrix, m));
+  EXPECT_TRUE(same_bits(left, plain.left(m, q)));
+
+  std::vector<T> right(q.size(), T{7});
+  project_right(shape, matrix.data(), p.data(), right.data());
+  EXPECT_TRUE(same_bits(right, plain.right(m, p)));
+
+  std::vector<T> into(m.size(), T{7});
+  multiply_factors(shape, p.data(), q.data(), into.data());
+  EXPECT_TRUE(same_bits(into, estimate));
+  std::fill(into.begin(), into.end(), T{7});
+  split_matrix(shape, p.data(), q.data(), own.data(), matrix.data(), into.data());
+  EXPECT_TRUE(same_bits(into, estimate));
+  EXPECT_TRUE(same_bits(matrix, next));
+}
+
+TEST(LowRank, HasTheSameBitsWithAllVectors) {
+  for (std::int64_t targets = hwy::SupportedTargets(); targets != 0; targets &= targets - 1) {
+    const OneTarget only(targets & -targets);
+    SCOPED_TRACE(hwy::TargetName(targets & -targets));
+    for (const std::int64_t rows : {1, 3, 4, 7, 64}) {
+      for (const std::int64_t columns : {1, 5, 15, 16, 17, 27, 64, 100, 1000}) {
+        for (const std::int64_t rank : {1, 2, 3, 4, 5, 8, 11}) {
+          SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(columns) + ", rank " +
+                       std::to_string(rank));
+          check_shape<float>({rows, columns, rank});
+          check_shape<double>({rows, columns, rank});
+        }
+      }
+    }
+  }
+}
+
+// The largest deviation from an orthonormal set.
+template <typename T>
+double deviation(const std::vector<T>& vectors, std::int64_t count, std::int64_t length) {
+  double worst = 0;
+  for (std::int64_t a = 0; a < count; ++a) {
+    for (std::int64_t b = 0; b <= a; ++b) {
+      double sum = a == b ? -1 : 0;
+      for (std::int64_t i = 0; i < length; ++i) {
+        sum += static_cast<double>(vectors[static_cast<std::size_t>(a * length + i)]) *
+               static_cast<double>(vectors[static_cast<std::size_t>(b * length + i)]);
+      }
+      worst = std::max(worst, std::abs(sum));
+    }
+  }
+  return worst;
+}
+
+TEST(Orthonormal, VectorsThatAreAlmostParallelBecomeOrthonormal) {
+  for (const double apart : {1.0, 1e-3, 1e-6}) {
+    std::vector<double> vectors = draws<double>(8 * 500, 1);
+    for (std::size_t i = 500; i < vectors.size(); ++i) {
+      vectors[i] = vectors[i % 500] + apart * vectors[i];
+    }
+    Orthonormalizer(1e-9).run({.count = 8, .length = 500, .vector = 500, .element = 1},
+                              vectors.data(), nullptr);
+    EXPECT_LT(deviation(vectors, 8, 500), 1e-14) << apart;
+  }
+}
+
+TEST(Orthonormal, SpansWhatItWasGivenInOrder) {
+  const std::vector<double> before = draws<double>(3 * 50, 1);
+  std::vector<double> after = before;
+  Orthonormalizer(1e-9).run({.count = 3, .length = 50, .vector = 50, .element = 1}, after.data(),
+                            nullptr);
+  // What is left of vector k once projected on the new vectors 0..k.
+  for (std::size_t k = 0; k < 3; ++k) {
+    std::vector<double> left(before.begin() + static_cast<long>(50 * k),
+                             before.begin() + static_cast<long>(50 * (k + 1)));
+    for (std::size_t j = 0; j <= k; ++j) {
+      double share = 0;
+      for (std::size_t i = 0; i < 50; ++i) share += left[i] * after[50 * j + i];
+      for (std::size_t i = 0; i < 50; ++i) left[i] -= share * after[50 * j + i];
+    }
+    for (const double x : left) EXPECT_NEAR(x, 0, 1e-14);
+  }
+}
+
+// Column by column in a matrix that is kept row by row gives what vector by vector gives.
+TEST(Orthonormal, ReadsBothLayouts) {
+  std::vector<float> one = draws<float>(3 * 40, 1);
+  std::vector<float> other(one.size());
+  for (std::size_t k = 0; k < 3; ++k) {
+    for (std::size_t i = 0; i < 40; ++i) other[i * 3 + k] = one[k * 40 + i];
+  }
+  Orthonormalizer orthonormal(1e-6);
+  orthonormal.run({.count = 3, .length = 40, .vector = 40, .element = 1}, one.data(), nullptr);
+  orthonormal.run({.count = 3, .length = 40, .vector = 1, .element = 3}, other.data(), nullptr);
+  EXPECT_LT(deviation(one, 3, 40), 1e-6);
+  for (std::size_t k = 0; k < 3; ++k) {
+    for (std::size_t i = 0; i < 40; ++i) EXPECT_EQ(other[i * 3 + k], one[k * 40 + i]);
+  }
+}
+
+TEST(Orthonormal, DropsOrRedrawsWhatDependsOnTheOthers) {
+  const auto run = [](const Orthonormalizer::Redraw& redraw) {
+    std::vector<float> vectors = draws<float>(4 * 60, 1);
+    for (std::size_t i = 0; i < 60; ++i) {
+      vectors[60 + i] = 3 * vectors[i];  // but for rounding
+      vectors[120 + i] = 0;
+    }
+    Orthonormalizer(1e-6).run({.count = 4, .length = 60, .vector = 60, .element = 1},
+                              vectors.data(), redraw);
+    return vectors;
+  };
+  const std::vector<float> dropped = run(nullptr);
+  for (std::size_t i = 60; i < 180; ++i) EXPECT_EQ(dropped[i], 0);
+  std::vector<std::int64_t> redrawn;
+  const std::vector<float> whole = run([&](std::int64_t k, double* elements) {
+    redrawn.push_back(k);
+    const auto fresh = draws<double>(60, static_cast<std::uint64_t>(10 + k));
+    std::copy(fresh.begin(), fresh.end(), elements);
+  });
+  EXPECT_EQ(redrawn, (std::vector<std::int64_t>{1, 2}));
+  EXPECT_LT(deviation(whole, 4, 60), 1e-6);
+}
+
+}  // namespace
+}  // namespace thinwire
