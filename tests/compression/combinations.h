@@ -24,7 +24,7 @@ inline std::vector<CodecOptions> variants(std::size_t codec) {
       return {Sign{64}, Sign{32, SignScale::rms}};
     case 2:
       return {Quantize{3, 64}, Quantize{4, 32, Grid::symmetric, Rounding::stochastic},
-              Quantize{1, 32, Grid::max_min, Rounding::stochastic},
+              Quantize{2, 32, Grid::max_min, Rounding::stochastic},
               Quantize{2, 32, Grid::symmetric}};
     case 3:
       return {Cast{Half::bf16}, Cast{Half::fp16}};

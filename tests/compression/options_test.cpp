@@ -8,6 +8,37 @@
 namespace thinwire {
 namespace {
 
+// A queue of some device, as far as choosing a reducer goes.
+class DeviceQueue final : public Queue {
+ public:
+  void attach_thread() override {}
+  bool on_host() const override { return false; }
+  StreamHandle stream() const override { return nullptr; }
+  std::shared_ptr<const Mark> mark() override { return nullptr; }
+  void wait_for(const Mark&, const std::source_location&) override {}
+  void synchronize(Deadline, const std::source_location&) override {}
+  void copy(void*, const void*, std::size_t) override {}
+  void fill(void*, int, std::size_t) override {}
+  std::shared_ptr<void> host_memory(std::size_t) override { return nullptr; }
+};
+
+TEST(MakeReducer, RefusesOnADeviceWhatHasNoKernelsYet) {
+  ReducerLaunch device;
+  device.queue = std::make_shared<DeviceQueue>();
+  int refused = 0;
+  for (const CompressionOptions& options : valid_combinations()) {
+    if (std::holds_alternative<PowerSgd>(options.codec)) continue;
+    EXPECT_NE(make_reducer(options), nullptr);
+    try {
+      EXPECT_NE(make_reducer(options, device), nullptr);
+    } catch (const UsageError& error) {
+      EXPECT_NE(std::string(error.what()).find("train on the CPU"), std::string::npos);
+      ++refused;
+    }
+  }
+  EXPECT_LT(refused, 20);
+}
+
 template <typename T>
 T codec_of(const std::string& words) {
   return std::get<T>(parse_compression(words, "auto").codec);
@@ -98,6 +129,8 @@ TEST(ParseCompression, SaysWhatIsWrongAndWhatToDo) {
   says(message_of("topk", "auto", "allgather"), "did you mean 'all_gather'");
   says(message_of("bf16", "econtrol"), "choose from cast x error_feedback x two_stage");
   says(message_of("sign", "auto", "all_reduce"), "choose from sign x error_feedback x two_stage");
+  says(message_of("quantize:bits=1,rounding=stochastic"), "or feedback none");
+  EXPECT_EQ(message_of("quantize:bits=1,rounding=stochastic", "none"), "accepted");
   EXPECT_THROW(resolve({TopK{}, {FeedbackKind::econtrol, -1.0}}), UsageError);
   EXPECT_THROW(resolve({Sign{12}}), UsageError);
 }
