@@ -21,7 +21,8 @@ inline Bucket make_bucket(const std::vector<std::vector<std::int64_t>>& shapes,
   std::int64_t offset = 0;
   for (const auto& shape : shapes) {
     Slice slice;
-    slice.name = "p" + std::to_string(bucket.slices.size());
+    slice.name = "p";
+    slice.name += std::to_string(bucket.slices.size());
     slice.shape = shape;
     slice.offset = offset;
     slice.numel = 1;
