@@ -237,6 +237,15 @@ TEST(Combination, ANonFiniteValueOnOneRankRollsEverythingBack) {
             }
           }
         }
+        // Of several the first slice is named, whoever's it is.
+        bucket.gradient.copy_(random_gradient(bucket, step, communicator->rank()));
+        const std::size_t bad_slice[] = {3, 0, 4};
+        const Slice& mine = bucket.slices[bad_slice[communicator->rank()]];
+        bucket.gradient[mine.offset] = bad_values[0];
+        reducer->stage(bucket, *communicator, {.step = step++, .seed = 1});
+        reducer->settle(*communicator);
+        EXPECT_EQ(reducer->non_finite(bucket), "p0");
+        reducer->rollback(bucket);
         // Training goes on.
         ASSERT_FALSE(run(0, 0, Transmission::compressed));
         reducer->commit(bucket);
