@@ -212,6 +212,20 @@ ExchangeKind parse_exchange(const std::string& text) {
   spec.unknown_name({"auto", "all_reduce", "two_stage", "all_gather"});
 }
 
+// A feedback sends its error again and again: it must shrink on the way. The error of a random bit
+// is larger than the value, |C(x) - x|^2 > |x|^2 but for values that are the range's ends, and
+// residuals double every few steps.
+void check_contracts(const CompressionOptions& options) {
+  const auto* quantize = std::get_if<Quantize>(&options.codec);
+  if (quantize && quantize->bits == 1 && quantize->rounding == Rounding::stochastic &&
+      options.feedback.kind != FeedbackKind::none) {
+    throw UsageError(fmt::format(
+        "compressor quantize: with 1 bit and stochastic rounding the residuals of {} grow without "
+        "bound; give rounding=nearest, 2 bits or more, or feedback none",
+        name(options.feedback.kind)));
+  }
+}
+
 }  // namespace
 
 CompressionOptions resolve(CompressionOptions options) {
@@ -230,6 +244,7 @@ CompressionOptions resolve(CompressionOptions options) {
   if (found != kCombinations.end()) {
     options.feedback.kind = found->feedback;
     options.exchange = found->exchange;
+    check_contracts(options);
     return options;
   }
   std::string valid;

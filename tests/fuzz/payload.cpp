@@ -1,0 +1,113 @@
+// Payloads of any bytes, and values of any bits, through the plain codecs.
+//
+// Input: which codec, the dtype, the number of values (2 bytes), then bytes of a payload and, read
+// again as such, of the values.
+#include <ATen/ops/from_blob.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "collectives/compression/codec/cast.h"
+#include "collectives/compression/codec/identity.h"
+#include "collectives/compression/codec/quantize.h"
+#include "collectives/compression/codec/sign.h"
+#include "collectives/compression/codec/top_k.h"
+#include "collectives/compression/codec/typed.h"
+#include "runtime/base/error.h"
+
+namespace thinwire {
+namespace {
+
+std::vector<std::unique_ptr<Codec>> all_codecs() {
+  std::vector<std::unique_ptr<Codec>> all;
+  all.push_back(std::make_unique<IdentityCodec>());
+  all.push_back(std::make_unique<SignCodec>(64));
+  all.push_back(std::make_unique<SignCodec>(40, SignScale::rms));
+  for (const auto grid : {Grid::max_min, Grid::symmetric}) {
+    for (const int bits : {2, 5, 8}) {
+      all.push_back(std::make_unique<QuantizeCodec>(
+          Quantize{bits, 96, grid, bits == 5 ? Rounding::nearest : Rounding::stochastic}));
+    }
+  }
+  all.push_back(std::make_unique<QuantizeCodec>(Quantize{1, 32}));
+  all.push_back(std::make_unique<CastCodec>(Cast{Half::fp16}));
+  all.push_back(std::make_unique<CastCodec>(Cast{Half::bf16}));
+  all.push_back(std::make_unique<TopKCodec>(TopK{0.05, 100}));
+  all.push_back(std::make_unique<TopKCodec>(TopK{0.3, 64, Selection::exact}));
+  all.push_back(std::make_unique<TopKCodec>(TopK{1.0, 33}));
+  return all;
+}
+
+// A tensor of exactly so many bytes, so that a byte too far is seen.
+struct Exact {
+  Exact(std::int64_t count, at::ScalarType dtype)
+      : memory(new char[static_cast<std::size_t>(count) * at::elementSize(dtype)]()),
+        tensor(at::from_blob(memory.get(), {count}, at::TensorOptions(dtype))) {}
+  void fill(const std::uint8_t* data, std::size_t size) {
+    std::memcpy(memory.get(), data, std::min(size, tensor.nbytes()));
+  }
+  std::unique_ptr<char[]> memory;
+  at::Tensor tensor;
+};
+
+// Whether decoding gives finite values only. Decodes twice, which must give the same.
+bool decodes_to_finite(const Codec& codec, const at::Tensor& payload, std::int64_t count,
+                       at::ScalarType dtype) {
+  Exact into(count, dtype);
+  Exact again(count, dtype);
+  codec.decode_add(payload, 1, into.tensor);
+  codec.decode_add(payload, 1, again.tensor);
+  check(into.tensor.nbytes() == 0 ||
+            std::memcmp(into.memory.get(), again.memory.get(), into.tensor.nbytes()) == 0,
+        "decoding is a function");
+  codec.decode_add(payload, -1, again.tensor);
+  return with_type(dtype, [&]<typename T>(T) {
+    bool finite = true;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const T value = into.tensor.const_data_ptr<T>()[i];
+      finite = finite && std::isfinite(value);
+      if (std::isfinite(value)) {
+        check(again.tensor.const_data_ptr<T>()[i] == 0, "what is subtracted is what was added");
+      }
+    }
+    return finite;
+  });
+}
+
+void try_input(const std::uint8_t* data, std::size_t size) {
+  if (size < 4) return;
+  const auto codecs = all_codecs();
+  const Codec& codec = *codecs[data[0] % codecs.size()];
+  const at::ScalarType dtype = data[1] % 2 == 0 ? at::kFloat : at::kDouble;
+  const std::int64_t count = (data[2] | data[3] << 8) % 700;
+  data += 4;
+  size -= 4;
+
+  Exact payload(codec.payload_bytes(count, dtype), at::kByte);
+  payload.fill(data, size);
+  const bool said = codec.finite(payload.tensor, count, dtype);
+  const bool is = decodes_to_finite(codec, payload.tensor, count, dtype);
+  // Numbers that no encoder writes may overflow where a level multiplies the unit.
+  const bool multiplies = codec.format(codec.block()).coding == Coding::quantize;
+  check(said == is || (multiplies && said), "finite() says what decoding shows");
+
+  // What is made of any values is well-formed, and says whether they were finite.
+  Exact values(count, dtype);
+  values.fill(data, size);
+  codec.encode(values.tensor, payload.tensor, {.key = 9, .begin = 32});
+  const bool coded_finite = codec.finite(payload.tensor, count, dtype);
+  check(coded_finite == decodes_to_finite(codec, payload.tensor, count, dtype),
+        "finite() says what decoding shows of an encoder's payload");
+  if (!all_finite(values.tensor)) check(!coded_finite, "values that are not finite are seen");
+}
+
+}  // namespace
+}  // namespace thinwire
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  thinwire::try_input(data, size);
+  return 0;
+}
