@@ -36,6 +36,7 @@ THINWIRE_ROWS_BEGIN
 namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr int row_lanes = 32;
+constexpr int readers_kept = 2;  // payloads whose scales stay in registers
 template <typename T>
 using Tag = hn::ScalableTag<T>;
 template <typename T>
@@ -74,7 +75,8 @@ HWY_INLINE void each_part(Body body) {
   // Not a loop: parts shall stay in registers.
   [&]<std::size_t... P>(std::index_sequence<P...>) {
     (body(std::integral_constant<std::size_t, P>{}), ...);
-  }(std::make_index_sequence<parts<T>>{});
+  }
+  (std::make_index_sequence<parts<T>>{});
 #endif
 }
 template <typename T, typename Part>
@@ -330,9 +332,8 @@ HWY_INLINE auto half_part(const Row<Narrow>& row, std::size_t p) {
 }
 HWY_INLINE Row<float> to_float(const Row<double>& a) {
   // DemoteTo would make infinities finite here.
-  return row_of<float>([&](auto p) {
-    return hn::Set(Tag<float>(), static_cast<float>(hn::GetLane(a.part[p])));
-  });
+  return row_of<float>(
+      [&](auto p) { return hn::Set(Tag<float>(), static_cast<float>(hn::GetLane(a.part[p]))); });
 }
 #else
 // The half of a row's part p that makes part p of a row of twice the width.
