@@ -1,126 +1,168 @@
-// Nanoseconds per element of the host's kernels, beside `b += a` over the same memory.
-//   kernels [elements]
+// What the host's kernels take on one core, as multiples of `b += a` over the same memory.
+//   kernels [elements [rounds]]
+//
+// Rounds of all operations follow each other, so that a busy machine slows all of them; printed are
+// the medians, and the medians of the ratios within a round.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <functional>
+#include <memory>
+#include <string>
 #include <vector>
 
-#include "collectives/compression/kernels/kernels.h"
-#include "optimizers/kernels/kernels.h"
+#include "collectives/compression/kernels/host.h"
+#include "runtime/base/philox.h"
 
 namespace thinwire {
 namespace {
 
-constexpr std::int32_t block_size = 1024;
-
-std::vector<Block> blocks_of(std::int64_t numel, Coding coding) {
+struct Table {
   std::vector<Block> blocks;
-  std::int64_t payload = 0;
-  for (std::int64_t begin = 0; begin < numel; begin += block_size) {
-    const auto count = static_cast<std::int32_t>(std::min<std::int64_t>(block_size, numel - begin));
-    blocks.push_back(
-        {.begin = begin, .payload = payload, .count = count, .format = {.coding = coding}});
-    payload += payload_bytes<float>({.coding = coding}, count);
+  std::int64_t bytes = 0;
+  std::int64_t count() const { return static_cast<std::int64_t>(blocks.size()); }
+};
+
+Table table_of(std::int64_t numel, Format format, std::int32_t size) {
+  Table table;
+  for (std::int64_t begin = 0; begin < numel; begin += size) {
+    const auto count = static_cast<std::int32_t>(std::min<std::int64_t>(size, numel - begin));
+    format.kept = std::max(1, count / 100);
+    table.blocks.push_back(
+        {.begin = begin, .payload = table.bytes, .count = count, .format = format});
+    table.bytes += payload_bytes<float>(format, count);
   }
-  return blocks;
+  return table;
 }
 
-// The best of five.
-template <typename Body>
-void report(const char* name, std::int64_t elements, Body body) {
-  double best = 1e30;
-  for (int repeat = 0; repeat < 5; ++repeat) {
-    const auto begin = std::chrono::steady_clock::now();
-    body();
-    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-    best = std::min(best, taken.count());
-  }
-  fmt::print("{:<44} {:7.3f} ns/element\n", name, 1e9 * best / static_cast<double>(elements));
+struct Operation {
+  std::string name;
+  std::function<void()> run;
+  std::vector<double> seconds = {};
+};
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
 }
 
-void run(std::int64_t numel) {
-  const auto n = static_cast<std::size_t>(numel);
-  std::vector<float> gradient(n);
-  std::vector<float> residual(n);
-  std::vector<float> state(n);
-  for (std::size_t i = 0; i < n; ++i) {
-    gradient[i] = static_cast<float>(static_cast<std::int64_t>(i * 2654435761u % 2001) - 1000);
-    residual[i] = static_cast<float>(static_cast<std::int64_t>(i * 40503u % 2001) - 1000);
+// Memory of one bucket, and the operations on it.
+class Bench {
+ public:
+  Bench(std::int64_t numel, const Kernels<float>& kernels)
+      : numel_(numel),
+        kernels_(kernels),
+        gradient_(static_cast<std::size_t>(numel)),
+        fresh_(gradient_.size()),
+        residual_(gradient_.size()),
+        next_(gradient_.size()) {
+    // Nearly normal, as gradients are.
+    for (std::size_t i = 0; i < fresh_.size(); ++i) {
+      const PhiloxBlock words = philox(1, 0, i);
+      double sum = 0;
+      for (const std::uint32_t word : words) sum += word * 0x1p-32 - 0.5;
+      fresh_[i] = static_cast<float>(sum);
+      residual_[i] = static_cast<float>((words[0] ^ words[3]) * 0x1p-32 - 0.5);
+    }
+    gradient_ = fresh_;
+    operations_.push_back({"b += a", [this] {
+                             float* b = gradient_.data();
+                             const float* a = residual_.data();
+                             for (std::int64_t i = 0; i < numel_; ++i) b[i] += a[i];
+                           }});
   }
-  const auto fill = [&] { std::fill(gradient.begin(), gradient.end(), 0.5f); };
 
-  report("b += a", numel, [&] {
-    float* b = gradient.data();
-    const float* a = residual.data();
-    for (std::size_t i = 0; i < n; ++i) b[i] += a[i];
-  });
+  void add(const std::string& name, const Format& format, std::int32_t size) {
+    // Kept until the end, as the operations point to them.
+    tables_.push_back(std::make_unique<Table>(table_of(numel_, format, size)));
+    const Table& table = *tables_.back();
+    payloads_.push_back(std::make_unique<std::vector<char>>(table.bytes));
+    char* payload = payloads_.back()->data();
+    operations_.push_back({name + ": encode, error feedback", [=, this, &table] {
+                             encode(table, payload, {.error = residual_.data()});
+                           }});
+    operations_.push_back({name + ": encode", [=, this, &table] { encode(table, payload, {}); }});
+    operations_.push_back({name + ": owner reduce of 2, half", [=, this, &table] {
+                             kernels_.owner_reduce({.blocks = table.blocks.data(),
+                                                    .block_count = table.count() / 2,
+                                                    .arrived = payload,
+                                                    .stride = 0,
+                                                    .ranks = 2,
+                                                    .residual = {.error = residual_.data()},
+                                                    .owner_next = next_.data(),
+                                                    .reply = reply_.data()},
+                                                   nullptr);
+                           }});
+    reply_.resize(std::max(reply_.size(), static_cast<std::size_t>(table.bytes)));
+    operations_.push_back({name + ": decode", [=, this, &table] {
+                             kernels_.decode({.blocks = table.blocks.data(),
+                                              .block_count = table.count(),
+                                              .payload = payload,
+                                              .into = gradient_.data()},
+                                             nullptr);
+                           }});
+  }
 
-  const Kernels<float> kernels = host_kernels<float>();
-  for (const Coding coding : {Coding::sign, Coding::raw}) {
-    const char* word = coding == Coding::sign ? "sign" : "raw";
-    const std::vector<Block> blocks = blocks_of(numel, coding);
-    const auto count = static_cast<std::int64_t>(blocks.size());
-    const std::int64_t bytes =
-        blocks.back().payload + payload_bytes<float>({.coding = coding}, blocks.back().count);
-    std::vector<char> payload(static_cast<std::size_t>(bytes));
-    std::vector<char> reply(static_cast<std::size_t>(bytes));
-    fill();
-    report(fmt::format("encode, error feedback, {}", word).c_str(), numel, [&] {
-      kernels.encode({.blocks = blocks.data(),
-                      .block_count = count,
-                      .gradient = gradient.data(),
-                      .residual = {.error = residual.data()},
-                      .payload = payload.data()},
-                     nullptr);
-    });
-    report(fmt::format("encode, {}", word).c_str(), numel, [&] {
-      kernels.encode({.blocks = blocks.data(),
-                      .block_count = count,
-                      .gradient = gradient.data(),
-                      .residual = {.error = nullptr},
-                      .payload = payload.data()},
-                     nullptr);
-    });
-    for (const std::int32_t ranks : {1, 4, 8}) {
-      if (coding == Coding::raw && ranks > 1) continue;
-      // All ranks' messages are the same memory, which only their sum's value shows.
-      report(fmt::format("owner reduce of {}, {}", ranks, word).c_str(), numel, [&] {
-        kernels.owner_reduce({.blocks = blocks.data(),
-                              .block_count = count,
-                              .arrived = payload.data(),
-                              .stride = 0,
-                              .ranks = ranks,
-                              .residual = {.error = residual.data()},
-                              .owner_next = state.data(),
-                              .reply = reply.data()},
-                             nullptr);
-      });
+  void run(int rounds) {
+    for (int round = 0; round < rounds + 1; ++round) {
+      for (Operation& operation : operations_) {
+        gradient_ = fresh_;
+        const auto begin = std::chrono::steady_clock::now();
+        operation.run();
+        const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+        if (round > 0) operation.seconds.push_back(taken.count());
+      }
     }
-    std::int32_t flag = INT32_MAX;
-    report(fmt::format("first non-finite, {}", word).c_str(), numel, [&] {
-      kernels.first_non_finite(
-          {.blocks = blocks.data(), .block_count = count, .payload = payload.data(), .flag = &flag},
-          nullptr);
-    });
-    report(fmt::format("decode, {}", word).c_str(), numel, [&] {
-      kernels.decode({.blocks = blocks.data(),
-                      .block_count = count,
-                      .payload = payload.data(),
-                      .into = gradient.data()},
-                     nullptr);
-    });
-    if (coding == Coding::raw) {
-      report("mean and check of 4", numel, [&] {
-        kernels.mean_and_check({.blocks = blocks.data(),
-                                .block_count = count,
-                                .gradient = gradient.data(),
-                                .ranks = 4,
-                                .flag = &flag},
-                               nullptr);
-      });
+    for (const Operation& operation : operations_) {
+      std::vector<double> ratios;
+      for (std::size_t i = 0; i < operation.seconds.size(); ++i) {
+        ratios.push_back(operation.seconds[i] / operations_.front().seconds[i]);
+      }
+      fmt::print("{:<44} {:7.3f} ns/element {:7.2f} x\n", operation.name,
+                 1e9 * median(operation.seconds) / static_cast<double>(numel_), median(ratios));
     }
+  }
+
+ private:
+  void encode(const Table& table, char* payload, const Residual<float>& residual) {
+    kernels_.encode({.blocks = table.blocks.data(),
+                     .block_count = table.count(),
+                     .gradient = gradient_.data(),
+                     .residual = residual,
+                     .payload = payload,
+                     .rounding_key = 1},
+                    nullptr);
+  }
+
+  std::int64_t numel_;
+  Kernels<float> kernels_;
+  std::vector<float> gradient_;
+  std::vector<float> fresh_;
+  std::vector<float> residual_;
+  std::vector<float> next_;
+  std::vector<char> reply_;
+  std::vector<std::unique_ptr<Table>> tables_;
+  std::vector<std::unique_ptr<std::vector<char>>> payloads_;
+  std::vector<Operation> operations_;
+};
+
+void run(std::int64_t numel, int rounds) {
+  for (const auto& [target, kernels] : host_kernels_by_target<float>()) {
+    fmt::print("{}, {:.1f} M floats, {} rounds\n", target, static_cast<double>(numel) / 1e6,
+               rounds);
+    Bench bench(numel, kernels);
+    bench.add("sign, 1024", {.coding = Coding::sign}, 1024);
+    bench.add("4 bits, 512", {.coding = Coding::quantize, .bits = 4}, 512);
+    bench.add("8 bits, 512", {.coding = Coding::quantize, .bits = 8}, 512);
+    bench.add("4 bits, 512, stochastic",
+              {.coding = Coding::quantize, .rounding = Rounding::stochastic, .bits = 4}, 512);
+    bench.add("bf16", {.coding = Coding::cast, .half = Half::bf16}, 1024);
+    bench.add("fp16", {.coding = Coding::cast, .half = Half::fp16}, 1024);
+    bench.add("top-k 1 %, 4096", {.coding = Coding::top_k}, 4096);
+    bench.add("raw", {.coding = Coding::raw}, 1024);
+    bench.run(rounds);
   }
 }
 
@@ -128,5 +170,5 @@ void run(std::int64_t numel) {
 }  // namespace thinwire
 
 int main(int argc, char** argv) {
-  thinwire::run(argc > 1 ? std::atoll(argv[1]) : 25'600'000);
+  thinwire::run(argc > 1 ? std::atoll(argv[1]) : 25'600'000, argc > 2 ? std::atoi(argv[2]) : 5);
 }

@@ -38,8 +38,32 @@ struct Table {
   std::int64_t bytes = 0;  // of the packed message
 };
 
+// Any coding with any of its options, for `count` values.
+inline Format random_format(Dice& dice, std::int32_t count) {
+  Format format;
+  format.coding = static_cast<Coding>(dice.below(6));
+  format.scale = static_cast<SignScale>(dice.below(2));
+  format.grid = static_cast<Grid>(dice.below(2));
+  format.rounding = static_cast<Rounding>(dice.below(2));
+  format.half = static_cast<Half>(dice.below(2));
+  format.selection = static_cast<Selection>(dice.below(2));
+  format.bits = static_cast<std::uint8_t>(1 + dice.below(8));
+  if (format.grid == Grid::symmetric && format.bits == 1) format.bits = 2;
+  // Few, some, or any number of them.
+  const std::int64_t most = std::max<std::int64_t>(1, count / (dice.below(2) == 0 ? 20 : 1));
+  format.kept = static_cast<std::int32_t>(1 + dice.below(most));
+  return format;
+}
+
+// Raw values, signs and held blocks.
+inline Format random_sign_format(Dice& dice, std::int32_t) {
+  return {.coding = std::array{Coding::raw, Coding::sign,
+                               Coding::held}[static_cast<std::size_t>(dice.below(3))]};
+}
+
 template <typename T>
-Table random_table(Dice& dice) {
+Table random_table(Dice& dice,
+                   Format (*format_of)(Dice&, std::int32_t count) = random_sign_format) {
   constexpr std::int32_t sizes[] = {0,  1,  7,  8,   9,   31,   32,   33,
                                     63, 64, 65, 100, 999, 1023, 1024, 1030};
   Table table;
@@ -50,8 +74,7 @@ Table random_table(Dice& dice) {
     block.count = dice.below(2) == 0 ? sizes[dice.below(16)]
                                      : static_cast<std::int32_t>(1 + dice.below(1030));
     block.slice = i / 2;
-    block.format.coding = std::array{Coding::raw, Coding::sign,
-                                     Coding::held}[static_cast<std::size_t>(dice.below(3))];
+    block.format = format_of(dice, block.count);
     block.payload = table.bytes;
     table.bytes += payload_bytes<T>(block.format, block.count);
     begin += block.count + dice.below(3);
@@ -72,9 +95,10 @@ struct OwnedChunk {
 };
 
 template <typename T>
-OwnedChunk random_chunk(Dice& dice) {
+OwnedChunk random_chunk(Dice& dice,
+                        Format (*format_of)(Dice&, std::int32_t count) = random_sign_format) {
   OwnedChunk owned;
-  owned.bucket = random_table<T>(dice);
+  owned.bucket = random_table<T>(dice, format_of);
   owned.chunk.numel = owned.bucket.numel;
   owned.chunk.blocks.assign(owned.bucket.blocks.begin() + 12, owned.bucket.blocks.end());
   owned.payload_begin = owned.chunk.blocks.front().payload;

@@ -5,10 +5,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <exception>
-#include <functional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -16,128 +14,157 @@
 #include "collectives/compression/kernels/kernels.h"
 #include "optimizers/kernels/kernels.h"
 #include "tests/compression/kernel_cases.h"
+#include "tests/gpu/device.h"
+#include "tests/gpu/kernels_gpu_times.h"
 
 namespace thinwire {
 namespace {
 
-using namespace kernel_cases;
+using namespace on_gpu;
 
-void check_cuda(cudaError_t code) {
-  if (code != cudaSuccess) throw std::runtime_error(cudaGetErrorString(code));
-}
-
-// Zeros, or a copy of host memory, on the GPU.
+// What was not sent, on host and GPU: none, of error feedback, or of EControl.
 template <typename T>
-class Device {
+class Residuals {
  public:
-  explicit Device(std::int64_t count) : count_(static_cast<std::size_t>(count)) {
-    check_cuda(cudaMalloc(&data_, std::max<std::size_t>(1, count_ * sizeof(T))));
-    check_cuda(cudaMemset(data_, 0, count_ * sizeof(T)));
-  }
-  explicit Device(const std::vector<T>& host) : Device(std::ssize(host)) {
-    check_cuda(cudaMemcpy(data_, host.data(), count_ * sizeof(T), cudaMemcpyHostToDevice));
-  }
-  ~Device() { cudaFree(data_); }
-  Device(const Device&) = delete;
-  Device& operator=(const Device&) = delete;
+  // Of the elements [begin, end) of a bucket.
+  Residuals(Dice& dice, const Table& table, std::int64_t begin, std::int64_t end)
+      : kind_(dice.below(3)),
+        error_(part(random_values<T>(dice, table, Values::finite), begin, end)),
+        tracker_(part(random_values<T>(dice, table, Values::finite), begin, end)),
+        eta_(12),
+        device_error_(error_),
+        device_tracker_(tracker_),
+        device_eta_(fill(dice, eta_)) {}
 
-  T* data() { return static_cast<T*>(data_); }
-  // Waits for what runs.
-  std::vector<T> host() const {
-    std::vector<T> copy(count_);
-    check_cuda(cudaMemcpy(copy.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
-    return copy;
+  bool tracked() const { return kind_ == 2; }
+  Residual<T> host() const {
+    if (kind_ == 0) return {};
+    if (kind_ == 1) return {.error = error_.data()};
+    return {.error = error_.data(), .tracker = tracker_.data(), .eta = eta_.data()};
+  }
+  Residual<T> device() {
+    if (kind_ == 0) return {};
+    if (kind_ == 1) return {.error = device_error_.data()};
+    return {.error = device_error_.data(),
+            .tracker = device_tracker_.data(),
+            .eta = device_eta_.data()};
   }
 
  private:
-  std::size_t count_;
-  void* data_ = nullptr;
+  static std::vector<T> part(const std::vector<T>& all, std::int64_t begin, std::int64_t end) {
+    return {all.begin() + begin, all.begin() + end};
+  }
+  static const std::vector<T>& fill(Dice& dice, std::vector<T>& values) {
+    for (T& value : values) value = static_cast<T>(dice.uniform());
+    return values;
+  }
+
+  std::int64_t kind_;
+  std::vector<T> error_;
+  std::vector<T> tracker_;
+  std::vector<T> eta_;
+  Device<T> device_error_;
+  Device<T> device_tracker_;
+  Device<T> device_eta_;
 };
-
-// Throws with the place where the two first differ.
-template <typename T>
-void expect_equal(const char* what, const std::vector<T>& device, const std::vector<T>& host) {
-  const std::string found = difference(device.data(), host.data(), std::ssize(host));
-  if (!found.empty()) throw std::runtime_error(fmt::format("{} differs: {}", what, found));
-}
-
-template <typename T>
-void expect_equal_payloads(const char* what, const Table& table, const std::vector<char>& device,
-                           const std::vector<char>& host) {
-  const std::string found = payload_difference<T>(table, device.data(), host.data());
-  if (!found.empty()) throw std::runtime_error(fmt::format("{} differs: {}", what, found));
-}
-
-void expect_equal_flags(const char* what, const Device<std::int32_t>& device, std::int32_t host) {
-  const std::int32_t found = device.host()[0];
-  if (found != host) throw std::runtime_error(fmt::format("{}: {} and {}", what, found, host));
-}
 
 template <typename T>
 std::vector<char> compare_encode(Dice& dice, const Table& table) {
-  const bool feedback = dice.below(3) > 0;
   std::vector<T> gradient = random_values<T>(dice, table, Values::any);
-  const std::vector<T> residual = random_values<T>(dice, table, Values::finite);
+  Residuals<T> residuals(dice, table, 0, table.numel);
+  std::vector<T> energy(2 * table.blocks.size());
   std::vector<char> payload(static_cast<std::size_t>(table.bytes));
   Device<Block> blocks(table.blocks);
   Device<T> device_gradient(gradient);
-  Device<T> device_residual(residual);
+  Device<T> device_energy(energy);
   Device<char> device_payload(table.bytes);
-  host_kernels<T>().encode({.blocks = table.blocks.data(),
-                            .block_count = std::ssize(table.blocks),
-                            .gradient = gradient.data(),
-                            .residual = {.error = feedback ? residual.data() : nullptr},
-                            .payload = payload.data()},
-                           nullptr);
-  cuda_kernels<T>().encode({.blocks = blocks.data(),
-                            .block_count = std::ssize(table.blocks),
-                            .gradient = device_gradient.data(),
-                            .residual = {.error = feedback ? device_residual.data() : nullptr},
-                            .payload = device_payload.data()},
-                           nullptr);
+  EncodeArgs<T> args{.blocks = table.blocks.data(),
+                     .block_count = std::ssize(table.blocks),
+                     .gradient = gradient.data(),
+                     .residual = residuals.host(),
+                     .payload = payload.data(),
+                     .rounding_key = 0x123456789abcdef0u,
+                     .energy = energy.data()};
+  host_kernels<T>().encode(args, nullptr);
+  args.blocks = blocks.data();
+  args.gradient = device_gradient.data();
+  args.residual = residuals.device();
+  args.payload = device_payload.data();
+  args.energy = device_energy.data();
+  cuda_kernels<T>().encode(args, nullptr);
   expect_equal_payloads<T>("encode's payload", table, device_payload.host(), payload);
   expect_equal("encode's gradient", device_gradient.host(), gradient);
+  expect_equal("encode's energy", device_energy.host(), energy);
   return payload;
 }
 
+// `bytes` are whole packed messages, one behind another, good ones or not.
 template <typename T>
-void compare_received(const Table& table, const std::vector<char>& payload) {
-  std::vector<T> gradient(static_cast<std::size_t>(table.numel));
+void compare_received(const Table& table, const std::vector<char>& bytes, std::int32_t ranks) {
+  std::vector<T> gradient(static_cast<std::size_t>(table.numel), T{1});
   std::int32_t flag = INT32_MAX;
   Device<Block> blocks(table.blocks);
-  Device<char> device_payload(payload);
+  Device<char> device_payload(bytes);
   Device<T> device_gradient(gradient);
   Device<std::int32_t> device_flag(std::vector<std::int32_t>{flag});
   const std::int64_t count = std::ssize(table.blocks);
-  host_kernels<T>().decode({.blocks = table.blocks.data(),
-                            .block_count = count,
-                            .payload = payload.data(),
-                            .into = gradient.data()},
-                           nullptr);
+  const DecodeArgs<T> on_host{.blocks = table.blocks.data(),
+                              .block_count = count,
+                              .payload = bytes.data(),
+                              .stride = table.bytes,
+                              .ranks = ranks,
+                              .into = gradient.data()};
+  const DecodeArgs<T> on_device{.blocks = blocks.data(),
+                                .block_count = count,
+                                .payload = device_payload.data(),
+                                .stride = table.bytes,
+                                .ranks = ranks,
+                                .into = device_gradient.data()};
+  host_kernels<T>().decode(on_host, nullptr);
+  cuda_kernels<T>().decode(on_device, nullptr);
+  expect_equal("decode's gradient", device_gradient.host(), gradient);
+  host_kernels<T>().integrate(on_host, nullptr);
+  cuda_kernels<T>().integrate(on_device, nullptr);
+  expect_equal("integrate's gradient", device_gradient.host(), gradient);
   host_kernels<T>().first_non_finite({.blocks = table.blocks.data(),
                                       .block_count = count,
-                                      .payload = payload.data(),
+                                      .payload = bytes.data(),
+                                      .stride = table.bytes,
+                                      .ranks = ranks,
                                       .flag = &flag},
                                      nullptr);
-  cuda_kernels<T>().decode({.blocks = blocks.data(),
-                            .block_count = count,
-                            .payload = device_payload.data(),
-                            .into = device_gradient.data()},
-                           nullptr);
   cuda_kernels<T>().first_non_finite({.blocks = blocks.data(),
                                       .block_count = count,
                                       .payload = device_payload.data(),
+                                      .stride = table.bytes,
+                                      .ranks = ranks,
                                       .flag = device_flag.data()},
                                      nullptr);
-  expect_equal("decode's gradient", device_gradient.host(), gradient);
   expect_equal_flags("first_non_finite", device_flag, flag);
+}
+
+// Messages of several ranks, and the same with some bytes changed.
+template <typename T>
+void compare_all_received(Dice& dice, const Table& table) {
+  const auto ranks = static_cast<std::int32_t>(1 + dice.below(4));
+  std::vector<char> bytes;
+  for (std::int32_t rank = 0; rank < ranks; ++rank) {
+    const std::vector<char> message = compare_encode<T>(dice, table);
+    bytes.insert(bytes.end(), message.begin(), message.end());
+  }
+  compare_received<T>(table, bytes, ranks);
+  for (std::int64_t i = 0; i < std::ssize(bytes) / 50; ++i) {
+    bytes[static_cast<std::size_t>(dice.below(std::ssize(bytes)))] =
+        static_cast<char>(dice.below(256));
+  }
+  compare_received<T>(table, bytes, ranks);
 }
 
 template <typename T>
 void compare_owner_reduce(Dice& dice) {
   constexpr std::int32_t sizes[] = {1, 2, 3, 4, 7, 64};
   const std::int32_t ranks = sizes[dice.below(6)];
-  const OwnedChunk owned = random_chunk<T>(dice);
+  const OwnedChunk owned = random_chunk<T>(dice, random_format);
   const Table& chunk = owned.chunk;
   const std::int64_t stride = chunk.bytes + 3;
   std::vector<char> arrived(static_cast<std::size_t>(stride * ranks));
@@ -147,19 +174,23 @@ void compare_owner_reduce(Dice& dice) {
     host_kernels<T>().encode({.blocks = chunk.blocks.data(),
                               .block_count = std::ssize(chunk.blocks),
                               .gradient = message.data(),
+                              .residual = {},
                               .payload = arrived.data() + rank * stride},
                              nullptr);
   }
-  const bool feedback = dice.below(3) > 0;
+  Residuals<T> residuals(dice, chunk, owned.begin, owned.end);
   const std::vector<T> all = random_values<T>(dice, chunk, Values::finite);
-  const std::vector<T> residual(all.begin() + owned.begin, all.begin() + owned.end);
-  std::vector<T> next(residual.size());
+  const std::vector<T> tracker(all.begin() + owned.begin, all.begin() + owned.end);
+  std::vector<T> next(tracker.size());
+  std::vector<T> tracker_next(tracker.size());
   std::vector<char> reply(static_cast<std::size_t>(chunk.bytes));
   Device<Block> blocks(owned.bucket.blocks);
   Device<char> device_arrived(arrived);
-  Device<T> device_residual(residual);
+  Device<T> device_tracker(tracker);
   Device<T> device_next(next);
+  Device<T> device_tracker_next(tracker_next);
   Device<char> device_reply(chunk.bytes);
+  const bool tracked = residuals.tracked();
   OwnerReduceArgs<T> args{.blocks = owned.blocks(),
                           .block_count = std::ssize(chunk.blocks),
                           .chunk_begin = owned.begin,
@@ -167,18 +198,24 @@ void compare_owner_reduce(Dice& dice) {
                           .arrived = arrived.data(),
                           .stride = stride,
                           .ranks = ranks,
-                          .residual = {.error = feedback ? residual.data() : nullptr},
+                          .residual = residuals.host(),
                           .owner_next = next.data(),
-                          .reply = reply.data()};
+                          .mean_tracker = tracked ? tracker.data() : nullptr,
+                          .mean_tracker_next = tracked ? tracker_next.data() : nullptr,
+                          .reply = reply.data(),
+                          .rounding_key = 77};
   host_kernels<T>().owner_reduce(args, nullptr);
   args.blocks = blocks.data() + (owned.blocks() - owned.bucket.blocks.data());
   args.arrived = device_arrived.data();
-  args.residual.error = feedback ? device_residual.data() : nullptr;
+  args.residual = residuals.device();
   args.owner_next = device_next.data();
+  args.mean_tracker = tracked ? device_tracker.data() : nullptr;
+  args.mean_tracker_next = tracked ? device_tracker_next.data() : nullptr;
   args.reply = device_reply.data();
   cuda_kernels<T>().owner_reduce(args, nullptr);
   expect_equal_payloads<T>("owner_reduce's reply", chunk, device_reply.host(), reply);
   expect_equal("owner_reduce's residual", device_next.host(), next);
+  expect_equal("owner_reduce's tracker", device_tracker_next.host(), tracker_next);
 }
 
 template <typename T>
@@ -342,8 +379,8 @@ void compare_all(const char* type) {
   for (std::uint64_t seed = 0; seed < cases; ++seed) {
     try {
       Dice dice(seed);
-      const Table table = random_table<T>(dice);
-      compare_received<T>(table, compare_encode<T>(dice, table));
+      const Table table = random_table<T>(dice, random_format);
+      compare_all_received<T>(dice, table);
       compare_owner_reduce<T>(dice);
       compare_mean_and_check<T>(dice, table);
       compare_optimizers<T>(dice);
@@ -353,146 +390,6 @@ void compare_all(const char* type) {
     }
   }
   fmt::print("{}: {} random cases are equal on host and GPU, bit for bit\n", type, cases);
-}
-
-// Prints the best of ten launches; `bytes` are those that must pass through memory.
-void report(const char* name, double bytes, const std::function<void()>& launch) {
-  cudaEvent_t begin = nullptr;
-  cudaEvent_t end = nullptr;
-  check_cuda(cudaEventCreate(&begin));
-  check_cuda(cudaEventCreate(&end));
-  float best = INFINITY;
-  for (int repeat = 0; repeat < 11; ++repeat) {
-    check_cuda(cudaEventRecord(begin, nullptr));
-    launch();
-    check_cuda(cudaEventRecord(end, nullptr));
-    check_cuda(cudaEventSynchronize(end));
-    float milliseconds = 0;
-    check_cuda(cudaEventElapsedTime(&milliseconds, begin, end));
-    if (repeat > 0) best = std::min(best, milliseconds);
-  }
-  check_cuda(cudaEventDestroy(begin));
-  check_cuda(cudaEventDestroy(end));
-  fmt::print("  {:<34} {:9.3f} ms {:9.1f} GB/s\n", name, static_cast<double>(best),
-             bytes / (1e6 * static_cast<double>(best)));
-}
-
-std::vector<Block> whole_blocks(std::int64_t numel, Coding coding) {
-  std::vector<Block> blocks;
-  std::int64_t payload = 0;
-  for (std::int64_t begin = 0; begin < numel; begin += 1024) {
-    const auto count = static_cast<std::int32_t>(std::min<std::int64_t>(1024, numel - begin));
-    blocks.push_back(
-        {.begin = begin, .payload = payload, .count = count, .format = {.coding = coding}});
-    payload += payload_bytes<float>({.coding = coding}, count);
-  }
-  return blocks;
-}
-
-void time_all(std::int64_t numel) {
-  const std::vector<Block> table = whole_blocks(numel, Coding::sign);
-  const std::int64_t count = std::ssize(table);
-  const std::int64_t payload_bytes =
-      table.back().payload + payload_bytes<float>({.coding = Coding::sign}, table.back().count);
-  constexpr std::int32_t ranks = 8;
-  const std::int64_t own_count = std::max<std::int64_t>(1, count / ranks);
-  const std::int64_t own_bytes =
-      own_count < count ? table[static_cast<std::size_t>(own_count)].payload : payload_bytes;
-  const auto own_numel = static_cast<double>(std::min(numel, own_count * 1024));
-  std::vector<NormBlock> norm_table;
-  for (const Block& block : table) norm_table.push_back({block.begin, block.count});
-
-  Device<Block> blocks(table);
-  Device<NormBlock> norm_blocks(norm_table);
-  Device<StepSlice> slices(std::vector<StepSlice>{{.offset = 0, .numel = numel}});
-  Device<float> gradient(numel), residual(numel), weights(numel), first(numel), second(numel);
-  Device<char> payload(payload_bytes), arrived(own_bytes * ranks), reply(own_bytes);
-  Device<std::int32_t> flag(std::vector<std::int32_t>{INT32_MAX});
-  Device<double> sums(count), result(1);
-  const Kernels<float> kernels = cuda_kernels<float>();
-  const OptimizerKernels<float> optimizers = cuda_optimizer_kernels<float>();
-  const double values = 4 * static_cast<double>(numel);
-  const auto packed = static_cast<double>(payload_bytes);
-
-  fmt::print("{:.1f} M elements, float, blocks of 1024\n", static_cast<double>(numel) / 1e6);
-  report("encode, sign, error feedback", 3 * values + packed, [&] {
-    kernels.encode({.blocks = blocks.data(),
-                    .block_count = count,
-                    .gradient = gradient.data(),
-                    .residual = {.error = residual.data()},
-                    .payload = payload.data()},
-                   nullptr);
-  });
-  report("encode, sign", values + packed, [&] {
-    kernels.encode({.blocks = blocks.data(),
-                    .block_count = count,
-                    .gradient = gradient.data(),
-                    .payload = payload.data()},
-                   nullptr);
-  });
-  report("owner reduce of 8 ranks, an eighth",
-         8 * own_numel + static_cast<double>(own_bytes * (ranks + 1)), [&] {
-           kernels.owner_reduce({.blocks = blocks.data(),
-                                 .block_count = own_count,
-                                 .arrived = arrived.data(),
-                                 .stride = own_bytes,
-                                 .ranks = ranks,
-                                 .residual = {.error = residual.data()},
-                                 .owner_next = first.data(),
-                                 .reply = reply.data()},
-                                nullptr);
-         });
-  report("first non-finite, sign", 4 * static_cast<double>(count), [&] {
-    kernels.first_non_finite({.blocks = blocks.data(),
-                              .block_count = count,
-                              .payload = payload.data(),
-                              .flag = flag.data()},
-                             nullptr);
-  });
-  report("decode, sign", values + packed, [&] {
-    kernels.decode({.blocks = blocks.data(),
-                    .block_count = count,
-                    .payload = payload.data(),
-                    .into = gradient.data()},
-                   nullptr);
-  });
-  report("mean and check", 2 * values, [&] {
-    kernels.mean_and_check({.blocks = blocks.data(),
-                            .block_count = count,
-                            .gradient = gradient.data(),
-                            .ranks = ranks,
-                            .flag = flag.data()},
-                           nullptr);
-  });
-  report("sgd, momentum", 5 * values, [&] {
-    optimizers.sgd({.slices = slices.data(),
-                    .slice_count = 1,
-                    .numel = numel,
-                    .weights = weights.data(),
-                    .gradient = gradient.data(),
-                    .momentum = first.data(),
-                    .step = {.lr = 0.1, .momentum = 0.9}},
-                   nullptr);
-  });
-  report("adam", 7 * values, [&] {
-    optimizers.adam({.slices = slices.data(),
-                     .slice_count = 1,
-                     .numel = numel,
-                     .weights = weights.data(),
-                     .gradient = gradient.data(),
-                     .exp_avg = first.data(),
-                     .exp_avg_sq = second.data(),
-                     .step = {.lr = 0.1}},
-                    nullptr);
-  });
-  report("squared norm", values, [&] {
-    optimizers.squared_norm({.blocks = norm_blocks.data(),
-                             .block_count = count,
-                             .values = gradient.data(),
-                             .block_sums = sums.data(),
-                             .result = result.data()},
-                            nullptr);
-  });
 }
 
 int run(std::int64_t largest) {
@@ -508,7 +405,7 @@ int run(std::int64_t largest) {
   compare_all<float>("float");
   compare_all<double>("double");
   for (const std::int64_t numel : {25'600'000, 335'000'000}) {
-    if (numel <= largest) time_all(numel);
+    if (numel <= largest) print_times(numel);
   }
   return 0;
 }

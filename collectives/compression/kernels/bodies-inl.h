@@ -649,22 +649,25 @@ struct CastReaderOf {
 template <template <typename> class Reader, typename T, typename Absorb>
 THINWIRE_BODY void each_mean_of_rows(const Block& block, const char* payload, std::int64_t stride,
                                      std::int32_t ranks, Absorb absorb) {
-  const Reader<T> first(payload, block.format);
-  if (ranks == 1) {
-    rows(block.count, [&](auto row) { absorb(row, zeros<T>() + first.decoded(row)); });
-    return;
-  }
+  // x / 1 is x.
   const Row<T> divisor = fill(static_cast<T>(ranks));
-  if (ranks == 2) {
-    const Reader<T> second(payload + stride, block.format);
-    rows(block.count, [&](auto row) {
-      absorb(row, ((zeros<T>() + first.decoded(row)) + second.decoded(row)) / divisor);
-    });
-    return;
+  if constexpr (readers_kept == 2) {
+    const Reader<T> first(payload, block.format);
+    if (ranks == 1) {
+      rows(block.count, [&](auto row) { absorb(row, zeros<T>() + first.decoded(row)); });
+      return;
+    }
+    if (ranks == 2) {
+      const Reader<T> second(payload + stride, block.format);
+      rows(block.count, [&](auto row) {
+        absorb(row, ((zeros<T>() + first.decoded(row)) + second.decoded(row)) / divisor);
+      });
+      return;
+    }
   }
   rows(block.count, [&](auto row) {
-    Row<T> sum = zeros<T>() + first.decoded(row);
-    for (std::int32_t rank = 1; rank < ranks; ++rank) {
+    Row<T> sum = zeros<T>();
+    for (std::int32_t rank = 0; rank < ranks; ++rank) {
       sum = sum + Reader<T>(payload + rank * stride, block.format).decoded(row);
     }
     absorb(row, sum / divisor);

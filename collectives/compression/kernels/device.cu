@@ -1,51 +1,61 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstdint>
 
-#include "collectives/compression/kernels/bodies.h"
+#include "collectives/compression/kernels/bodies-inl.h"
 #include "collectives/compression/kernels/launch.h"
 
 namespace thinwire {
 namespace {
 
-constexpr int threads = 256;
-constexpr int warps = threads / warp_lanes;
+constexpr int warps = on_device::warps_per_group;
+constexpr int threads = warps * on_device::row_lanes;
 constexpr std::int64_t most_groups = 1 << 20;
 
 // Every warp takes one block of the table, then the one that lies as many warps further on.
 template <typename Args, typename Body>
 __device__ void for_each_block(const Args& args, Body body) {
   const std::int64_t stride = std::int64_t{gridDim.x} * warps;
-  std::int64_t b = std::int64_t{blockIdx.x} * warps + threadIdx.x / warp_lanes;
+  std::int64_t b = std::int64_t{blockIdx.x} * warps + threadIdx.x / on_device::row_lanes;
   for (; b < args.block_count; b += stride) {
     const Block block = args.blocks[b];
-    if (block.count > 0) body(block);
+    if (block.count > 0) body(block, b);
   }
 }
 
 template <typename T>
 __global__ void __launch_bounds__(threads) encode_kernel(EncodeArgs<T> args) {
-  for_each_block(args, [&](const Block& b) { bodies::encode<DeviceWarp>(args, b); });
+  for_each_block(args, [&](const Block& block, std::int64_t b) {
+    on_device::Scratch none;
+    on_device::encode(args, block, b, none);
+  });
 }
 template <typename T>
 __global__ void __launch_bounds__(threads) owner_reduce_kernel(OwnerReduceArgs<T> args) {
-  for_each_block(args, [&](const Block& b) { bodies::owner_reduce<DeviceWarp>(args, b); });
+  for_each_block(args, [&](const Block& block, std::int64_t) {
+    on_device::Scratch none;
+    on_device::owner_reduce(args, block, none);
+  });
 }
 template <typename T>
 __global__ void __launch_bounds__(threads) first_non_finite_kernel(FirstNonFiniteArgs<T> args) {
-  for_each_block(args, [&](const Block& b) { bodies::first_non_finite<DeviceWarp>(args, b); });
+  for_each_block(
+      args, [&](const Block& block, std::int64_t) { on_device::first_non_finite(args, block); });
 }
 template <typename T>
 __global__ void __launch_bounds__(threads) decode_kernel(DecodeArgs<T> args) {
-  for_each_block(args, [&](const Block& b) { bodies::decode<DeviceWarp>(args, b); });
+  for_each_block(args, [&](const Block& block, std::int64_t) { on_device::decode(args, block); });
 }
 template <typename T>
 __global__ void __launch_bounds__(threads) integrate_kernel(DecodeArgs<T> args) {
-  for_each_block(args, [&](const Block& b) { bodies::integrate<DeviceWarp>(args, b); });
+  for_each_block(args,
+                 [&](const Block& block, std::int64_t) { on_device::integrate(args, block); });
 }
 template <typename T>
 __global__ void __launch_bounds__(threads) mean_and_check_kernel(MeanAndCheckArgs<T> args) {
-  for_each_block(args, [&](const Block& b) { bodies::mean_and_check<DeviceWarp>(args, b); });
+  for_each_block(args,
+                 [&](const Block& block, std::int64_t) { on_device::mean_and_check(args, block); });
 }
 
 template <typename Args>

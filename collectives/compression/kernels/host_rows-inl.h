@@ -36,6 +36,7 @@ THINWIRE_ROWS_BEGIN
 namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr int row_lanes = 32;
+constexpr int readers_kept = 2;  // payloads whose scales stay in registers
 template <typename T>
 using Tag = hn::ScalableTag<T>;
 template <typename T>
@@ -68,10 +69,15 @@ struct LastRow {
 
 template <typename T, typename Body>
 HWY_INLINE void each_part(Body body) {
+#if HWY_TARGET == HWY_SCALAR
+  for (std::size_t p = 0; p < parts<T>; ++p) body(p);
+#else
+  // Not a loop: parts shall stay in registers.
   [&]<std::size_t... P>(std::index_sequence<P...>) {
     (body(std::integral_constant<std::size_t, P>{}), ...);
   }
   (std::make_index_sequence<parts<T>>{});
+#endif
 }
 template <typename T, typename Part>
 HWY_INLINE Row<T> row_of(Part part) {
@@ -110,7 +116,7 @@ HWY_INLINE Row<T> zeros() {
 }
 HWY_INLINE Row<std::uint32_t> lane_numbers() {
   return row_of<std::uint32_t>([&](auto p) {
-    constexpr auto first = static_cast<std::uint32_t>(p * part_lanes<std::uint32_t>);
+    const auto first = static_cast<std::uint32_t>(p * part_lanes<std::uint32_t>);
     return hn::Iota(Tag<std::uint32_t>(), first);
   });
 }
@@ -325,7 +331,9 @@ HWY_INLINE auto half_part(const Row<Narrow>& row, std::size_t p) {
   return row.part[p];
 }
 HWY_INLINE Row<float> to_float(const Row<double>& a) {
-  return row_of<float>([&](auto p) { return hn::DemoteTo(Tag<float>(), a.part[p]); });
+  // DemoteTo would make infinities finite here.
+  return row_of<float>(
+      [&](auto p) { return hn::Set(Tag<float>(), static_cast<float>(hn::GetLane(a.part[p]))); });
 }
 #else
 // The half of a row's part p that makes part p of a row of twice the width.

@@ -1,0 +1,423 @@
+// The vocabulary of bodies-inl.h on a GPU: a lane is a thread of a warp, a row one value of each.
+// All 32 threads must be there at every call. host_rows-inl.h says what the functions do.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "collectives/compression/kernels/kernels.h"
+
+#define THINWIRE_BODY __device__ inline
+#define THINWIRE_WHOLE_BODY __device__ __noinline__
+#define THINWIRE_ROWS_BEGIN \
+  namespace thinwire {      \
+  namespace on_device {
+#define THINWIRE_ROWS_END \
+  }                       \
+  }
+
+THINWIRE_ROWS_BEGIN
+
+constexpr int row_lanes = 32;
+constexpr int warps_per_group = 8;  // of threads that are launched together
+constexpr std::uint32_t all_lanes = 0xffffffff;
+constexpr int readers_kept = 0;  // registers are better used for more warps
+
+template <typename T>
+using Row = T;
+template <typename T>
+using Mask = bool;
+template <typename T>
+using BitsOf = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+
+__device__ inline int lane() {
+  return static_cast<int>(threadIdx.x) % row_lanes;
+}
+__device__ inline int warp() {
+  return static_cast<int>(threadIdx.x) / row_lanes;
+}
+
+struct WholeRow {
+  std::int64_t begin;
+  static constexpr int n = row_lanes;
+  __device__ bool has_lane() const { return true; }
+};
+struct LastRow {
+  std::int64_t begin;
+  int n;
+  __device__ bool has_lane() const { return lane() < n; }
+};
+
+template <typename Body>
+__device__ inline void rows(std::int64_t count, Body body) {
+  const std::int64_t whole = count - count % row_lanes;
+  for (std::int64_t begin = 0; begin < whole; begin += row_lanes) body(WholeRow{begin});
+  if (whole < count) body(LastRow{whole, static_cast<int>(count - whole)});
+}
+__device__ inline WholeRow moved(WholeRow row, std::int64_t by) {
+  return {row.begin + by};
+}
+__device__ inline LastRow moved(LastRow row, std::int64_t by) {
+  return {row.begin + by, row.n};
+}
+
+template <typename T>
+__device__ inline T fill(T value) {
+  return value;
+}
+template <typename T>
+__device__ inline T zeros() {
+  return 0;
+}
+__device__ inline std::uint32_t lane_numbers() {
+  return static_cast<std::uint32_t>(lane());
+}
+
+template <typename T>
+__device__ inline T load_one(const char* from) {
+  T value;
+  std::memcpy(&value, from, sizeof(T));
+  return value;
+}
+template <typename T>
+__device__ inline void store_one(char* to, T value) {
+  std::memcpy(to, &value, sizeof(T));
+}
+template <typename T, typename Place>
+__device__ inline T load(const T* from, Place row) {
+  return row.has_lane() ? from[row.begin + lane()] : T{0};
+}
+template <typename T, typename Place>
+__device__ inline void store(T* to, Place row, T x) {
+  if (row.has_lane()) to[row.begin + lane()] = x;
+}
+template <typename T, typename Place>
+__device__ inline T load_packed(const char* from, Place row) {
+  constexpr auto width = static_cast<std::int64_t>(sizeof(T));
+  return row.has_lane() ? load_one<T>(from + (row.begin + lane()) * width) : T{0};
+}
+template <typename T, typename Place>
+__device__ inline void store_packed(char* to, Place row, T x) {
+  constexpr auto width = static_cast<std::int64_t>(sizeof(T));
+  if (row.has_lane()) store_one(to + (row.begin + lane()) * width, x);
+}
+
+template <typename T>
+__device__ inline T least_of(T a, T b) {
+  return b < a ? b : a;
+}
+template <typename T>
+__device__ inline T largest_of(T a, T b) {
+  return a < b ? b : a;
+}
+__device__ inline float magnitude(float a) {
+  return fabsf(a);
+}
+__device__ inline double magnitude(double a) {
+  return fabs(a);
+}
+__device__ inline float floor_of(float a) {
+  return floorf(a);
+}
+__device__ inline double floor_of(double a) {
+  return floor(a);
+}
+template <int by, typename T>
+__device__ inline T shift_left(T a) {
+  return static_cast<T>(static_cast<std::make_unsigned_t<T>>(a) << by);
+}
+template <int by, typename T>
+__device__ inline T shift_right(T a) {
+  return a >> by;
+}
+template <typename T>
+__device__ inline bool less(T a, T b) {
+  return a < b;
+}
+template <typename T>
+__device__ inline bool equal(T a, T b) {
+  return a == b;
+}
+template <typename T>
+__device__ inline T select(bool mask, T yes, T no) {
+  return mask ? yes : no;
+}
+template <typename T>
+__device__ inline bool mask_for(bool mask) {
+  return mask;
+}
+
+template <typename Place>
+__device__ inline std::uint32_t lanes_there(Place row) {
+  return row.n == row_lanes ? all_lanes : (1u << row.n) - 1;
+}
+template <typename Place>
+__device__ inline std::uint32_t ballot(bool mask, Place row) {
+  return __ballot_sync(all_lanes, mask && row.has_lane());
+}
+template <typename T>
+__device__ inline bool from_ballot(std::uint32_t word) {
+  return (word >> lane() & 1) != 0;
+}
+template <typename Place, typename T>
+__device__ inline T there(Place row, T a, T otherwise) {
+  return row.has_lane() ? a : otherwise;
+}
+__device__ inline int count_bits(std::uint32_t word) {
+  return __popc(word);
+}
+
+template <typename Place>
+__device__ inline std::int64_t plane_bytes(Place row) {
+  return (row.n + 7) / 8;
+}
+template <typename Place>
+__device__ inline void store_bits(char* to, Place row, std::uint32_t word) {
+  const int byte = lane();
+  if (byte < plane_bytes(row)) to[byte] = static_cast<char>(word >> (8 * byte));
+}
+template <typename Place>
+__device__ inline std::uint32_t load_bits(const char* from, Place row) {
+  // The lane's own bit; `from_ballot` asks for no other.
+  if (!row.has_lane()) return 0;
+  return static_cast<std::uint32_t>(static_cast<unsigned char>(from[lane() / 8]))
+         << (lane() / 8 * 8);
+}
+template <typename T, typename Place>
+__device__ inline void store_planes(char* to, Place row, T levels, int bits) {
+  const int level = static_cast<int>(levels);
+  for (int plane = 0; plane < bits; ++plane) {
+    store_bits(to + plane * plane_bytes(row), row, ballot((level >> plane & 1) != 0, row));
+  }
+}
+template <typename T, typename Place>
+__device__ inline T load_planes(const char* from, Place row, int bits) {
+  int level = 0;
+  for (int plane = 0; plane < bits; ++plane) {
+    const std::uint32_t word = load_bits(from + plane * plane_bytes(row), row);
+    level |= static_cast<int>(word >> lane() & 1) << plane;
+  }
+  return static_cast<T>(level);
+}
+
+// Every lane gets the result: a + b and b + a are the same bits.
+template <typename T, typename Fold>
+__device__ inline T fold_row(T x, Fold fold) {
+  for (int width = row_lanes / 2; width > 0; width /= 2) {
+    x = fold(x, __shfl_xor_sync(all_lanes, x, width));
+  }
+  return x;
+}
+template <typename T>
+__device__ inline T sum_of_lanes(T row) {
+  return fold_row(row, [](T a, T b) { return a + b; });
+}
+template <typename T>
+__device__ inline T least_lane(T row) {
+  return fold_row(row, [](T a, T b) { return b < a ? b : a; });
+}
+template <typename T>
+__device__ inline T largest_lane(T row) {
+  return fold_row(row, [](T a, T b) { return a < b ? b : a; });
+}
+
+__device__ inline std::int32_t bits_of(float a) {
+  return __float_as_int(a);
+}
+__device__ inline std::int64_t bits_of(double a) {
+  return __double_as_longlong(a);
+}
+template <typename T>
+__device__ inline T value_of_bits(BitsOf<T> a) {
+  T value;
+  std::memcpy(&value, &a, sizeof(T));
+  return value;
+}
+__device__ inline std::int32_t as_signed(std::uint32_t a) {
+  return static_cast<std::int32_t>(a);
+}
+template <typename T>
+__device__ inline float to_float(T a) {
+  return static_cast<float>(a);
+}
+template <typename T>
+__device__ inline T from_float(float a) {
+  return static_cast<T>(a);
+}
+template <typename T>
+__device__ inline T from_int(std::int32_t a) {
+  return static_cast<T>(a);
+}
+__device__ inline std::uint32_t multiply(std::uint32_t a, std::uint32_t b, std::uint32_t& upper) {
+  upper = __umulhi(a, b);
+  return a * b;
+}
+
+template <typename Place>
+__device__ inline std::int32_t load_halves(const char* from, Place row) {
+  return row.has_lane() ? load_one<std::uint16_t>(from + 2 * (row.begin + lane())) : 0;
+}
+template <typename Place>
+__device__ inline void store_halves(char* to, Place row, std::int32_t x) {
+  if (row.has_lane()) {
+    store_one(to + 2 * (row.begin + lane()), static_cast<std::uint16_t>(x));
+  }
+}
+
+template <typename Body>
+__device__ inline void once(Body body) {
+  if (lane() == 0) body();
+}
+template <typename Body>
+__device__ inline void entries(std::int64_t n, Body body) {
+  for (std::int64_t k = lane(); k < n; k += row_lanes) body(k);
+}
+template <typename Body>
+__device__ inline bool all_entries(std::int64_t n, Body body) {
+  bool all = true;
+  for (std::int64_t k = lane(); k < n; k += row_lanes) all = all && body(k);
+  return __all_sync(all_lanes, all) != 0;
+}
+__device__ inline void meet() {
+  __syncwarp();
+}
+__device__ inline void lower(std::int32_t* flag, std::int32_t value) {
+  if (lane() == 0) atomicMin(flag, value);
+}
+__device__ inline float square_root(float x) {
+  return sqrtf(x);
+}
+__device__ inline double square_root(double x) {
+  return sqrt(x);
+}
+
+// The warp's part of its group's shared memory.
+template <typename T>
+struct Tile {
+  static constexpr std::int64_t size = 256;
+  T* values;
+  __device__ Tile() {
+    __shared__ T all[warps_per_group][size];
+    values = all[warp()];
+  }
+};
+
+// None is needed: every count looks at all values.
+struct Scratch {};
+
+template <typename T, typename Feedback>
+class Magnitudes {
+ public:
+  using Bits = BitsOf<T>;
+  __device__ Magnitudes(Feedback& feedback, std::int64_t count, std::int64_t, Scratch&)
+      : feedback_(feedback), count_(count) {
+    rows(count, [&](auto row) {
+      largest_ = largest_of(largest_, bits_of(magnitude(feedback_.first(row))));
+    });
+    largest_ = largest_lane(largest_);
+  }
+  __device__ Bits largest() const { return largest_; }
+  __device__ void collect() {}
+  __device__ std::int64_t passing(Bits least) const {
+    int passed = 0;
+    rows(count_, [&](auto row) {
+      if (bits_of(magnitude(feedback_.again(row))) >= least) ++passed;
+    });
+    return sum_of_lanes(passed);
+  }
+  template <typename Body>
+  __device__ void visit(Body body) const {
+    rows(count_, body);
+  }
+  template <typename Body>
+  __device__ void visit_all(Body body) const {
+    rows(count_, body);
+  }
+
+ private:
+  Feedback& feedback_;
+  std::int64_t count_;
+  Bits largest_ = 0;
+};
+
+// Indices wait in shared memory until 32 of them make whole words: as many as an index has bits.
+template <typename T>
+class KeptWriter {
+ public:
+  __device__ KeptWriter(char* payload, std::int64_t room, int width)
+      : payload_(payload), room_(room), width_(width) {
+    __shared__ std::uint32_t all[warps_per_group][2 * row_lanes];
+    waiting_ = all[warp()];
+    waiting_[lane()] = 0;
+    waiting_[row_lanes + lane()] = 0;
+    __syncwarp();
+  }
+
+  __device__ void append(std::uint32_t word, T value, std::int64_t begin) {
+    if (word == 0) return;
+    const int before = __popc(word & ((1u << lane()) - 1));
+    if ((word >> lane() & 1) != 0) {
+      store_one(payload_ + 4 + (count_ + before) * value_bytes, value);
+      waiting_[waits_ + before] = static_cast<std::uint32_t>(begin + lane());
+    }
+    count_ += __popc(word);
+    waits_ += __popc(word);
+    __syncwarp();
+    if (waits_ < row_lanes) return;
+    write_words();
+    const std::uint32_t moved_down = waiting_[row_lanes + lane()];
+    __syncwarp();
+    waiting_[lane()] = moved_down;
+    waiting_[row_lanes + lane()] = 0;
+    waits_ -= row_lanes;
+    __syncwarp();
+  }
+
+  __device__ void close() {
+    if (waits_ > 0) write_words();
+    once([&] { store_one(payload_, static_cast<std::uint32_t>(count_)); });
+    char* const values = payload_ + 4;
+    for (std::int64_t i = count_ * value_bytes + lane(); i < room_ * value_bytes; i += row_lanes) {
+      values[i] = 0;
+    }
+    for (std::int64_t i = written_ + lane(); i < stream_bytes(); i += row_lanes) {
+      values[room_ * value_bytes + i] = 0;
+    }
+    __syncwarp();
+  }
+
+ private:
+  static constexpr std::int64_t value_bytes = sizeof(T);
+  __device__ std::int64_t stream_bytes() const { return (room_ * width_ + 7) / 8; }
+  // The 32 indices that wait: word w of them is made by lane w.
+  __device__ void write_words() {
+    if (lane() < width_) {
+      std::uint32_t word = 0;
+      const int first_bit = row_lanes * lane();
+      for (int entry = first_bit / width_; entry < row_lanes; ++entry) {
+        const int place = entry * width_ - first_bit;  // of the index in the word
+        if (place >= row_lanes) break;
+        word |= place < 0 ? waiting_[entry] >> -place : waiting_[entry] << place;
+      }
+      char* const stream = payload_ + 4 + room_ * value_bytes;
+      for (int byte = 0; byte < 4; ++byte) {
+        const std::int64_t at = written_ + 4 * lane() + byte;
+        if (at < stream_bytes()) stream[at] = static_cast<char>(word >> (8 * byte));
+      }
+    }
+    written_ += 4 * width_;
+    __syncwarp();
+  }
+
+  char* payload_;
+  std::int64_t room_;
+  int width_;
+  std::uint32_t* waiting_;
+  std::int64_t count_ = 0;
+  int waits_ = 0;
+  std::int64_t written_ = 0;  // bytes of the stream
+};
+
+THINWIRE_ROWS_END

@@ -1,0 +1,195 @@
+#include "tests/gpu/kernels_gpu_times.h"
+
+#include <cuda_runtime_api.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <vector>
+
+#include "collectives/compression/kernels/kernels.h"
+#include "optimizers/kernels/kernels.h"
+#include "tests/gpu/device.h"
+
+namespace thinwire::on_gpu {
+namespace {
+
+// Prints the best of ten launches; `bytes` are those that must pass through memory.
+void report(const char* name, double bytes, const std::function<void()>& launch) {
+  cudaEvent_t begin = nullptr;
+  cudaEvent_t end = nullptr;
+  check_cuda(cudaEventCreate(&begin));
+  check_cuda(cudaEventCreate(&end));
+  float best = INFINITY;
+  for (int repeat = 0; repeat < 11; ++repeat) {
+    check_cuda(cudaEventRecord(begin, nullptr));
+    launch();
+    check_cuda(cudaEventRecord(end, nullptr));
+    check_cuda(cudaEventSynchronize(end));
+    float milliseconds = 0;
+    check_cuda(cudaEventElapsedTime(&milliseconds, begin, end));
+    if (repeat > 0) best = std::min(best, milliseconds);
+  }
+  check_cuda(cudaEventDestroy(begin));
+  check_cuda(cudaEventDestroy(end));
+  fmt::print("  {:<34} {:9.3f} ms {:9.1f} GB/s\n", name, static_cast<double>(best),
+             bytes / (1e6 * static_cast<double>(best)));
+}
+
+std::vector<Block> whole_blocks(std::int64_t numel, Format format, std::int32_t size) {
+  std::vector<Block> blocks;
+  std::int64_t payload = 0;
+  for (std::int64_t begin = 0; begin < numel; begin += size) {
+    const auto count = static_cast<std::int32_t>(std::min<std::int64_t>(size, numel - begin));
+    format.kept = std::max(1, count / 100);
+    blocks.push_back({.begin = begin, .payload = payload, .count = count, .format = format});
+    payload += payload_bytes<float>(format, count);
+  }
+  return blocks;
+}
+
+void time_coding(const char* name, std::int64_t numel, const Format& format, std::int32_t size) {
+  const std::vector<Block> table = whole_blocks(numel, format, size);
+  const std::int64_t bytes =
+      table.back().payload + payload_bytes<float>(table.back().format, table.back().count);
+  Device<Block> blocks(table);
+  Device<float> gradient(numel), residual(numel);
+  Device<char> payload(bytes);
+  const Kernels<float> kernels = cuda_kernels<float>();
+  const double values = 4 * static_cast<double>(numel);
+  const auto packed = static_cast<double>(bytes);
+  report(fmt::format("encode, {}, error feedback", name).c_str(), 3 * values + packed, [&] {
+    kernels.encode({.blocks = blocks.data(),
+                    .block_count = std::ssize(table),
+                    .gradient = gradient.data(),
+                    .residual = {.error = residual.data()},
+                    .payload = payload.data()},
+                   nullptr);
+  });
+  report(fmt::format("decode, {}", name).c_str(), values + packed, [&] {
+    kernels.decode({.blocks = blocks.data(),
+                    .block_count = std::ssize(table),
+                    .payload = payload.data(),
+                    .into = gradient.data()},
+                   nullptr);
+  });
+}
+
+void time_signs_and_steps(std::int64_t numel) {
+  const std::vector<Block> table = whole_blocks(numel, {.coding = Coding::sign}, 1024);
+  const std::int64_t count = std::ssize(table);
+  const std::int64_t bytes =
+      table.back().payload + payload_bytes<float>({.coding = Coding::sign}, table.back().count);
+  constexpr std::int32_t ranks = 8;
+  const std::int64_t own_count = std::max<std::int64_t>(1, count / ranks);
+  const std::int64_t own_bytes =
+      own_count < count ? table[static_cast<std::size_t>(own_count)].payload : bytes;
+  const auto own_numel = static_cast<double>(std::min(numel, own_count * 1024));
+  std::vector<NormBlock> norm_table;
+  for (const Block& block : table) norm_table.push_back({block.begin, block.count});
+
+  Device<Block> blocks(table);
+  Device<NormBlock> norm_blocks(norm_table);
+  Device<StepSlice> slices(std::vector<StepSlice>{{.offset = 0, .numel = numel}});
+  Device<float> gradient(numel), residual(numel), weights(numel), first(numel), second(numel);
+  Device<char> payload(bytes), arrived(own_bytes * ranks), reply(own_bytes);
+  Device<std::int32_t> flag(std::vector<std::int32_t>{INT32_MAX});
+  Device<double> sums(count), result(1);
+  const Kernels<float> kernels = cuda_kernels<float>();
+  const OptimizerKernels<float> optimizers = cuda_optimizer_kernels<float>();
+  const double values = 4 * static_cast<double>(numel);
+  const auto packed = static_cast<double>(bytes);
+
+  fmt::print("{:.1f} M elements, float, blocks of 1024\n", static_cast<double>(numel) / 1e6);
+  report("encode, sign, error feedback", 3 * values + packed, [&] {
+    kernels.encode({.blocks = blocks.data(),
+                    .block_count = count,
+                    .gradient = gradient.data(),
+                    .residual = {.error = residual.data()},
+                    .payload = payload.data()},
+                   nullptr);
+  });
+  report("encode, sign", values + packed, [&] {
+    kernels.encode({.blocks = blocks.data(),
+                    .block_count = count,
+                    .gradient = gradient.data(),
+                    .residual = {},
+                    .payload = payload.data()},
+                   nullptr);
+  });
+  report("owner reduce of 8 ranks, an eighth",
+         8 * own_numel + static_cast<double>(own_bytes * (ranks + 1)), [&] {
+           kernels.owner_reduce({.blocks = blocks.data(),
+                                 .block_count = own_count,
+                                 .arrived = arrived.data(),
+                                 .stride = own_bytes,
+                                 .ranks = ranks,
+                                 .residual = {.error = residual.data()},
+                                 .owner_next = first.data(),
+                                 .reply = reply.data()},
+                                nullptr);
+         });
+  report("first non-finite, sign", 4 * static_cast<double>(count), [&] {
+    kernels.first_non_finite({.blocks = blocks.data(),
+                              .block_count = count,
+                              .payload = payload.data(),
+                              .flag = flag.data()},
+                             nullptr);
+  });
+  report("decode, sign", values + packed, [&] {
+    kernels.decode({.blocks = blocks.data(),
+                    .block_count = count,
+                    .payload = payload.data(),
+                    .into = gradient.data()},
+                   nullptr);
+  });
+  report("mean and check", 2 * values, [&] {
+    kernels.mean_and_check({.blocks = blocks.data(),
+                            .block_count = count,
+                            .gradient = gradient.data(),
+                            .ranks = ranks,
+                            .flag = flag.data()},
+                           nullptr);
+  });
+  report("sgd, momentum", 5 * values, [&] {
+    optimizers.sgd({.slices = slices.data(),
+                    .slice_count = 1,
+                    .numel = numel,
+                    .weights = weights.data(),
+                    .gradient = gradient.data(),
+                    .momentum = first.data(),
+                    .step = {.lr = 0.1, .momentum = 0.9}},
+                   nullptr);
+  });
+  report("adam", 7 * values, [&] {
+    optimizers.adam({.slices = slices.data(),
+                     .slice_count = 1,
+                     .numel = numel,
+                     .weights = weights.data(),
+                     .gradient = gradient.data(),
+                     .exp_avg = first.data(),
+                     .exp_avg_sq = second.data(),
+                     .step = {.lr = 0.1}},
+                    nullptr);
+  });
+  report("squared norm", values, [&] {
+    optimizers.squared_norm({.blocks = norm_blocks.data(),
+                             .block_count = count,
+                             .values = gradient.data(),
+                             .block_sums = sums.data(),
+                             .result = result.data()},
+                            nullptr);
+  });
+}
+
+}  // namespace
+
+void print_times(std::int64_t numel) {
+  time_signs_and_steps(numel);
+  time_coding("4 bits", numel, {.coding = Coding::quantize, .bits = 4}, 512);
+  time_coding("bf16", numel, {.coding = Coding::cast}, 1024);
+  time_coding("top-k 1 %", numel, {.coding = Coding::top_k}, 4096);
+}
+
+}  // namespace thinwire::on_gpu
