@@ -17,12 +17,15 @@ namespace thinwire {
 //
 //   M_i = g_i + e_i
 //   Q   = the last step's factor, orthonormal
-//   P   = sum over ranks of M_i Q, orthonormal
-//   Q_i = M_i^T P, and their mean becomes Q
+//   P   = mean over ranks of M_i Q, orthonormal
+//   Q_i = M_i^T P, and their mean is the new Q
 //   estimate = P Q^T,  e_i := M_i - P Q_i^T
 //
 // The residual is a rank's own, so it stays bounded where the ranks' gradients differ for ever;
 // the published one, M_i - P Q^T, does not and has the same estimates. Without feedback e is 0.
+//
+// Uncompressed slices travel as they are and keep no residual. A gradient so large that M Q is not
+// finite counts as not finite.
 //
 // Each bucket is two all-reduces: P of all matrices with the uncompressed values beside them, then
 // Q. Buckets overlap: with buckets 0, 1, 2 they go P0 P1 Q0 P2 Q1 Q2, whatever ends first. The host
