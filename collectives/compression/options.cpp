@@ -292,15 +292,20 @@ std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
                                               const ReducerLaunch& launch) {
   const CompressionOptions chosen = resolve(options);
   if (std::holds_alternative<PowerSgd>(chosen.codec)) {
-    return std::make_unique<PowerSgdReducer>(chosen, launch);
+    return std::make_unique<PowerSgdReducer>(
+        chosen, launch,
+        launch.queue->on_host() ? PowerSgdReducer::Arithmetic::kernels
+                                : PowerSgdReducer::Arithmetic::tensor_operations);
   }
   return std::make_unique<FusedReducer>(chosen, make_codec(chosen.codec), launch);
 }
 
 std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions& options) {
   const CompressionOptions chosen = resolve(options);
-  // A method of its own: nothing to compose.
-  if (std::holds_alternative<PowerSgd>(chosen.codec)) return make_reducer(chosen);
+  if (std::holds_alternative<PowerSgd>(chosen.codec)) {
+    return std::make_unique<PowerSgdReducer>(chosen, ReducerLaunch{},
+                                             PowerSgdReducer::Arithmetic::tensor_operations);
+  }
   return std::make_unique<ComposedReducer>(make_codec(chosen.codec), chosen.feedback,
                                            chosen.exchange);
 }

@@ -174,8 +174,8 @@ TEST(Orthonormal, VectorsThatAreAlmostParallelBecomeOrthonormal) {
     for (std::size_t i = 500; i < vectors.size(); ++i) {
       vectors[i] = vectors[i % 500] + apart * vectors[i];
     }
-    Orthonormalizer(1e-9).run({.count = 8, .length = 500, .vector = 500, .element = 1},
-                              vectors.data(), nullptr);
+    Orthonormalizer().run({.count = 8, .length = 500, .vector = 500, .element = 1}, 1e-9,
+                          vectors.data(), nullptr);
     EXPECT_LT(deviation(vectors, 8, 500), 1e-14) << apart;
   }
 }
@@ -183,8 +183,8 @@ TEST(Orthonormal, VectorsThatAreAlmostParallelBecomeOrthonormal) {
 TEST(Orthonormal, SpansWhatItWasGivenInOrder) {
   const std::vector<double> before = draws<double>(3 * 50, 1);
   std::vector<double> after = before;
-  Orthonormalizer(1e-9).run({.count = 3, .length = 50, .vector = 50, .element = 1}, after.data(),
-                            nullptr);
+  Orthonormalizer().run({.count = 3, .length = 50, .vector = 50, .element = 1}, 1e-6, after.data(),
+                        nullptr);
   // What is left of vector k once projected on the new vectors 0..k.
   for (std::size_t k = 0; k < 3; ++k) {
     std::vector<double> left(before.begin() + static_cast<long>(50 * k),
@@ -205,9 +205,11 @@ TEST(Orthonormal, ReadsBothLayouts) {
   for (std::size_t k = 0; k < 3; ++k) {
     for (std::size_t i = 0; i < 40; ++i) other[i * 3 + k] = one[k * 40 + i];
   }
-  Orthonormalizer orthonormal(1e-6);
-  orthonormal.run({.count = 3, .length = 40, .vector = 40, .element = 1}, one.data(), nullptr);
-  orthonormal.run({.count = 3, .length = 40, .vector = 1, .element = 3}, other.data(), nullptr);
+  Orthonormalizer orthonormal;
+  orthonormal.run({.count = 3, .length = 40, .vector = 40, .element = 1}, 1e-6, one.data(),
+                  nullptr);
+  orthonormal.run({.count = 3, .length = 40, .vector = 1, .element = 3}, 1e-6, other.data(),
+                  nullptr);
   EXPECT_LT(deviation(one, 3, 40), 1e-6);
   for (std::size_t k = 0; k < 3; ++k) {
     for (std::size_t i = 0; i < 40; ++i) EXPECT_EQ(other[i * 3 + k], one[k * 40 + i]);
@@ -221,8 +223,8 @@ TEST(Orthonormal, DropsOrRedrawsWhatDependsOnTheOthers) {
       vectors[60 + i] = 3 * vectors[i];  // but for rounding
       vectors[120 + i] = 0;
     }
-    Orthonormalizer(1e-6).run({.count = 4, .length = 60, .vector = 60, .element = 1},
-                              vectors.data(), redraw);
+    Orthonormalizer().run({.count = 4, .length = 60, .vector = 60, .element = 1}, 1e-6,
+                          vectors.data(), redraw);
     return vectors;
   };
   const std::vector<float> dropped = run(nullptr);

@@ -209,6 +209,56 @@ TEST(PowerSgdStep, ADenseStepIsTheMeanAndLeavesTheState) {
   });
 }
 
+double distance(const at::Tensor& a, const at::Tensor& b) {
+  return (a - b).to(at::kDouble).norm().item<double>();
+}
+
+// What devices run, on the host: the same but for rounding, and the same verdicts.
+TEST(PowerSgdStep, TensorOperationsDoWhatTheKernelsDo) {
+  for (const auto& options : {power_sgd(4), power_sgd(3, FeedbackKind::none), kCold}) {
+    run_ranks(2, [&](auto communicator) {
+      const int rank = communicator->rank();
+      Bucket buckets[] = {make_bucket(testing::mixed_shapes(), at::kDouble),
+                          make_bucket(testing::mixed_shapes(), at::kDouble)};
+      const std::unique_ptr<GradientReducer> reducers[] = {make_reducer(options),
+                                                           make_reference_reducer(options)};
+      for (int i = 0; i < 2; ++i) reducers[i]->prepare(buckets[i], rank, 2);
+      for (int step = 0; step < 12; ++step) {
+        at::Tensor gradient = random_gradient(buckets[0], step, rank);
+        if (step == 2) gradient.zero_();
+        if (step == 4 && rank == 1) {
+          slice_of(gradient, buckets[0].slices[6])[7] = std::numeric_limits<double>::infinity();
+        }
+        std::optional<std::string> verdicts[2];
+        for (int i = 0; i < 2; ++i) {
+          buckets[i].slices[0].frozen = step == 5;
+          buckets[i].slices[1].frozen = step == 5 || step == 6;
+          buckets[i].gradient.copy_(gradient);
+          reducers[i]->stage(buckets[i], *communicator, {.step = step, .seed = 1});
+          reducers[i]->settle(*communicator);
+          verdicts[i] = reducers[i]->non_finite(buckets[i]);
+          if (verdicts[i]) {
+            reducers[i]->rollback(buckets[i]);
+          } else {
+            reducers[i]->commit(buckets[i]);
+          }
+        }
+        ASSERT_EQ(verdicts[0], verdicts[1]);
+        ASSERT_EQ(verdicts[0].has_value(), step == 4);
+        if (step == 4) continue;
+        EXPECT_LT(distance(buckets[0].gradient, buckets[1].gradient), 1e-9) << "step " << step;
+        Snapshot states[2];
+        for (int i = 0; i < 2; ++i) reducers[i]->visit(buckets[i], states[i]);
+        ASSERT_EQ(states[0].entries.size(), states[1].entries.size());
+        for (std::size_t e = 0; e < states[0].entries.size(); ++e) {
+          EXPECT_EQ(states[0].entries[e].first.name, states[1].entries[e].first.name);
+          EXPECT_LT(distance(states[0].entries[e].second, states[1].entries[e].second), 1e-9);
+        }
+      }
+    });
+  }
+}
+
 // The sizes of operations, in the order in which they are called.
 struct Order final : OperationObserver {
   void begun(const OperationRecord& operation) override {

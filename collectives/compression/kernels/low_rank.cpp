@@ -101,67 +101,97 @@ class Packed {
   hwy::AlignedFreeUniquePtr<T[]> values_;
 };
 
-// row := row + residual where there is one, and left[k] := row . right row first + k, for Rank
-// rows.
-template <int Rank, bool Residual, typename T>
-void dots(std::int64_t columns, T* row, const T* residual, Packed<T>& right, std::int64_t first,
-          T* left) {
+// Rows that are taken together: so many that sums stay in registers.
+template <typename T>
+constexpr std::int64_t kRowsOfDots = kWidth<T> == kLanes ? 4 : 1;
+
+// For Rows rows: row := row + residual where there is one, and left[k] := row . right row first +
+// k, for Rank rows of it.
+template <int Rows, int Rank, bool Residual, typename T>
+void dots(const LowRankShape& shape, T* row, const T* residual, Packed<T>& right,
+          std::int64_t first, T* left) {
   const Vectors<T> d;
+  const std::int64_t columns = shape.columns;
   constexpr std::int64_t parts = kLanes / kWidth<T>;
-  hn::Vec<Vectors<T>> sums[Rank][parts];
-  for (auto& sum : sums) {
-    for (auto& part : sum) part = hn::Zero(d);
+  hn::Vec<Vectors<T>> sums[Rows][Rank][parts];
+  for (std::int64_t i = 0; i < Rows; ++i) {
+    for (std::int64_t k = 0; k < Rank; ++k) {
+      for (std::int64_t part = 0; part < parts; ++part) sums[i][k][part] = hn::Zero(d);
+    }
   }
   std::int64_t j = 0;
   for (; j + kLanes <= columns; j += kLanes) {
     const T* q = right.at(j, first);
     for (std::int64_t part = 0; part < parts; ++part) {
       const std::int64_t place = part * kWidth<T>;
-      auto m = hn::LoadU(d, row + j + place);
-      if constexpr (Residual) {
-        m = hn::Add(m, hn::LoadU(d, residual + j + place));
-        hn::StoreU(m, d, row + j + place);
+      hn::Vec<Vectors<T>> m[Rows];
+      for (std::int64_t i = 0; i < Rows; ++i) {
+        T* at = row + i * columns + j + place;
+        m[i] = hn::LoadU(d, at);
+        if constexpr (Residual) {
+          const T* kept = residual + i * columns + j + place;
+          m[i] = hn::Add(m[i], hn::LoadU(d, kept));
+          hn::StoreU(m[i], d, at);
+          hwy::Prefetch(kept + Rows * columns);
+        }
+        hwy::Prefetch(at + Rows * columns);
       }
       for (std::int64_t k = 0; k < Rank; ++k) {
-        sums[k][part] = hn::Add(sums[k][part], hn::Mul(m, hn::Load(d, q + k * kLanes + place)));
+        const auto factor = hn::Load(d, q + k * kLanes + place);
+        for (std::int64_t i = 0; i < Rows; ++i) {
+          sums[i][k][part] = hn::Add(sums[i][k][part], hn::Mul(m[i], factor));
+        }
       }
     }
   }
-  HWY_ALIGN T lanes[Rank][kLanes];
-  for (std::int64_t k = 0; k < Rank; ++k) {
-    for (std::int64_t part = 0; part < parts; ++part) {
-      hn::Store(sums[k][part], d, lanes[k] + part * kWidth<T>);
-    }
-  }
-  for (std::int64_t lane = 0; j + lane < columns; ++lane) {
-    if constexpr (Residual) row[j + lane] += residual[j + lane];
+  for (std::int64_t i = 0; i < Rows; ++i) {
+    HWY_ALIGN T lanes[Rank][kLanes];
     for (std::int64_t k = 0; k < Rank; ++k) {
-      lanes[k][lane] += row[j + lane] * right.at(j, first + k)[lane];
+      for (std::int64_t part = 0; part < parts; ++part) {
+        hn::Store(sums[i][k][part], d, lanes[k] + part * kWidth<T>);
+      }
+    }
+    T* tail = row + i * columns + j;
+    for (std::int64_t lane = 0; j + lane < columns; ++lane) {
+      if constexpr (Residual) tail[lane] += residual[i * columns + j + lane];
+      for (std::int64_t k = 0; k < Rank; ++k) {
+        lanes[k][lane] += tail[lane] * right.at(j, first + k)[lane];
+      }
+    }
+    for (std::int64_t k = 0; k < Rank; ++k) {
+      for (std::int64_t width = kLanes / 2; width > 0; width /= 2) {
+        for (std::int64_t lane = 0; lane < width; ++lane) lanes[k][lane] += lanes[k][lane + width];
+      }
+      left[i * shape.rank + k] = lanes[k][0];
     }
   }
-  for (std::int64_t k = 0; k < Rank; ++k) {
-    for (std::int64_t width = kLanes / 2; width > 0; width /= 2) {
-      for (std::int64_t lane = 0; lane < width; ++lane) lanes[k][lane] += lanes[k][lane + width];
+}
+
+template <int Rows, typename T>
+void left_of_rows(const LowRankShape& shape, T* row, const T* residual, Packed<T>& right, T* left) {
+  by_four(shape.rank, [&]<int Rank>(std::int64_t k, std::integral_constant<int, Rank>) {
+    if (k == 0 && residual != nullptr) {
+      dots<Rows, Rank, true>(shape, row, residual, right, k, left + k);
+    } else {
+      dots<Rows, Rank, false>(shape, row, residual, right, k, left + k);
     }
-    left[k] = lanes[k][0];
-  }
+  });
 }
 
 template <typename T>
 void left_of(const LowRankShape& shape, T* matrix, const T* residual, const T* right, T* left) {
-  const std::int64_t columns = shape.columns;
   Packed<T> packed(shape, right);
-  for (std::int64_t i = 0; i < shape.rows; ++i) {
-    T* row = matrix + i * columns;
-    T* to = left + i * shape.rank;
-    by_four(shape.rank, [&]<int Rank>(std::int64_t k, std::integral_constant<int, Rank>) {
-      if (k == 0 && residual != nullptr) {
-        dots<Rank, true>(columns, row, residual + i * columns, packed, k, to + k);
-      } else {
-        dots<Rank, false>(columns, row, residual, packed, k, to + k);
-      }
-    });
+  const auto rows_at = [&]<int Rows>(std::int64_t i, std::integral_constant<int, Rows>) {
+    const std::int64_t at = i * shape.columns;
+    left_of_rows<Rows>(shape, matrix + at, residual == nullptr ? nullptr : residual + at, packed,
+                       left + i * shape.rank);
+  };
+  constexpr std::int64_t together = kRowsOfDots<T>;
+  std::int64_t i = 0;
+  for (; i + together <= shape.rows; i += together) {
+    rows_at(i, std::integral_constant<int, together>{});
   }
+  for (; i < shape.rows; ++i) rows_at(i, std::integral_constant<int, 1>{});
 }
 
 // right rows first + k := right + left^T of four rows of the matrix, for Rank columns of `left`.
@@ -183,6 +213,7 @@ void add_four_rows(const LowRankShape& shape, const T* rows, const T* left, Pack
       const auto m1 = hn::LoadU(d, from + columns);
       const auto m2 = hn::LoadU(d, from + 2 * columns);
       const auto m3 = hn::LoadU(d, from + 3 * columns);
+      for (std::int64_t i = 4; i < 8; ++i) hwy::Prefetch(from + i * columns);
       for (std::int64_t k = 0; k < Rank; ++k) {
         T* to = packed + k * kLanes + place;
         const auto one = hn::Add(hn::Mul(p[0][k], m0), hn::Mul(p[1][k], m1));
@@ -223,51 +254,91 @@ void right_of(const LowRankShape& shape, const T* matrix, const T* left, T* righ
   }
 }
 
-// The sum of left[k] times what `q` has of column k, as a vector.
-template <int Rank, typename T>
-hn::Vec<Vectors<T>> combination(std::int64_t rank, const T* left, const T* q) {
-  const Vectors<T> d;
-  auto sum = hn::Mul(hn::Set(d, left[0]), hn::Load(d, q));
-  for (std::int64_t k = 1; k < (Rank > 0 ? Rank : rank); ++k) {
-    sum = hn::Add(sum, hn::Mul(hn::Set(d, left[k]), hn::Load(d, q + k * kLanes)));
+// What `products` has as P: vectors that stay in registers where the rank is a constant.
+template <int Rows, int Rank, typename T>
+struct LeftRows {
+  LeftRows(std::int64_t, const T* left) {
+    for (std::int64_t i = 0; i < Rows; ++i) {
+      for (std::int64_t k = 0; k < Rank; ++k) {
+        values[i][k] = hn::Set(Vectors<T>(), left[i * Rank + k]);
+      }
+    }
   }
-  return sum;
+  std::int64_t rank() const { return Rank; }
+  auto at(std::int64_t i, std::int64_t k) const { return values[i][k]; }
+  hn::Vec<Vectors<T>> values[Rows][Rank];
+};
+
+template <int Rows, typename T>
+struct LeftRows<Rows, 0, T> {
+  LeftRows(std::int64_t any_rank, const T* rows) : number(any_rank), left(rows) {}
+  std::int64_t rank() const { return number; }
+  auto at(std::int64_t i, std::int64_t k) const {
+    return hn::Set(Vectors<T>(), left[i * number + k]);
+  }
+  std::int64_t number;
+  const T* left;
+};
+
+// products[i] := sum over k of P(i, k) Q(k).
+template <int Rows, typename Left, typename T, typename Vector>
+HWY_INLINE void multiply(const Left& left, const T* q, Vector (&products)[Rows]) {
+  const Vectors<T> d;
+  const auto first = hn::Load(d, q);
+  for (std::int64_t i = 0; i < Rows; ++i) products[i] = hn::Mul(left.at(i, 0), first);
+  for (std::int64_t k = 1; k < left.rank(); ++k) {
+    const auto factor = hn::Load(d, q + k * kLanes);
+    for (std::int64_t i = 0; i < Rows; ++i) {
+      products[i] = hn::Add(products[i], hn::Mul(left.at(i, k), factor));
+    }
+  }
 }
 
 template <typename T>
-T combination_of_one(std::int64_t rank, const T* left, const T* q) {
+T multiply_one(std::int64_t rank, const T* left, const T* q) {
   T sum = left[0] * q[0];
   for (std::int64_t k = 1; k < rank; ++k) sum += left[k] * q[k * kLanes];
   return sum;
 }
 
-// One row. `Stream`: the estimate is aligned, and goes past the caches.
-template <int Rank, bool Split, bool Stream, typename T>
-void split_row(const LowRankShape& shape, const T* left, Packed<T>& right, Packed<T>& own, T* row,
-               T* estimate) {
+// Some rows. `Stream`: the estimate is aligned, and goes past the caches.
+template <int Rows, int Rank, bool Split, bool Stream, typename T>
+void split_rows(const LowRankShape& shape, const T* left, Packed<T>& right, Packed<T>& own, T* row,
+                T* estimate) {
   const Vectors<T> d;
+  const std::int64_t columns = shape.columns;
+  const std::int64_t rank = shape.rank;
+  const LeftRows<Rows, Rank, T> p(rank, left);
   std::int64_t j = 0;
-  for (; j + kLanes <= shape.columns; j += kLanes) {
+  for (; j + kLanes <= columns; j += kLanes) {
     const T* q = right.at(j, 0);
     const T* mine = own.at(j, 0);
     for (std::int64_t place = 0; place < kLanes; place += kWidth<T>) {
-      const auto product = combination<Rank>(shape.rank, left, q + place);
-      if constexpr (Stream) {
-        hn::Stream(product, d, estimate + j + place);
-      } else {
-        hn::StoreU(product, d, estimate + j + place);
+      hn::Vec<Vectors<T>> products[Rows];
+      multiply(p, q + place, products);
+      for (std::int64_t i = 0; i < Rows; ++i) {
+        T* to = estimate + i * columns + j + place;
+        if constexpr (Stream) {
+          hn::Stream(products[i], d, to);
+        } else {
+          hn::StoreU(products[i], d, to);
+        }
       }
       if constexpr (Split) {
-        const auto m = hn::LoadU(d, row + j + place);
-        const auto kept = hn::Sub(m, combination<Rank>(shape.rank, left, mine + place));
-        hn::StoreU(kept, d, row + j + place);
+        multiply(p, mine + place, products);
+        for (std::int64_t i = 0; i < Rows; ++i) {
+          T* at = row + i * columns + j + place;
+          hn::StoreU(hn::Sub(hn::LoadU(d, at), products[i]), d, at);
+          hwy::Prefetch(at + Rows * columns);
+        }
       }
     }
   }
-  for (std::int64_t lane = 0; j + lane < shape.columns; ++lane) {
-    estimate[j + lane] = combination_of_one(shape.rank, left, right.at(j, 0) + lane);
-    if constexpr (Split) {
-      row[j + lane] -= combination_of_one(shape.rank, left, own.at(j, 0) + lane);
+  for (std::int64_t i = 0; i < Rows; ++i) {
+    for (std::int64_t lane = 0; j + lane < columns; ++lane) {
+      const std::int64_t at = i * columns + j + lane;
+      estimate[at] = multiply_one(rank, left + i * rank, right.at(j, 0) + lane);
+      if constexpr (Split) row[at] -= multiply_one(rank, left + i * rank, own.at(j, 0) + lane);
     }
   }
 }
@@ -275,18 +346,22 @@ void split_row(const LowRankShape& shape, const T* left, Packed<T>& right, Packe
 template <bool Split, typename T>
 void each_row(const LowRankShape& shape, const T* left, Packed<T>& right, Packed<T>& own, T* matrix,
               T* estimate) {
-  constexpr std::size_t alignment = kLanes * sizeof(float);
+  constexpr std::size_t alignment = static_cast<std::size_t>(kWidth<T>) * sizeof(T);
+  const bool stream =
+      reinterpret_cast<std::uintptr_t>(estimate) % alignment == 0 && shape.columns % kLanes == 0;
   with_rank(shape.rank, [&]<int Rank>(std::integral_constant<int, Rank>) {
-    for (std::int64_t i = 0; i < shape.rows; ++i) {
-      T* to = estimate + i * shape.columns;
-      T* row = matrix + i * shape.columns;
+    const auto rows_at = [&]<int Rows>(std::int64_t i, std::integral_constant<int, Rows>) {
+      const std::int64_t at = i * shape.columns;
       const T* p = left + i * shape.rank;
-      if (reinterpret_cast<std::uintptr_t>(to) % alignment == 0) {
-        split_row<Rank, Split, true>(shape, p, right, own, row, to);
+      if (stream) {
+        split_rows<Rows, Rank, Split, true>(shape, p, right, own, matrix + at, estimate + at);
       } else {
-        split_row<Rank, Split, false>(shape, p, right, own, row, to);
+        split_rows<Rows, Rank, Split, false>(shape, p, right, own, matrix + at, estimate + at);
       }
-    }
+    };
+    std::int64_t i = 0;
+    for (; i + 4 <= shape.rows; i += 4) rows_at(i, std::integral_constant<int, 4>{});
+    for (; i < shape.rows; ++i) rows_at(i, std::integral_constant<int, 1>{});
   });
   hwy::FlushStream();
 }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 namespace thinwire {
 namespace {
@@ -25,7 +24,8 @@ double dot(std::int64_t count, const double* a, const double* b) {
 }  // namespace
 
 // Whether vector k was kept; it has length 1 then.
-bool Orthonormalizer::free_of_earlier(std::int64_t k, std::int64_t length, double shortest) {
+bool Orthonormalizer::free_of_earlier(std::int64_t k, std::int64_t length, double tolerance,
+                                      double shortest) {
   double* vector = vectors_.data() + k * length;
   const double before = std::sqrt(dot(length, vector, vector));
   for (int pass = 0; pass < 2; ++pass) {
@@ -37,7 +37,7 @@ bool Orthonormalizer::free_of_earlier(std::int64_t k, std::int64_t length, doubl
   }
   const double after = std::sqrt(dot(length, vector, vector));
   // False also for a length that overflowed.
-  const bool kept = before >= shortest && after > tolerance_ * before;
+  const bool kept = before >= shortest && after > tolerance * before;
   if (!kept) {
     std::fill_n(vector, length, 0.0);
     return false;
@@ -47,17 +47,17 @@ bool Orthonormalizer::free_of_earlier(std::int64_t k, std::int64_t length, doubl
 }
 
 template <typename T>
-void Orthonormalizer::run(const VectorLayout& layout, T* values, const Redraw& redraw) {
-  // Below, a square would not be a normal number.
-  const double shortest = std::max<double>(std::numeric_limits<T>::min(), 1e-150);
+void Orthonormalizer::run(const VectorLayout& layout, double tolerance, T* values,
+                          const Redraw& redraw) {
+  const double shortest = shortest_vector<T>;
   vectors_.resize(static_cast<std::size_t>(layout.count * layout.length));
   for (std::int64_t k = 0; k < layout.count; ++k) {
     double* vector = vectors_.data() + k * layout.length;
     T* place = values + k * layout.vector;
     for (std::int64_t i = 0; i < layout.length; ++i) vector[i] = place[i * layout.element];
-    if (!free_of_earlier(k, layout.length, shortest) && redraw) {
+    if (!free_of_earlier(k, layout.length, tolerance, shortest) && redraw) {
       redraw(k, vector);
-      free_of_earlier(k, layout.length, shortest);
+      free_of_earlier(k, layout.length, tolerance, shortest);
     }
     for (std::int64_t i = 0; i < layout.length; ++i) {
       place[i * layout.element] = static_cast<T>(vector[i]);
@@ -65,7 +65,7 @@ void Orthonormalizer::run(const VectorLayout& layout, T* values, const Redraw& r
   }
 }
 
-template void Orthonormalizer::run<float>(const VectorLayout&, float*, const Redraw&);
-template void Orthonormalizer::run<double>(const VectorLayout&, double*, const Redraw&);
+template void Orthonormalizer::run<float>(const VectorLayout&, double, float*, const Redraw&);
+template void Orthonormalizer::run<double>(const VectorLayout&, double, double*, const Redraw&);
 
 }  // namespace thinwire

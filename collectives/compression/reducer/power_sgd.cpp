@@ -19,24 +19,6 @@ namespace {
 
 constexpr std::int64_t kCheckedBlock = 1024;  // values; of a size that suits a GPU
 
-// Random elements of column k of a parameter's Q: sums of eight uniform draws, which are close to
-// normal and, other than those made by logarithms, the same bits on every machine. Their scale does
-// not matter.
-Orthonormalizer::Redraw draws(const StepContext& step, const std::string& name,
-                              std::int64_t length) {
-  const Philox philox(step.seed, PhiloxStream::low_rank,
-                      hash64(name, static_cast<std::uint64_t>(step.step)));
-  return [philox, length](std::int64_t k, double* elements) {
-    for (std::int64_t i = 0; i < length; ++i) {
-      std::int64_t sum = 0;
-      for (const std::uint32_t word : philox.block(static_cast<std::uint64_t>(k * length + i))) {
-        sum += (word & 0xffff) + (word >> 16);
-      }
-      elements[i] = static_cast<double>(2 * sum - 8 * 0xffff);
-    }
-  };
-}
-
 void add_blocks(std::vector<Block>& blocks, std::size_t slice, std::int64_t begin,
                 std::int64_t count) {
   for (std::int64_t done = 0; done < count; done += kCheckedBlock) {
@@ -67,12 +49,40 @@ void check_power_sgd(const PowerSgd& power) {
   }
 }
 
-PowerSgdReducer::PowerSgdReducer(const CompressionOptions& options, const ReducerLaunch& launch)
+PowerSgdReducer::PowerSgdReducer(const CompressionOptions& options, const ReducerLaunch& launch,
+                                 Arithmetic arithmetic)
     : power_(std::get<PowerSgd>(options.codec)),
       feedback_(options.feedback.kind == FeedbackKind::error_feedback),
       launch_(launch),
-      orthonormal_(0) {
+      arithmetic_(arithmetic) {
   check_power_sgd(power_);
+  check(arithmetic == Arithmetic::tensor_operations || launch_.queue->on_host(),
+        "the kernels run on the host");
+}
+
+double PowerSgdReducer::tolerance(at::ScalarType dtype) const {
+  return with_type(dtype, [&]<typename T>(T) {
+    return std::max<double>(power_.orthogonalization_epsilon,
+                            16 * std::numeric_limits<T>::epsilon());
+  });
+}
+
+// Random elements of column k of a parameter's Q: sums of eight uniform draws, which are close to
+// normal and, other than those made by logarithms, the same bits on every machine. Their scale does
+// not matter.
+Orthonormalizer::Redraw PowerSgdReducer::draws(const StepContext& step, const std::string& name,
+                                               std::int64_t length) {
+  const Philox philox(step.seed, PhiloxStream::low_rank,
+                      hash64(name, static_cast<std::uint64_t>(step.step)));
+  return [philox, length](std::int64_t k, double* elements) {
+    for (std::int64_t i = 0; i < length; ++i) {
+      std::int64_t sum = 0;
+      for (const std::uint32_t word : philox.block(static_cast<std::uint64_t>(k * length + i))) {
+        sum += (word & 0xffff) + (word >> 16);
+      }
+      elements[i] = static_cast<double>(2 * sum - 8 * 0xffff);
+    }
+  };
 }
 
 PowerSgdReducer::Path& PowerSgdReducer::path(const Bucket& bucket) {
@@ -92,19 +102,17 @@ LowRankShape PowerSgdReducer::shape_of(const Slice& slice) const {
 }
 
 void PowerSgdReducer::prepare(const Bucket& bucket, int, int) {
-  check(bucket.gradient.is_cpu() && launch_.queue->on_host(), "PowerSGD's buckets are on the host");
+  check(bucket.gradient.is_cpu() == launch_.queue->on_host(),
+        "a bucket is in the memory of its reducer's queue");
   Path here;
   const auto options = bucket.gradient.options();
-  with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
-    orthonormal_ = Orthonormalizer(
-        std::max<double>(power_.orthogonalization_epsilon, 16 * std::numeric_limits<T>::epsilon()));
-  });
   std::int64_t factors = 0;
   for (const Slice& slice : bucket.slices) {
     const LowRankShape shape = shape_of(slice);
     here.factor.push_back(factors);
     factors += shape.rank * shape.columns;
   }
+  here.factor_numel = factors;
   if (feedback_) here.residual = at::zeros_like(bucket.gradient);
   if (power_.warm_start) here.factors = at::zeros({factors}, options);
   here.flag = at::zeros({1}, options.dtype(at::kInt));
@@ -195,12 +203,45 @@ void PowerSgdReducer::receive(Path& here, int ranks) {
   });
 }
 
+void PowerSgdReducer::copy(const at::Tensor& to, std::int64_t to_begin, const at::Tensor& from,
+                           std::int64_t from_begin, std::int64_t count) {
+  const auto width = static_cast<std::int64_t>(to.element_size());
+  launch_.queue->copy(static_cast<char*>(to.data_ptr()) + to_begin * width,
+                      static_cast<const char*>(from.const_data_ptr()) + from_begin * width,
+                      static_cast<std::size_t>(count * width));
+}
+
 void PowerSgdReducer::send_left(Bucket& bucket, Path& here, Communicator& communicator,
                                 const StepContext& step) {
+  if (arithmetic_ == Arithmetic::kernels) {
+    multiply_left(bucket, here, step);
+  } else {
+    tensors_left(bucket, here, step);
+  }
+  for (const Passenger& passenger : here.passengers) {
+    const Slice& slice = bucket.slices[passenger.slice];
+    copy(here.message, passenger.begin, bucket.gradient, slice.offset, slice.numel);
+  }
+  launch(here, here.message, InFlight::left, communicator);
+}
+
+// If the bucket's left factors are underway: receives them and sends the right ones.
+void PowerSgdReducer::send_right(Path& here, Communicator& communicator) {
+  if (here.in_flight != InFlight::left) return;
+  receive(here, communicator.size());
+  if (arithmetic_ == Arithmetic::kernels) {
+    multiply_right(here);
+  } else {
+    tensors_right(here);
+  }
+  copy(here.right, 0, here.own_right, 0, here.right.numel());
+  launch(here, here.right, InFlight::right, communicator);
+}
+
+void PowerSgdReducer::multiply_left(Bucket& bucket, Path& here, const StepContext& step) {
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
     T* gradient = bucket.gradient.data_ptr<T>();
     const T* residual = feedback_ ? here.residual.const_data_ptr<T>() : nullptr;
-    T* message = here.message.data_ptr<T>();
     std::vector<T> start;
     for (const Matrix& matrix : here.matrices) {
       const Slice& slice = bucket.slices[matrix.slice];
@@ -210,38 +251,28 @@ void PowerSgdReducer::send_left(Bucket& bucket, Path& here, Communicator& commun
         std::copy_n(here.factors.const_data_ptr<T>() + matrix.factor, start.size(), start.data());
       }
       orthonormal_.run({.count = rank, .length = columns, .vector = columns, .element = 1},
-                       start.data(), draws(step, slice.name, columns));
+                       tolerance(bucket.gradient.scalar_type()), start.data(),
+                       draws(step, slice.name, columns));
       project_left(matrix.shape, gradient + slice.offset,
                    residual == nullptr ? nullptr : residual + slice.offset, start.data(),
-                   message + matrix.left);
-    }
-    for (const Passenger& passenger : here.passengers) {
-      const Slice& slice = bucket.slices[passenger.slice];
-      std::copy_n(gradient + slice.offset, slice.numel, message + passenger.begin);
+                   here.message.data_ptr<T>() + matrix.left);
     }
   });
-  launch(here, here.message, InFlight::left, communicator);
 }
 
-// If the bucket's left factors are underway: receives them and sends the right ones.
-void PowerSgdReducer::send_right(Path& here, Communicator& communicator) {
-  if (here.in_flight != InFlight::left) return;
-  receive(here, communicator.size());
+void PowerSgdReducer::multiply_right(Path& here) {
   with_type(here.message.scalar_type(), [&]<typename T>(T) {
-    T* message = here.message.data_ptr<T>();
-    T* own = here.own_right.data_ptr<T>();
     for (const Matrix& matrix : here.matrices) {
       const auto [rows, columns, rank] = matrix.shape;
+      T* left = here.message.data_ptr<T>() + matrix.left;
       orthonormal_.run({.count = rank, .length = rows, .vector = 1, .element = rank},
-                       message + matrix.left, nullptr);
+                       tolerance(here.message.scalar_type()), left, nullptr);
       project_right(
           matrix.shape,
           here.bucket->gradient.const_data_ptr<T>() + here.bucket->slices[matrix.slice].offset,
-          message + matrix.left, own + matrix.right);
+          left, here.own_right.data_ptr<T>() + matrix.right);
     }
-    std::copy_n(own, here.own_right.numel(), here.right.data_ptr<T>());
   });
-  launch(here, here.right, InFlight::right, communicator);
 }
 
 void PowerSgdReducer::settle(Communicator& communicator) {
@@ -266,39 +297,48 @@ std::optional<std::string> PowerSgdReducer::non_finite(const Bucket& bucket) {
 void PowerSgdReducer::commit(Bucket& bucket) {
   Path& here = path(bucket);
   if (here.staged_dense) return;
+  if (arithmetic_ == Arithmetic::kernels) {
+    multiply_back(bucket, here);
+  } else {
+    tensors_back(bucket, here);
+  }
+  // With feedback the gradient buffer becomes the residual, and the old residual the estimate.
+  const at::Tensor& estimate = feedback_ ? here.residual : bucket.gradient;
+  for (const Matrix& matrix : here.matrices) {
+    if (!power_.warm_start) break;
+    copy(here.factors, matrix.factor, here.right, matrix.right,
+         matrix.shape.rank * matrix.shape.columns);
+  }
+  for (const Passenger& passenger : here.passengers) {
+    const Slice& slice = bucket.slices[passenger.slice];
+    copy(estimate, slice.offset, here.message, passenger.begin, slice.numel);
+  }
+  const auto width = static_cast<std::int64_t>(estimate.element_size());
+  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+    const Slice& slice = bucket.slices[i];
+    if (!here.frozen[i]) continue;
+    if (feedback_) copy(bucket.gradient, slice.offset, estimate, slice.offset, slice.numel);
+    launch_.queue->fill(static_cast<char*>(estimate.data_ptr()) + slice.offset * width, 0,
+                        static_cast<std::size_t>(slice.numel * width));
+  }
+  if (feedback_) std::swap(bucket.gradient, here.residual);
+}
+
+void PowerSgdReducer::multiply_back(Bucket& bucket, Path& here) {
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
     T* gradient = bucket.gradient.data_ptr<T>();
-    // With feedback the gradient buffer becomes the residual, and the old residual the estimate.
-    T* estimate = feedback_ ? here.residual.data_ptr<T>() : gradient;
-    const T* message = here.message.const_data_ptr<T>();
-    const T* right = here.right.const_data_ptr<T>();
-    const T* own = here.own_right.const_data_ptr<T>();
     for (const Matrix& matrix : here.matrices) {
       const std::int64_t offset = bucket.slices[matrix.slice].offset;
+      const T* left = here.message.const_data_ptr<T>() + matrix.left;
+      const T* right = here.right.const_data_ptr<T>() + matrix.right;
       if (feedback_) {
-        split_matrix(matrix.shape, message + matrix.left, right + matrix.right, own + matrix.right,
-                     gradient + offset, estimate + offset);
+        split_matrix(matrix.shape, left, right, here.own_right.const_data_ptr<T>() + matrix.right,
+                     gradient + offset, here.residual.data_ptr<T>() + offset);
       } else {
-        multiply_factors(matrix.shape, message + matrix.left, right + matrix.right,
-                         estimate + offset);
+        multiply_factors(matrix.shape, left, right, gradient + offset);
       }
-      if (power_.warm_start) {
-        std::copy_n(right + matrix.right, matrix.shape.rank * matrix.shape.columns,
-                    here.factors.data_ptr<T>() + matrix.factor);
-      }
-    }
-    for (const Passenger& passenger : here.passengers) {
-      const Slice& slice = bucket.slices[passenger.slice];
-      std::copy_n(message + passenger.begin, slice.numel, estimate + slice.offset);
-    }
-    for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
-      const Slice& slice = bucket.slices[i];
-      if (!here.frozen[i]) continue;
-      if (feedback_) std::copy_n(estimate + slice.offset, slice.numel, gradient + slice.offset);
-      std::fill_n(estimate + slice.offset, slice.numel, T{0});
     }
   });
-  if (feedback_) std::swap(bucket.gradient, here.residual);
 }
 
 void PowerSgdReducer::rollback(Bucket&) {}

@@ -20,12 +20,15 @@ void check_power_sgd(const PowerSgd& options);
 //
 //   M_i = g_i + e_i
 //   Q   = the last step's factor, orthonormal
-//   P   = sum over ranks of M_i Q, orthonormal
-//   Q_i = M_i^T P, and their mean becomes Q
+//   P   = mean over ranks of M_i Q, orthonormal
+//   Q_i = M_i^T P, and their mean is the new Q
 //   estimate = P Q^T,  e_i := M_i - P Q_i^T
 //
 // The residual is a rank's own, so it stays bounded where the ranks' gradients differ for ever;
 // the published one, M_i - P Q^T, does not and has the same estimates. Without feedback e is 0.
+//
+// Uncompressed slices travel as they are and keep no residual. A gradient so large that M Q is not
+// finite counts as not finite.
 //
 // Each bucket is two all-reduces: P of all matrices with the uncompressed values beside them, then
 // Q. Buckets overlap: with buckets 0, 1, 2 they go P0 P1 Q0 P2 Q1 Q2, whatever ends first. The host
@@ -40,8 +43,13 @@ void check_power_sgd(const PowerSgd& options);
 // replicated, Q^T of rank x columns (zero before the first step; what it is set to is used).
 class PowerSgdReducer final : public GradientReducer {
  public:
+  // Who multiplies. The second works on the stream that is libtorch's in the calling thread, which
+  // on a device must be the launch's queue; replicas have the same bits on devices of one model.
+  enum class Arithmetic { kernels, tensor_operations };
+
   // `options` are resolved and hold a PowerSgd. Throws `UsageError` for values that cannot be.
-  PowerSgdReducer(const CompressionOptions& options, const ReducerLaunch& launch);
+  PowerSgdReducer(const CompressionOptions& options, const ReducerLaunch& launch,
+                  Arithmetic arithmetic);
 
   void prepare(const Bucket& bucket, int rank, int size) override;
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;
@@ -73,6 +81,9 @@ class PowerSgdReducer final : public GradientReducer {
     std::vector<std::int64_t> factor;  // per slice: its factor's place in the state
     at::Tensor residual;               // exchanges its storage with the gradient at commit
     at::Tensor factors;                // undefined without warm start
+    std::int64_t factor_numel = 0;     // of all slices
+    at::Tensor fresh;                  // tensor operations: draws for dropped columns, float64
+    std::shared_ptr<void> fresh_on_host;
 
     // As the frozen slices are now.
     std::vector<bool> frozen;
@@ -91,8 +102,12 @@ class PowerSgdReducer final : public GradientReducer {
   };
 
   Path& path(const Bucket& bucket);
-  // 0 rank: uncompressed.
+  // Of rank 0: uncompressed.
   LowRankShape shape_of(const Slice& slice) const;
+  double tolerance(at::ScalarType dtype) const;
+  // What columns of a parameter's Q are drawn from.
+  static Orthonormalizer::Redraw draws(const StepContext& step, const std::string& name,
+                                       std::int64_t columns);
   void lay_out(const Bucket& bucket, Path& here);
   void launch(Path& here, at::Tensor tensor, InFlight in_flight, Communicator& communicator);
   // Waits for what is in flight, divides the sum by the number of ranks, and flags what is not
@@ -100,10 +115,22 @@ class PowerSgdReducer final : public GradientReducer {
   void receive(Path& here, int ranks);
   void send_left(Bucket& bucket, Path& here, Communicator& communicator, const StepContext& step);
   void send_right(Path& here, Communicator& communicator);
+  // to := from, `count` elements from the given ones on, by the queue.
+  void copy(const at::Tensor& to, std::int64_t to_begin, const at::Tensor& from,
+            std::int64_t from_begin, std::int64_t count);
+
+  // The arithmetic of `stage`, of what follows the first message, and of `commit`.
+  void multiply_left(Bucket& bucket, Path& here, const StepContext& step);
+  void multiply_right(Path& here);
+  void multiply_back(Bucket& bucket, Path& here);
+  void tensors_left(Bucket& bucket, Path& here, const StepContext& step);
+  void tensors_right(Path& here);
+  void tensors_back(Bucket& bucket, Path& here);
 
   PowerSgd power_;
   bool feedback_;
   ReducerLaunch launch_;
+  Arithmetic arithmetic_;
   Orthonormalizer orthonormal_;
   std::vector<Path*> underway_;  // of this step, in the order of their stages
   bool host_is_behind_ = false;  // the host has not waited for what was staged last
