@@ -78,6 +78,11 @@ std::unique_ptr<Codec> make_codec(const CodecOptions& options) {
 }  // namespace
 
 CompressionOptions resolve(CompressionOptions options) {
+  require_valid(options.policy);
+  if (options.start_iter < 0) {
+    throw UsageError(
+        fmt::format("compression starts at step {}; give 0 or more", options.start_iter));
+  }
   const auto fits = [&](const Combination& row) {
     return row.codec == options.codec.index() &&
            (options.feedback.kind == FeedbackKind::automatic ||
@@ -100,7 +105,8 @@ CompressionOptions resolve(CompressionOptions options) {
       describe({options.codec.index(), options.feedback.kind, options.exchange}), valid));
 }
 
-CompressionOptions parse_compression(const std::string& compressor, const std::string& feedback) {
+CompressionOptions parse_compression(const std::string& compressor, const std::string& feedback,
+                                     const std::string& exchange) {
   CompressionOptions options;
   Spec codec("--compressor", compressor);
   if (codec.name() == "none") {
@@ -123,6 +129,16 @@ CompressionOptions parse_compression(const std::string& compressor, const std::s
     kind.unknown_name({"auto", "none", "error_feedback"});
   }
   kind.done();
+
+  Spec way("--exchange", exchange);
+  std::vector<std::string> ways;
+  for (const ExchangeKind one : {ExchangeKind::automatic, ExchangeKind::all_reduce,
+                                 ExchangeKind::two_stage, ExchangeKind::all_gather}) {
+    ways.push_back(name(one));
+    if (way.name() == ways.back()) options.exchange = one;
+  }
+  if (std::find(ways.begin(), ways.end(), way.name()) == ways.end()) way.unknown_name(ways);
+  way.done();
   make_codec(options.codec);  // throws for a block that cannot be
   return resolve(options);
 }
@@ -136,7 +152,7 @@ std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
 std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions& options) {
   const CompressionOptions chosen = resolve(options);
   return std::make_unique<ComposedReducer>(make_codec(chosen.codec), chosen.feedback.kind,
-                                           chosen.exchange);
+                                           chosen.exchange, chosen.policy);
 }
 
 }  // namespace thinwire

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "collectives/compression/kernels/kernels.h"
+#include "collectives/compression/policy.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
 #include "collectives/queue.h"
 
@@ -76,14 +77,19 @@ struct CompressionOptions {
   ExchangeKind exchange = ExchangeKind::automatic;
   // Committed steps before the first compressed one; those go uncompressed.
   std::int64_t start_iter = 0;
+  // Tensors that always go uncompressed.
+  CompressionPolicy policy = {};
 };
 
 // From words: compressor "none", "sign", "sign:block=4096"; feedback "auto", "none",
-// "error_feedback". Throws `UsageError` for unknown words and combinations that do not make sense.
-CompressionOptions parse_compression(const std::string& compressor, const std::string& feedback);
+// "error_feedback"; exchange "auto", "all_reduce", "two_stage", "all_gather". Throws `UsageError`
+// for unknown words and combinations that do not make sense.
+CompressionOptions parse_compression(const std::string& compressor, const std::string& feedback,
+                                     const std::string& exchange = "auto");
 
 // The options with `automatic` replaced by what it stands for. Throws `UsageError` for a
-// combination that does not make sense; the message lists those that do.
+// combination that does not make sense; the message lists those that do. So it does for a policy
+// that cannot be.
 CompressionOptions resolve(CompressionOptions options);
 
 // Where a reducer's arithmetic runs: kernels and the queue that they are put on, in whose memory
@@ -103,8 +109,8 @@ struct ReducerLaunch {
   }
 };
 
-// Matrices and convolution kernels go through the codec; vectors and scalars (biases, norms) ride
-// along uncompressed in the same messages.
+// Slices that `options.policy` has no reason to keep go through the codec; the others, by default
+// vectors and scalars (biases, norms), ride along uncompressed in the same messages.
 std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
                                               const ReducerLaunch& launch = {});
 

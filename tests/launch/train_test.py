@@ -61,6 +61,23 @@ class Results(Case):
         self.assertGreater(end["seconds"], 0)
         self.assertGreater(end["bytes_dense"], 10 * end["bytes_wire"])
 
+    def test_the_start_and_the_exceptions_of_compression(self):
+        config = self.folder / "compression.ini"
+        config.write_text("compressor = sign:block=64\nstart-iter = 12\ndense-names = fc2*\n"
+                          "exchange = two_stage\n")
+        result = self.train("--ranks", 2, "--steps", 30, "--config", config)
+        self.assertRegex(result.stdout, r"uncompressed: name matches 'fc2\*'")
+        self.assertRegex(result.stdout, r"uncompressed: a vector")
+        self.assertRegex(result.stdout, r"coded, from step 13 on")
+        self.assertRegex(result.stdout, r"\ncompression starts at step 13\n")
+        self.assertEqual([line["compressed_steps"] for line in metrics(self.folder / "run")],
+                         [0, 8, 10, 18])
+        # What a compressed step saves, also where the first steps saved nothing.
+        self.assertRegex(result.stdout, r"\ncompression: [0-9,]+ bytes a step instead of [0-9,]+ "
+                         r"\([0-9.]+ times fewer\) for [0-9.]+ ms of arithmetic: pays where a rank "
+                         r"sends less than [0-9.]+ [MG]bit/s\n")
+        self.assertRegex(result.stdout, r"\nof a step's [0-9.]+ ms [0-9.]+ ms were spent waiting")
+
     def test_two_runs_have_the_same_bits(self):
         for compressor in ("none", "sign"):
             job = ("--ranks", 4, "--steps", 30, "--compressor", compressor)
@@ -229,6 +246,50 @@ class Results(Case):
         self.assertEqual(self.hash_of(), before)
 
 
+class Advise(Case):
+    def advise(self, *arguments, code=0):
+        result = PROGRAM.run("advise", *SMALL, "--device", "cpu", "--repeats", 3, "--output",
+                             self.folder / "run", *arguments)
+        self.assertEqual(result.returncode, code, result.stdout + result.stderr)
+        return result
+
+    def test_over_threads(self):
+        file = self.folder / "advice.json"
+        result = self.advise("--ranks", 3, "--compressors", "sign:block=64,none", "--json", file)
+        self.assertRegex(result.stdout, r"\nlink: all_gather [0-9.]+ ms and ")
+        self.assertRegex(result.stdout, r"\nbest: --compressor (sign|none)")
+        advice = json.loads(file.read_text())
+        self.assertEqual(advice["ranks"], 3)
+        rows = {row["compressor"]: row for row in advice["compressors"]}
+        self.assertEqual(set(rows), {"sign:block=64", "none"})
+        self.assertIn(advice["best"], rows)
+        # The bytes are those of a training.
+        for compressor, row in rows.items():
+            self.train("--ranks", 3, "--steps", 4, "--compressor", compressor, name=compressor[:4])
+            self.assertEqual(row["wire_bytes"], round(end_of(self.folder / compressor[:4])
+                                                      ["bytes_wire"]), compressor)
+            for key in ("arithmetic_seconds", "network_seconds", "local_seconds", "step_seconds"):
+                self.assertGreater(row[key], 0, key)
+            self.assertGreater(row["step_seconds"], row["local_seconds"] / 2)
+        self.assertFalse((self.folder / "run").exists())
+
+    @unittest.skipUnless(HAS_MPI, "built without MPI")
+    def test_over_mpi(self):
+        file = self.folder / "advice.json"
+        result = PROGRAM.mpirun(2, "advise", *SMALL, "--device", "cpu", "--repeats", 3, "--json",
+                                file)
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        self.assertEqual(len(json.loads(file.read_text())["compressors"]), 2)
+
+    def test_what_cannot_be(self):
+        self.assertIn("one rank sends nothing", self.advise("--ranks", 1, code=2).stderr)
+        self.assertIn("did you mean 'sign'",
+                      self.advise("--ranks", 2, "--compressors", "none,sing", code=2).stderr)
+        self.assertIn("--compressors is 'none,'",
+                      self.advise("--ranks", 2, "--compressors", "none,", code=2).stderr)
+        self.advise("--ranks", 2, "--json", self.folder / "no/where", code=73)
+
+
 class Stopping(Case):
     JOB = ("--ranks", 3, "--compressor", "sign", "--steps", 40000, "--report-every", 1)
 
@@ -391,6 +452,10 @@ class BadInput(Case):
             (["--compressor", "sign:block"], 2, r"is no KEY=VALUE"),
             (["--compressor", "none", "--feedback", "error_feedback"], 2,
              r"makes no sense; .*none x none x all_reduce"),
+            (["--compressor", "sign", "--exchange", "two"], 2, r"--exchange 'two' is not known"),
+            (["--compressor", "sign", "--exchange", "all_reduce"], 2, r"makes no sense"),
+            (["--dense-names", "a,,b"], 2, r"a pattern of names .* is empty"),
+            (["--start-iter", "-1"], 2, r"--start-iter is '-1'"),
             (["--feedback", "err"], 2, r"--feedback 'err' is not known"),
             (["--model", "resnet9"], 2, r"did you mean 'resnet8'"),
             (["--model", "mlp:hidden=0"], 2, r"'hidden'"),

@@ -6,8 +6,8 @@
 namespace thinwire {
 
 ComposedReducer::ComposedReducer(std::unique_ptr<Codec> codec, FeedbackKind feedback,
-                                 ExchangeKind exchange)
-    : codecs_(std::move(codec)), feedback_(feedback), exchange_(exchange) {}
+                                 ExchangeKind exchange, CompressionPolicy policy)
+    : codecs_(std::move(codec), std::move(policy)), feedback_(feedback), exchange_(exchange) {}
 
 ComposedReducer::Path& ComposedReducer::path(const Bucket& bucket) {
   const auto found = paths_.find(bucket.index);
