@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <fstream>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -28,6 +29,8 @@ namespace thinwire {
 namespace {
 
 const std::string kNone = "none";
+// Compressors take turns, so that a slow moment of the machine is not held against one of them.
+constexpr int kRounds = 3;
 
 // The training's options with another compressor. What is said of feedback and exchange is meant
 // for the one that the training names.
@@ -66,19 +69,21 @@ double slowest(Communicator& communicator, double seconds) {
 
 Choice choose(Communicator& communicator, const std::string& compressor, const Profile& profile,
               const Link& link) {
-  std::vector<double> predicted;
-  std::vector<double> network;
-  for (const Timeline& step : profile.steps) {
-    predicted.push_back(predict_step(step, link));
-    network.push_back(communication(step, link));
-  }
+  const auto median_of = [&](const std::function<double(const Profile::Step&)>& value) {
+    std::vector<double> values;
+    for (const Profile::Step& step : profile.steps) values.push_back(value(step));
+    return slowest(communicator, median(values));
+  };
+  using Step = Profile::Step;
   Choice choice;
   choice.compressor = compressor;
-  choice.wire_bytes = std::round(slowest(communicator, profile.wire_bytes));
-  choice.arithmetic_seconds = slowest(communicator, profile.arithmetic_seconds);
-  choice.network_seconds = slowest(communicator, median(network));
-  choice.local_seconds = slowest(communicator, profile.step_seconds);
-  choice.predicted_seconds = slowest(communicator, median(predicted));
+  choice.wire_bytes = std::round(median_of([](const Step& step) { return step.wire_bytes; }));
+  choice.arithmetic_seconds = median_of([](const Step& step) { return step.arithmetic_seconds; });
+  choice.network_seconds =
+      median_of([&](const Step& step) { return communication(step.timeline, link); });
+  choice.local_seconds = median_of([](const Step& step) { return step.seconds; });
+  choice.predicted_seconds =
+      median_of([&](const Step& step) { return predict_step(step.timeline, link); });
   return choice;
 }
 
@@ -88,7 +93,7 @@ std::string describe(const Link& link) {
     text += fmt::format("{}{} {:.2f} ms and {}", text.empty() ? "link: " : ", ", operation,
                         1e3 * curve.latency(), format_bandwidth(curve.bandwidth()));
   }
-  return text + "\n";
+  return text + fmt::format(", {:.2f} ms less after a rest\n", 1e3 * link.burst());
 }
 
 nlohmann::ordered_json as_json(const Link& link) {
@@ -109,7 +114,8 @@ void write_json(const AdviseOptions& options, const TrainRequest& training, int 
                               {"model", training.model},
                               {"data", training.data},
                               {"batch_size", training.batch_size},
-                              {"link", as_json(link)}};
+                              {"link", as_json(link)},
+                              {"burst_seconds", link.burst()}};
   auto& rows = json["compressors"] = nlohmann::ordered_json::array();
   for (const Choice& choice : choices) {
     const auto bandwidth = break_even(choice, choices[index_of_none(choices)]);
@@ -161,12 +167,19 @@ void advise_rank(std::unique_ptr<Communicator> communicator, const CommandLine& 
   const Link link =
       measure_link(*communicator, dense_bytes(*fresh_model().module, ranks), line.advise.repeats);
   if (speaks) fmt::print("{}", describe(link));
+  const std::vector<std::string> compressors = compressors_of(line.advise);
+  std::vector<Profile> profiles(compressors.size());
+  for (int round = 0; round < kRounds; ++round) {
+    for (std::size_t i = 0; i < compressors.size(); ++i) {
+      const Profile profile =
+          measure_profile(*communicator, fresh_model(), data,
+                          with_compressor(training, compressors[i]), line.advise.repeats);
+      profiles[i].steps.insert(profiles[i].steps.end(), profile.steps.begin(), profile.steps.end());
+    }
+  }
   std::vector<Choice> choices;
-  for (const std::string& compressor : compressors_of(line.advise)) {
-    const Profile profile =
-        measure_profile(*communicator, fresh_model(), data, with_compressor(training, compressor),
-                        line.advise.repeats);
-    choices.push_back(choose(*communicator, compressor, profile, link));
+  for (std::size_t i = 0; i < compressors.size(); ++i) {
+    choices.push_back(choose(*communicator, compressors[i], profiles[i], link));
   }
   if (speaks) {
     fmt::print("{}", describe(choices, index_of_none(choices)));

@@ -34,22 +34,32 @@ class LinkCurve {
   std::vector<LinkPoint> points_;
 };
 
-// Curves by the name of the operation: all_reduce, all_to_all, all_gather.
+// Curves by the name of the operation: all_reduce, all_to_all, all_gather. They are those of a link
+// that is never at rest.
 class Link {
  public:
-  explicit Link(std::map<std::string, LinkCurve> curves) : curves_(std::move(curves)) {}
+  // `burst` in seconds: how much sooner an operation ends after a long rest. Shapers, switches and
+  // clouds let that much pass at once, and save it up again while the link rests.
+  explicit Link(std::map<std::string, LinkCurve> curves, double burst = 0)
+      : curves_(std::move(curves)), burst_(burst) {}
 
-  // An operation that was not measured costs what an all_to_all of as many bytes does.
-  double seconds(const std::string& operation, double bytes) const;
+  // Of an operation that was not measured: the curve of all_to_all.
+  const LinkCurve& curve(const std::string& operation) const;
+  double seconds(const std::string& operation, double bytes) const {
+    return curve(operation).seconds(bytes);
+  }
+  double burst() const { return burst_; }
   const std::map<std::string, LinkCurve>& curves() const { return curves_; }
 
  private:
   std::map<std::string, LinkCurve> curves_;
+  double burst_;
 };
 
 // Collective: times each kind of operation over sizes of up to `largest` bytes sent by a rank, or
 // until one takes long; the median of `repeats` after two to warm up (TCP opens its window slowly),
-// on the slowest rank. The same on every rank.
+// on the slowest rank. Then the largest ones again after a rest each, for the burst. The same on
+// every rank.
 Link measure_link(Communicator& communicator, std::int64_t largest, std::int64_t repeats);
 
 double median(std::vector<double> values);

@@ -11,8 +11,8 @@ namespace thinwire {
 struct AdviseOptions {
   // From the one that loses nothing to those that lose more: of equally fast ones the first wins.
   std::string compressors = "none,sign";
-  std::int64_t repeats = 10;  // steps of each compressor, and runs of each exchange and size
-  std::string json;           // file for the results; empty: none
+  std::int64_t repeats = 5;  // steps of each compressor and round; runs of each exchange and size
+  std::string json;          // file for the results; empty: none
 };
 
 // Takes the flags of `advise` out of `arguments`: --FLAG VALUE or --FLAG=VALUE. The others are

@@ -52,7 +52,7 @@ double between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
 }
 
-// `marks` are those of one step that went from `start` to `end`, operations and spans.
+// `marks` are those of one step that began at `start`, of operations and of spans.
 std::vector<TimelineEvent> events_of(std::vector<Mark> marks, Clock::time_point start) {
   using Kind = TimelineEvent::Kind;
   std::stable_sort(marks.begin(), marks.end(),
@@ -88,6 +88,21 @@ std::vector<TimelineEvent> events_of(std::vector<Mark> marks, Clock::time_point 
   return events;
 }
 
+// A step that went from `start` to `end`.
+Timeline timeline_of(std::vector<Mark> marks, const std::vector<Trace::Span>& spans,
+                     Clock::time_point start, Clock::time_point end) {
+  auto backward_end = start;
+  for (const Trace::Span& span : spans) {
+    if (span.name == "backward") backward_end = std::max(backward_end, span.end);
+    if (span.row != "communication") continue;
+    marks.push_back({Mark::Kind::begin, span.start});
+    marks.push_back({Mark::Kind::end, span.end});
+  }
+  auto both_end = backward_end;
+  for (const Mark& mark : marks) both_end = std::max(both_end, mark.time);
+  return {events_of(std::move(marks), start), between(start, backward_end), between(both_end, end)};
+}
+
 }  // namespace
 
 Profile measure_profile(Communicator& ranks, const Model& model, const DataSplit& data,
@@ -112,37 +127,23 @@ Profile measure_profile(Communicator& ranks, const Model& model, const DataSplit
   for (int i = 0; i < kWarmUp; ++i) trainer.run_step();
 
   Profile profile;
-  std::vector<double> seconds;
-  std::vector<double> arithmetic;
-  const std::int64_t bytes_before = meter->total().bytes_sent;
   for (std::int64_t i = 0; i < steps; ++i) {
     recorder.take();
     const std::size_t spans_before = trace.spans().size();
     const double arithmetic_before = trainer.arithmetic_seconds();
+    const std::int64_t bytes_before = meter->total().bytes_sent;
     const auto start = Clock::now();
     trainer.run_step();
     const auto end = Clock::now();
-    seconds.push_back(between(start, end));
-    arithmetic.push_back(trainer.arithmetic_seconds() - arithmetic_before);
-
-    std::vector<Mark> marks = recorder.take();
     const std::vector<Trace::Span> spans = trace.spans();
-    auto backward_end = start;
-    for (std::size_t s = spans_before; s < spans.size(); ++s) {
-      if (spans[s].name == "backward") backward_end = std::max(backward_end, spans[s].end);
-      if (spans[s].row != "communication") continue;
-      marks.push_back({Mark::Kind::begin, spans[s].start});
-      marks.push_back({Mark::Kind::end, spans[s].end});
-    }
-    auto both_end = backward_end;
-    for (const Mark& mark : marks) both_end = std::max(both_end, mark.time);
     profile.steps.push_back(
-        {events_of(std::move(marks), start), between(start, backward_end), between(both_end, end)});
+        {.timeline = timeline_of(
+             recorder.take(),
+             {spans.begin() + static_cast<std::ptrdiff_t>(spans_before), spans.end()}, start, end),
+         .seconds = between(start, end),
+         .arithmetic_seconds = trainer.arithmetic_seconds() - arithmetic_before,
+         .wire_bytes = static_cast<double>(meter->total().bytes_sent - bytes_before)});
   }
-  profile.step_seconds = median(seconds);
-  profile.arithmetic_seconds = median(arithmetic);
-  profile.wire_bytes =
-      static_cast<double>(meter->total().bytes_sent - bytes_before) / static_cast<double>(steps);
   return profile;
 }
 

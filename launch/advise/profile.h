@@ -12,12 +12,15 @@
 
 namespace thinwire {
 
-// Medians over steps of the real trainer whose communicator moves no bytes.
+// Steps of the real trainer whose communicator moves no bytes.
 struct Profile {
-  std::vector<Timeline> steps;
-  double step_seconds = 0;
-  double arithmetic_seconds = 0;  // in the reducer, per step
-  double wire_bytes = 0;          // that this rank would send, per step
+  struct Step {
+    Timeline timeline;
+    double seconds = 0;
+    double arithmetic_seconds = 0;  // in the reducer
+    double wire_bytes = 0;          // that this rank would send
+  };
+  std::vector<Step> steps;
 };
 
 // Collective over `ranks`, which start together, because they may share cores; nothing else goes

@@ -3,10 +3,29 @@
 #include <algorithm>
 
 namespace thinwire {
+namespace {
 
-double predict_step(const Timeline& timeline, const Link& link) {
-  double now = 0;        // of the communication thread
-  double link_free = 0;  // the link carries one operation at a time
+// A link that carries one operation at a time.
+struct LinkState {
+  double free = 0;    // when the last operation is done, from the step's start
+  double credit = 0;  // seconds that the next one may save
+};
+
+// Posts an operation at `now`; returns when it is done.
+double carry(LinkState& state, const Link& link, const TimelineEvent& operation, double now) {
+  const double start = std::max(now, state.free);
+  state.credit = std::min(link.burst(), state.credit + start - state.free);
+  const LinkCurve& curve = link.curve(operation.operation);
+  const double full = curve.seconds(operation.bytes);
+  const double saved = std::clamp(full - curve.latency(), 0.0, state.credit);
+  state.credit -= saved;
+  state.free = start + full - saved;
+  return state.free;
+}
+
+// The step's time; leaves the link as the next step finds it.
+double run(const Timeline& timeline, const Link& link, LinkState& state) {
+  double now = 0;  // of the communication thread
   std::vector<double> done;
   for (const TimelineEvent& event : timeline.events) {
     switch (event.kind) {
@@ -17,15 +36,24 @@ double predict_step(const Timeline& timeline, const Link& link) {
         now += event.seconds;
         break;
       case TimelineEvent::Kind::post:
-        link_free = std::max(now, link_free) + link.seconds(event.operation, event.bytes);
-        done.push_back(link_free);
+        done.push_back(carry(state, link, event, now));
         break;
       case TimelineEvent::Kind::wait:
         now = std::max(now, done.at(event.number));
         break;
     }
   }
-  return std::max(timeline.backward_end, now) + timeline.tail;
+  const double end = std::max(timeline.backward_end, now) + timeline.tail;
+  state.free -= end;
+  return end;
+}
+
+}  // namespace
+
+double predict_step(const Timeline& timeline, const Link& link) {
+  LinkState state{.credit = link.burst()};
+  run(timeline, link, state);
+  return run(timeline, link, state);
 }
 
 double communication(const Timeline& timeline, const Link& link) {

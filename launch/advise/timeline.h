@@ -37,7 +37,8 @@ struct Timeline {
 //
 // where the communication thread begins a bucket when it is full and the one before is done. With
 // one operation per bucket that is max(gamma T_compute, (k-1) T_comm) + T_comm(last bucket) of
-// Agarwal et al. (MLSys 2022), with the gamma and the arithmetic that were measured.
+// Agarwal et al. (MLSys 2022), with the gamma and the arithmetic that were measured. What the link
+// saves up for a burst it saves up while no operation is in flight; the step is one of many.
 double predict_step(const Timeline& timeline, const Link& link);
 
 // Seconds of all its operations.

@@ -94,6 +94,29 @@ TEST(Timeline, OperationsInFlightShareTheLink) {
   EXPECT_EQ(predict_step(timeline, slow_link()), 9);
 }
 
+// A token bucket of 3 seconds: what was saved up shortens the operations until it is used up.
+TEST(Timeline, ARestedLinkIsSooner) {
+  const Link link(slow_link().curves(), 3);
+  Timeline timeline;
+  timeline.events = {{Kind::post, 0, "all_to_all", 2, 0},
+                     {Kind::wait, 0, {}, 0, 0},
+                     {Kind::post, 0, "all_to_all", 5, 0},
+                     {Kind::wait, 0, {}, 0, 1}};
+  // Rests 10 s in every step: 7 s of messages take 4.
+  timeline.tail = 10;
+  EXPECT_EQ(predict_step(timeline, link), 14);
+  // Rests 1 s: one is saved.
+  timeline.tail = 1;
+  EXPECT_EQ(predict_step(timeline, link), 7);
+  // Never rests.
+  timeline.tail = 0;
+  EXPECT_EQ(predict_step(timeline, link), 7);
+  // An operation is not shorter than its latency.
+  timeline.events = {{Kind::post, 0, "all_gather", 1, 0}, {Kind::wait, 0, {}, 0, 0}};
+  timeline.tail = 10;
+  EXPECT_EQ(predict_step(timeline, link), 11);
+}
+
 Choice choice(const std::string& compressor, double wire, double arithmetic, double step) {
   return {.compressor = compressor,
           .wire_bytes = wire,
