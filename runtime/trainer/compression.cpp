@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <map>
+
 #include "runtime/base/error.h"
 
 namespace thinwire {
@@ -62,6 +65,47 @@ std::optional<std::string> note_on_eta(const CompressionOptions& options) {
       "twice "
       "the density, or use eta=auto",
       *feedback.eta, top_k->density);
+}
+
+std::vector<std::string> describe_plans(const std::vector<SlicePlan>& plans) {
+  struct Way {
+    std::int64_t tensors = 0;
+    std::int64_t values = 0;
+    std::int64_t bytes = 0;
+  };
+  std::map<std::string, Way> ways;
+  for (const SlicePlan& plan : plans) {
+    Way& way = ways[plan.coding];
+    way.tensors += 1;
+    way.values += plan.numel;
+    way.bytes += plan.payload_bytes;
+  }
+  std::vector<std::string> lines;
+  for (const auto& [coding, way] : ways) {
+    lines.push_back(fmt::format("{} tensors, {} values: {}, {} bytes a message", way.tensors,
+                                way.values, coding, way.bytes));
+  }
+  return lines;
+}
+
+std::int64_t message_bytes(const std::vector<SlicePlan>& plans) {
+  std::int64_t bytes = 0;
+  for (const SlicePlan& plan : plans) bytes += plan.payload_bytes;
+  return bytes;
+}
+
+std::vector<std::string> notes_on_names(const CompressionPolicy& policy,
+                                        const std::vector<SlicePlan>& plans) {
+  std::vector<std::string> notes;
+  for (const std::string& pattern : policy.dense_names) {
+    const bool used = std::any_of(plans.begin(), plans.end(), [&](const SlicePlan& plan) {
+      return matches(plan.name, pattern);
+    });
+    if (used) continue;
+    notes.push_back(
+        fmt::format("warning: no parameter's name matches '{}' of --dense-names", pattern));
+  }
+  return notes;
 }
 
 }  // namespace thinwire

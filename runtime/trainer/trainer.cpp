@@ -521,38 +521,20 @@ void Trainer::resume() {
 }
 
 std::vector<std::string> Trainer::describe_compression() const {
-  std::map<std::string, std::array<std::int64_t, 3>> ways;  // coding -> tensors, values, bytes
+  std::vector<SlicePlan> plans;
   std::int64_t dense = 0;
-  std::int64_t wire = 0;
   for (const Bucket& bucket : buckets_.buckets()) {
-    for (const SlicePlan& plan : reducer_.plan(bucket)) {
-      auto& way = ways[plan.coding];
-      way[0] += 1;
-      way[1] += plan.numel;
-      way[2] += plan.payload_bytes;
-      wire += plan.payload_bytes;
-    }
+    for (SlicePlan& plan : reducer_.plan(bucket)) plans.push_back(std::move(plan));
     dense += bucket.parameter_numel() * static_cast<std::int64_t>(bucket.gradient.element_size());
   }
-  std::vector<std::string> lines;
-  for (const auto& [coding, way] : ways) {
-    lines.push_back(fmt::format("{} tensors, {} values: {}, {} bytes a message", way[0], way[1],
-                                coding, way[2]));
-  }
+  std::vector<std::string> lines = describe_plans(plans);
+  const std::int64_t wire = message_bytes(plans);
   lines.push_back(fmt::format(
       "{} buckets, {} bytes dense, {} coded, from step {} on: {:.1f} times fewer",
       buckets_.buckets().size(), dense, wire,
       attempted_ + 1 + std::max<std::int64_t>(compression_.start_iter - committed_, 0),
       static_cast<double>(dense) / static_cast<double>(std::max<std::int64_t>(wire, 1))));
-  for (const std::string& pattern : compression_.policy.dense_names) {
-    const auto& all = buckets_.parameters();
-    if (std::any_of(all.begin(), all.end(),
-                    [&](const Parameter& one) { return matches(one.name, pattern); })) {
-      continue;
-    }
-    lines.push_back(
-        fmt::format("warning: no parameter's name matches '{}' of --dense-names", pattern));
-  }
+  for (const std::string& note : notes_on_names(compression_.policy, plans)) lines.push_back(note);
   return lines;
 }
 
