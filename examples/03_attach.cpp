@@ -1,5 +1,6 @@
 // A libtorch training loop that you already have, made data-parallel: the five lines marked [1] to
-// [5]. The optimizer stays torch's. With an argument the gradients travel as one bit per value.
+// [5]. The optimizer stays torch's. The argument is a compressor, as `thinwire train` has it:
+// "sign", "powersgd:rank=4".
 //
 //   build/examples/03_attach          last line: 4 ranks, 37000 bytes a step: loss fell tenfold
 //   build/examples/03_attach sign     last line: 4 ranks, 2036 bytes a step: loss fell tenfold
@@ -44,13 +45,15 @@ void train(thinwire::Communicator& ranks, thinwire::CompressionOptions compressi
               last_loss < first_loss / 10 ? "tenfold" : "too little");
 }
 
-int main(int argc, char**) {
-  thinwire::CompressionOptions compression;
-  if (argc > 1) compression.codec = thinwire::Sign{};
+int main(int argc, char** argv) try {
+  const auto compression = thinwire::parse_compression(argc > 1 ? argv[1] : "none", "auto");
   at::set_num_threads(1);
   thinwire::run_ranks(4, [&](std::unique_ptr<thinwire::Communicator> ranks) {
     // The meter is only there for the number at the end.
     const auto meter = std::make_shared<thinwire::Meter>();
     train(*thinwire::make_metered(std::move(ranks), meter), compression, *meter);
   });
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "%s\n", error.what());
+  return 1;
 }

@@ -191,6 +191,17 @@ CommandLine parse_verify(const std::vector<std::string>& arguments) {
   return line;
 }
 
+CommandLine parse_advise(std::vector<std::string> arguments) {
+  CommandLine line;
+  line.command = Command::advise_help;
+  if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) return line;
+  const AdviseOptions advise = take_advise_options(arguments);
+  line = parse_train(arguments);
+  if (line.command == Command::train) line.command = Command::advise;
+  line.advise = advise;
+  return line;
+}
+
 CommandLine parse_bench_command(const std::vector<std::string>& arguments) {
   CommandLine line;
   line.command = Command::bench_help;
@@ -208,7 +219,7 @@ CommandLine parse_bench_command(const std::vector<std::string>& arguments) {
 }  // namespace
 
 CommandLine parse_command_line(const std::vector<std::string>& arguments) {
-  const std::vector<std::string> commands{"train", "bench", "verify", "info", "help"};
+  const std::vector<std::string> commands{"train", "advise", "bench", "verify", "info", "help"};
   if (arguments.empty()) {
     throw UsageError(fmt::format("no command; give {}", fmt::join(commands, ", ")));
   }
@@ -217,6 +228,8 @@ CommandLine parse_command_line(const std::vector<std::string>& arguments) {
   const bool asks_for_help = command == "help" || command == "--help" || command == "-h";
   if (command == "train") return parse_train(rest);
   if (asks_for_help && rest == std::vector<std::string>{"train"}) return parse_train({"--help"});
+  if (command == "advise") return parse_advise(rest);
+  if (asks_for_help && rest == std::vector<std::string>{"advise"}) return parse_advise({"--help"});
   if (command == "bench") return parse_bench_command(rest);
   if (asks_for_help && rest == std::vector<std::string>{"bench"}) {
     return parse_bench_command({"--help"});
@@ -305,6 +318,8 @@ std::string help_text() {
          "\n"
          "Usage:\n"
          "  thinwire train [--FLAG VALUE]...   train; `thinwire train --help` lists the flags\n"
+         "  thinwire advise [--FLAG VALUE]...  say which compressor makes that training fastest "
+         "here\n"
          "  thinwire bench all-reduce          time all-reduces; `thinwire bench --help` has more\n"
          "  thinwire verify FOLDER             check that a checkpoint is complete and undamaged\n"
          "  thinwire info                      print the version and what it was built with\n"

@@ -7,17 +7,31 @@
 #include <string>
 #include <vector>
 
+#include "launch/advise/options.h"
 #include "launch/bench_options.h"
 #include "launch/options_table.h"
 
 namespace thinwire {
 
-enum class Command { train, print_config, bench, verify, info, help, train_help, bench_help };
+enum class Command {
+  train,
+  print_config,
+  advise,
+  bench,
+  verify,
+  info,
+  help,
+  train_help,
+  advise_help,
+  bench_help,
+};
 
 // A command line that was understood, with every value inside its range.
 struct CommandLine {
   Command command = Command::help;
-  TrainRequest train;  // `train` and `print_config`: flags over the config file over the defaults
+  // `train`, `print_config` and `advise`: flags over the config file over the defaults
+  TrainRequest train;
+  AdviseOptions advise;
   BenchOptions bench;
   std::string folder;  // `verify`: the checkpoint
 };

@@ -20,6 +20,10 @@ using MakeModel = std::function<Model(const std::string& spec, const Dataset& da
 int run_train(const TrainOptions& options, const CommandLine& line,
               const JobEnvironment& environment, const MakeModel& make);
 
+// Compares compressors and prints which to take. Returns the exit code; throws what `report`
+// reports.
+int run_advise(const CommandLine& line, const JobEnvironment& environment, const MakeModel& make);
+
 // Times all-reduces and prints a table. Returns the exit code; throws what `report` reports.
 int run_bench(const BenchOptions& options, const JobEnvironment& environment);
 

@@ -24,16 +24,17 @@ int run(const std::vector<std::string>& arguments, const JobEnvironment& environ
   const CommandLine line = parse_command_line(arguments);
   require_one_kind_of_rank(environment,
                            line.command == Command::bench ? line.bench.ranks : line.train.ranks);
-  if (line.command == Command::train) {
-    return run_train(
-        line.train, line, environment,
-        [](const std::string& spec, const Dataset& data) { return make_model(spec, data); });
-  }
+  const MakeModel make = [](const std::string& spec, const Dataset& data) {
+    return make_model(spec, data);
+  };
+  if (line.command == Command::train) return run_train(line.train, line, environment, make);
+  if (line.command == Command::advise) return run_advise(line, environment, make);
   if (line.command == Command::bench) return run_bench(line.bench, environment);
   // Everything else is one process's work, however many were started.
   if (environment.rank > 0) return 0;
   switch (line.command) {
     case Command::train:
+    case Command::advise:
     case Command::bench:
       break;
     case Command::print_config:
@@ -46,6 +47,8 @@ int run(const std::vector<std::string>& arguments, const JobEnvironment& environ
       return print(help_text());
     case Command::train_help:
       return print(train_help_text());
+    case Command::advise_help:
+      return print(advise_help_text());
     case Command::bench_help:
       return print(bench_help_text());
   }

@@ -115,9 +115,27 @@ std::vector<Option> options_table() {
       {"clip-norm", optimizer, "largest L2 norm of the whole gradient; 0: no clipping",
        Number{&R::clip_norm, 0, 1e9}},
 
-      {"compressor", communication, "none | sign | sign:block=N, N in elements",
+      {"compressor", communication,
+       "none | fp16 | bf16 | sign[:block=N,scale=l1|rms] | "
+       "quantize:bits=N[,block=N,grid=max_min|symmetric,rounding=nearest|stochastic] | "
+       "topk:density=X[,block=N,select=threshold|exact] | "
+       "powersgd:rank=N[,min_compression_rate=X,warm_start=true|false,"
+       "orthogonalization_epsilon=X]",
        Word{&R::compressor}},
-      {"feedback", communication, "auto | none | error_feedback", Word{&R::feedback}},
+      {"feedback", communication,
+       "what becomes of what was not sent: auto | none | error_feedback | ef21 | "
+       "econtrol[:eta=auto|X]",
+       Word{&R::feedback}},
+      {"exchange", communication,
+       "how messages become one mean: auto | all_reduce | two_stage | all_gather",
+       Word{&R::exchange}},
+      {"start-iter", communication, "steps that go uncompressed before compression starts",
+       Integer{&R::start_iter, 0, kMany}},
+      {"dense-below", communication, "parameters of fewer values go uncompressed",
+       Integer{&R::dense_below, 0, kMany}},
+      {"dense-names", communication,
+       "and those whose names match: PATTERN[,PATTERN], e.g. *embedding*,fc.weight",
+       Text{&R::dense_names}},
       {"bucket-mb", communication, "MiB of gradients that travel together",
        Number{&R::bucket_mb, 0.0001, 4096}},
       {"timeout", communication, "seconds that a collective may take",

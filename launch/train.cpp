@@ -28,7 +28,9 @@
 #include "runtime/data_parallel.h"
 #include "runtime/telemetry/metrics.h"
 #include "runtime/telemetry/tensorboard.h"
+#include "runtime/trainer/compression.h"
 #include "runtime/trainer/model_state.h"
+#include "runtime/trainer/pay_off.h"
 #include "runtime/trainer/precision.h"
 #include "runtime/trainer/trainer.h"
 
@@ -68,6 +70,7 @@ class Console final : public TrainerObserver {
   void on_end(const EndReport& report) {
     metrics_->write(report);
     warn();
+    for (const std::string& line : pay_off(report.last)) progress_.line(line);
     progress_.line(
         fmt::format("{}: test accuracy {:.2f} %, test loss {:.4f}, {:.0f} samples/s, {:.0f} bytes "
                     "a step ({:.1f} times fewer "
@@ -114,19 +117,9 @@ std::string fingerprint(const DataSplit& data) {
                      hex64(data.test->fingerprint()));
 }
 
-// What a user should know of the options that he chose; empty if there is nothing to say.
-std::string advice(const TrainOptions& options) {
-  const bool dense = parse_compression(options.compressor, options.feedback).codec.index() == 0;
-  if (dense || options.momentum < 0.5 || !options.optimizer.starts_with("sgd")) return {};
-  return fmt::format(
-      "note: momentum {} behind compressed gradients needs a smaller learning rate than without "
-      "compression; with --momentum 0 the same rate per step works",
-      options.momentum);
-}
-
 // Everything that can be known to be wrong before ranks meet.
 void validate(const TrainOptions& options, const DataSplit& data) {
-  parse_compression(options.compressor, options.feedback);
+  compression_of(options);
   parse_schedule(options.lr_schedule, options.lr, 1);
   make_optimizer(options.optimizer, {options.momentum, options.weight_decay}, {});
   make_model(options.model, *data.train);
@@ -216,7 +209,7 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
     console->open_metrics(options, history.continued ? trainer.attempted_steps() : 0);
   }
   for (const auto& way : trainer.describe_compression()) observer.on_line(way);
-  if (!advice(options).empty()) observer.on_line(advice(options));
+  for (const auto& note : notes_on_compression(options)) observer.on_line(note);
 
   const EndReport end = trainer.run();
   if (console) console->on_end(end);

@@ -4,6 +4,8 @@
 
 #include <set>
 
+#include "runtime/trainer/compression.h"
+
 namespace thinwire {
 namespace {
 
@@ -50,12 +52,20 @@ DataParallel::DataParallel(std::vector<Parameter> parameters, ModelBuffers modul
                            BucketOptions buckets)
     : buckets_(std::move(parameters), for_attaching(buckets)),
       module_buffers_(std::move(module_buffers)),
-      reducer_(make_reducer(compression)),
+      compression_(std::move(compression)),
+      reducer_(make_reducer(compression_)),
       bucket_reducer_(buckets_, *reducer_, communicator) {
   std::vector<at::Tensor> tensors = module_buffers_.tensors();
   for (const auto& parameter : buckets_.parameters()) tensors.push_back(parameter.tensor);
   broadcast_tensors(communicator, tensors, 0);
   committed_buffers_ = module_buffers_.clone();
+  set_next_step();
+}
+
+void DataParallel::set_next_step() {
+  bucket_reducer_.set_step({.step = attempted_,
+                            .transmission = transmission_of(compression_, attempted_ - skipped_,
+                                                            Transmission::compressed)});
 }
 
 Verdict DataParallel::finish() {
@@ -66,7 +76,8 @@ Verdict DataParallel::finish() {
     ++skipped_;
     module_buffers_.assign(committed_buffers_);
   }
-  bucket_reducer_.set_step({.step = ++attempted_});
+  ++attempted_;
+  set_next_step();
   return verdict;
 }
 
@@ -74,7 +85,7 @@ void DataParallel::visit(StateVisitor& visitor) {
   visitor.counter("attempted", attempted_);
   visitor.counter("skipped", skipped_);
   for (const Bucket& bucket : buckets_.buckets()) reducer_->visit(bucket, visitor);
-  bucket_reducer_.set_step({.step = attempted_});  // the visitor may have filled it in
+  set_next_step();  // the visitor may have filled the counters in
 }
 
 }  // namespace thinwire

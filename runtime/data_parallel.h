@@ -29,7 +29,8 @@ std::vector<Parameter> parameters_of(const torch::nn::Module& module);
 // backward. Clip after `finish`; do not keep handles of gradients across it. When a gradient is not
 // finite on some rank, the step is rolled back on all: every grad() is undefined, so that
 // optimizer.step() moves nothing, and the module's buffers are what they were after the step
-// before. Loss must be a mean over the rank's samples. Buffers are each rank's own after the start.
+// before. The first `compression.start_iter` committed steps go uncompressed. Loss must be a mean
+// over the rank's samples. Buffers are each rank's own after the start.
 class DataParallel {
  public:
   DataParallel(const torch::nn::Module& module, Communicator& communicator,
@@ -66,8 +67,11 @@ class DataParallel {
   GradientBuckets buckets_;
   ModelBuffers module_buffers_;
   std::vector<at::Tensor> committed_buffers_;  // their values after the last committed step
+  CompressionOptions compression_;
   std::unique_ptr<GradientReducer> reducer_;
   BucketReducer bucket_reducer_;
+  void set_next_step();
+
   std::int64_t attempted_ = 0;
   std::int64_t skipped_ = 0;
 };

@@ -234,6 +234,11 @@ CompressionOptions resolve(CompressionOptions options) {
     throw UsageError(
         fmt::format("feedback econtrol: eta is {}; give 0 to 1, or auto", *options.feedback.eta));
   }
+  require_valid(options.policy);
+  if (options.start_iter < 0) {
+    throw UsageError(
+        fmt::format("compression starts at step {}; give 0 or more", options.start_iter));
+  }
   const auto fits = [&](const Combination& row) {
     return row.codec == options.codec.index() &&
            (options.feedback.kind == FeedbackKind::automatic ||
@@ -307,7 +312,7 @@ std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions
                                              PowerSgdReducer::Arithmetic::tensor_operations);
   }
   return std::make_unique<ComposedReducer>(make_codec(chosen.codec), chosen.feedback,
-                                           chosen.exchange);
+                                           chosen.exchange, chosen.policy);
 }
 
 }  // namespace thinwire

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "collectives/compression/kernels/kernels.h"
+#include "collectives/compression/policy.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
 #include "collectives/queue.h"
 
@@ -77,6 +78,8 @@ struct CompressionOptions {
   ExchangeKind exchange = ExchangeKind::automatic;
   // Committed steps before the first compressed one; those go uncompressed.
   std::int64_t start_iter = 0;
+  // Tensors that always go uncompressed.
+  CompressionPolicy policy = {};
 };
 
 // From words:
@@ -94,8 +97,8 @@ CompressionOptions parse_compression(const std::string& compressor, const std::s
                                      const std::string& exchange = "auto");
 
 // The options with `automatic` replaced by what it stands for. Throws `UsageError` for a
-// combination that does not make sense, where the message lists those that do, and for a number
-// that is out of range.
+// combination that does not make sense, where the message lists those that do, and for a number or
+// a policy that cannot be.
 CompressionOptions resolve(CompressionOptions options);
 
 // Every combination that makes sense, with the codecs' default numbers.
@@ -126,8 +129,8 @@ struct ReducerLaunch {
   }
 };
 
-// Matrices and convolution kernels go through the codec; vectors and scalars (biases, norms) ride
-// along uncompressed in the same messages.
+// Slices that `options.policy` has no reason to keep go through the codec; the others, by default
+// vectors and scalars (biases, norms), ride along uncompressed in the same messages.
 std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
                                               const ReducerLaunch& launch = {});
 

@@ -203,7 +203,9 @@ Verdict BucketReducer::finish() {
   }
   submit([this] {
     const c10::NoGradGuard no_grad;
+    const auto start = Clock::now();
     reducer_.settle(path_.communicator);
+    if (trace_) trace_->span("communication", "settle", start, Clock::now());
   });
   thread_.drain();
 

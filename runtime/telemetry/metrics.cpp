@@ -22,6 +22,11 @@ nlohmann::ordered_json as_json(const StepReport& report) {
           {"bytes_wire", report.bytes_wire},
           {"residual_ratio", report.residual_ratio},
           {"skipped", report.skipped},
+          {"steps", report.steps},
+          {"compressed_steps", report.compressed_steps},
+          {"step_seconds", report.step_seconds},
+          {"arithmetic_seconds", report.arithmetic_seconds},
+          {"waited_seconds", report.waited_seconds},
           {"slowest_rank", report.slowest_rank},
           {"slowest_ratio", report.slowest_ratio}};
 }

@@ -9,8 +9,10 @@
 namespace thinwire {
 
 // One JSON object per line: each reported step with step, loss, lr, samples_per_second,
-// bytes_dense, bytes_wire, residual_ratio, skipped, epoch, slowest_rank, slowest_ratio; a last one
-// with "event": "end". Bytes are per rank and step. Values that JSON cannot say (NaN) are null.
+// bytes_dense, bytes_wire, residual_ratio, skipped, epoch, slowest_rank, slowest_ratio, steps
+// (since the line before), compressed_steps (of them), step_seconds, arithmetic_seconds,
+// waited_seconds; a last one with "event": "end". Bytes and seconds are per rank and step. Values
+// that JSON cannot say (NaN) are null.
 //
 // A run that resumes keeps the lines of the steps before, and drops those that it will report
 // again.

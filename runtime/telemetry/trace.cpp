@@ -16,6 +16,11 @@ void Trace::span(const std::string& row, const std::string& name, Clock::time_po
   spans_.push_back({row, name, start, end});
 }
 
+std::vector<Trace::Span> Trace::spans() const {
+  const std::lock_guard lock(mutex_);
+  return spans_;
+}
+
 std::string Trace::events() const {
   using Microseconds = std::chrono::duration<double, std::micro>;
   const std::lock_guard lock(mutex_);

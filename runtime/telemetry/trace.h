@@ -14,22 +14,25 @@ namespace thinwire {
 // chrome://tracing or ui.perfetto.dev). Safe from several threads.
 class Trace {
  public:
-  explicit Trace(int rank) : rank_(rank) {}
-
-  // One span on the named row ("backward", "communication").
-  void span(const std::string& row, const std::string& name, Clock::time_point start,
-            Clock::time_point end);
-
-  // This rank's events, comma-separated JSON objects.
-  std::string events() const;
-
- private:
   struct Span {
     std::string row;
     std::string name;
     Clock::time_point start;
     Clock::time_point end;
   };
+
+  explicit Trace(int rank) : rank_(rank) {}
+
+  // One span on the named row ("backward", "communication").
+  void span(const std::string& row, const std::string& name, Clock::time_point start,
+            Clock::time_point end);
+
+  // So far, in the order in which they ended.
+  std::vector<Span> spans() const;
+  // This rank's events, comma-separated JSON objects.
+  std::string events() const;
+
+ private:
   int rank_;
   mutable std::mutex mutex_;
   std::vector<Span> spans_;

@@ -29,8 +29,12 @@ struct TrainOptions {
   double clip_norm = 0;     // L2 norm of the whole gradient; 0: no clipping
 
   // Communication
-  std::string compressor = "none";  // none | sign | sign:block=N
-  std::string feedback = "auto";    // auto | none | error_feedback
+  std::string compressor = "none";  // none | fp16 | bf16 | sign | quantize | topk | powersgd
+  std::string feedback = "auto";    // auto | none | error_feedback | ef21 | econtrol
+  std::string exchange = "auto";    // auto | all_reduce | two_stage | all_gather
+  std::int64_t start_iter = 0;      // committed steps before compression starts
+  std::int64_t dense_below = 0;     // values; smaller parameters go uncompressed
+  std::string dense_names;          // patterns, separated by commas: these too
   double bucket_mb = 25;            // MiB of gradients that travel together
   std::int64_t timeout = 60;        // seconds that a collective may take
   std::int64_t check_every = 100;   // steps between comparisons of the ranks' weights; 0: only

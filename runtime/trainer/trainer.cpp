@@ -15,6 +15,7 @@
 #include "runtime/checkpoint/load.h"
 #include "runtime/data_parallel.h"
 #include "runtime/layers/dropout_mask.h"
+#include "runtime/trainer/compression.h"
 #include "runtime/trainer/resume.h"
 
 namespace thinwire {
@@ -94,30 +95,58 @@ SlowestRank slowest_rank(const std::vector<double>& seconds) {
   return result;
 }
 
+struct Trainer::Step {
+  std::int64_t samples = 0;  // of all ranks
+  at::Tensor loss;           // of this rank, summed over samples; where the model is
+  std::int64_t bytes_sent = 0;
+  bool compressed = false;
+  bool epoch_ended = false;
+  bool stop = false;  // some rank was asked to
+  double seconds = 0;
+  double arithmetic = 0;
+  double waited = 0;
+};
+
 struct Trainer::Interval {
   std::int64_t steps = 0;
   std::int64_t samples = 0;  // of all ranks
   at::Tensor loss;           // of this rank, summed over samples; where the model is
   // Of the steps alone, without evaluation, reports and checkpoints.
   std::int64_t bytes_sent = 0;
+  std::int64_t compressed_steps = 0;
   double seconds = 0;
-  double busy = 0;  // seconds in which this rank did not wait for the others
+  double arithmetic = 0;  // seconds in the reducer
+  double waited = 0;      // seconds in which this rank waited for the others
+
+  void add(const Step& step);
 };
+
+void Trainer::Interval::add(const Step& step) {
+  ++steps;
+  samples += step.samples;
+  loss = loss.defined() ? loss + step.loss : step.loss;
+  bytes_sent += step.bytes_sent;
+  compressed_steps += step.compressed ? 1 : 0;
+  seconds += step.seconds;
+  arithmetic += step.arithmetic;
+  waited += step.waited;
+}
 
 Trainer::Trainer(TrainerParts parts, const TrainOptions& options)
     : parts_(std::move(parts)),
       options_(options),
       buckets_(parameters_of(*parts_.model.module), bucket_options(options)),
       model_buffers_(*parts_.model.module),
-      reducer_(make_reducer(parse_compression(options.compressor, options.feedback),
-                            parts_.device ? parts_.device->reducer : ReducerLaunch{})),
+      compression_(compression_of(options)),
+      reducer_(make_reducer(compression_, parts_.device ? parts_.device->reducer : ReducerLaunch{}),
+               parts_.meter),
       order_(parts_.data.train->size(), options.seed),
       layout_{parts_.communicator.size(), options.batch_size, options.accumulate},
       dtype_(buckets_.parameters().front().tensor.scalar_type()),
       launch_(parts_.device ? parts_.device->optimizer : OptimizerLaunch{}),
       precision_(parse_precision(options.precision)),
       bucket_reducer_(
-          buckets_, *reducer_, parts_.communicator,
+          buckets_, reducer_, parts_.communicator,
           {.before_reduce = [this](Bucket& bucket) { optimizer_->before_reduce(bucket); },
            .trace = parts_.trace,
            .recorder = parts_.recorder,
@@ -141,37 +170,19 @@ EndReport Trainer::run() {
   const Schedule schedule = parse_schedule(options_.lr_schedule, options_.lr, total_steps());
   double lr = schedule.at(std::max<std::int64_t>(attempted_ - 1, 0));
   bool stop = false;
+  bool compressing = committed_ >= compression_.start_iter;
   const Doing computing(parts_.recorder, "computing");
 
   while (!finished() && !stop) {
-    const auto step_start = Clock::now();
-    const std::int64_t bytes_before = parts_.meter.total().bytes_sent;
     lr = schedule.at(attempted_);
-    const RankBatch batch = next_step();
-    const at::Tensor loss = forward_backward(batch);
-    // Before, waiting hides behind backward.
-    const double waited_before = parts_.meter.waited();
-    const Verdict verdict = bucket_reducer_.finish();
-    const double waited = parts_.meter.waited() - waited_before;
-    if (verdict.committed()) {
-      update(lr);
-    } else {
-      skip(*verdict.non_finite, loss);
+    if (!compressing && committed_ >= compression_.start_iter) {
+      compressing = true;
+      parts_.observer.on_line(fmt::format("compression starts at step {}", attempted_ + 1));
     }
-    ++attempted_;
-    const bool epoch_ended = batch.next.epoch != position_.epoch;
-    position_ = batch.next;
-    stop = verdict.vote != 0;
-
-    for (Interval* sums : {&whole, &interval}) {
-      ++sums->steps;
-      sums->samples += batch.total;
-      sums->loss = sums->loss.defined() ? sums->loss + loss : loss;
-      sums->bytes_sent += parts_.meter.total().bytes_sent - bytes_before;
-      const double seconds = seconds_since(step_start);
-      sums->seconds += seconds;
-      sums->busy += seconds - waited;
-    }
+    const Step step = take_step(lr);
+    stop = step.stop;
+    whole.add(step);
+    interval.add(step);
     if (attempted_ % options_.report_every == 0 || finished() || stop) {
       const StepReport report = make_report(interval, lr);
       parts_.observer.on_step(report);
@@ -182,7 +193,7 @@ EndReport Trainer::run() {
       const Doing comparing(parts_.recorder, "comparing weights");
       require_equal_replicas(parts_.communicator, parameters());
     }
-    if (epoch_ended && !finished()) {
+    if (step.epoch_ended && !finished()) {
       const Evaluation result = evaluate();
       parts_.observer.on_evaluation(attempted_, result);
       parts_.observer.on_line(fmt::format("epoch {}: test accuracy {:.2f} %, test loss {:.4f}{}",
@@ -208,6 +219,46 @@ EndReport Trainer::run() {
   return end;
 }
 
+void Trainer::run_step() {
+  take_step(parse_schedule(options_.lr_schedule, options_.lr, total_steps()).at(attempted_));
+}
+
+Trainer::Step Trainer::take_step(double lr) {
+  Step step;
+  const auto start = Clock::now();
+  const std::int64_t bytes_before = parts_.meter.total().bytes_sent;
+  const double arithmetic_before = reducer_.arithmetic_seconds();
+  step.compressed = compresses() && next_transmission() == Transmission::compressed;
+  const RankBatch batch = next_step();
+  step.samples = batch.total;
+  step.loss = forward_backward(batch);
+  // Before, waiting hides behind backward.
+  const double waited_before = parts_.meter.waited();
+  const Verdict verdict = bucket_reducer_.finish();
+  step.waited = parts_.meter.waited() - waited_before;
+  if (verdict.committed()) {
+    update(lr);
+  } else {
+    skip(*verdict.non_finite, step.loss);
+  }
+  ++attempted_;
+  step.epoch_ended = batch.next.epoch != position_.epoch;
+  position_ = batch.next;
+  step.stop = verdict.vote != 0;
+  step.bytes_sent = parts_.meter.total().bytes_sent - bytes_before;
+  step.seconds = seconds_since(start);
+  if (!parts_.device) step.arithmetic = reducer_.arithmetic_seconds() - arithmetic_before;
+  return step;
+}
+
+bool Trainer::compresses() const {
+  return !std::holds_alternative<Uncompressed>(compression_.codec);
+}
+
+Transmission Trainer::next_transmission() const {
+  return transmission_of(compression_, committed_, optimizer_->plan(committed_).transmission);
+}
+
 bool Trainer::finished() const {
   return options_.steps > 0 ? attempted_ >= options_.steps : position_.epoch >= options_.epochs;
 }
@@ -224,9 +275,8 @@ std::int64_t Trainer::total_steps() const {
 // Begins a step: its samples, and the ranks' question whether anybody wants to stop.
 RankBatch Trainer::next_step() {
   if (parts_.recorder) parts_.recorder->set_step(attempted_ + 1);
-  bucket_reducer_.set_step({.step = attempted_,
-                            .seed = options_.seed,
-                            .transmission = optimizer_->plan(committed_).transmission});
+  bucket_reducer_.set_step(
+      {.step = attempted_, .seed = options_.seed, .transmission = next_transmission()});
   bucket_reducer_.begin_step(parts_.stop_requested() ? 1 : 0);
   buffers_before_ = model_buffers_.clone();
   return next_batch(order_, position_, layout_, parts_.communicator.rank());
@@ -321,6 +371,11 @@ StepReport Trainer::make_report(const Interval& interval, double lr) {
   report.seconds_left =
       static_cast<double>(report.total_steps - report.step) * interval.seconds / steps;
   report.skipped = skipped_;
+  report.steps = interval.steps;
+  report.compressed_steps = interval.compressed_steps;
+  report.step_seconds = interval.seconds / steps;
+  report.arithmetic_seconds = interval.arithmetic / steps;
+  report.waited_seconds = interval.waited / steps;
   report.bytes_wire = static_cast<double>(interval.bytes_sent) / steps;
   double bytes = 0;
   for (const Bucket& bucket : buckets_.buckets()) {
@@ -335,7 +390,8 @@ StepReport Trainer::make_report(const Interval& interval, double lr) {
   // The loss, and each rank's busy time in its own place.
   std::vector<double> sums(1 + static_cast<std::size_t>(parts_.communicator.size()), 0.0);
   if (interval.loss.defined()) sums[0] = interval.loss.item<double>();
-  sums[1 + static_cast<std::size_t>(parts_.communicator.rank())] = interval.busy;
+  sums[1 + static_cast<std::size_t>(parts_.communicator.rank())] =
+      interval.seconds - interval.waited;
   sums = all_reduce_sum(parts_.communicator, std::move(sums));
   report.loss = sums[0] / static_cast<double>(std::max<std::int64_t>(interval.samples, 1));
   const SlowestRank slowest = slowest_rank({sums.begin() + 1, sums.end()});
@@ -361,7 +417,7 @@ void Trainer::tell_of_slow_rank(const StepReport& report, double seconds) {
 double Trainer::residual_norm() {
   const torch::NoGradGuard no_grad;
   SquaredResiduals squares;
-  for (const Bucket& bucket : buckets_.buckets()) reducer_->visit(bucket, squares);
+  for (const Bucket& bucket : buckets_.buckets()) reducer_.visit(bucket, squares);
   return std::sqrt(squares.sum);
 }
 
@@ -403,7 +459,7 @@ void Trainer::visit(StateVisitor& visitor) {
   visitor.counter("epoch", position_.epoch);
   visitor.counter("consumed_samples", position_.consumed);
   optimizer_->visit(visitor);
-  for (const Bucket& bucket : buckets_.buckets()) reducer_->visit(bucket, visitor);
+  for (const Bucket& bucket : buckets_.buckets()) reducer_.visit(bucket, visitor);
   model_buffers_.visit_own(visitor);
 }
 
@@ -465,28 +521,20 @@ void Trainer::resume() {
 }
 
 std::vector<std::string> Trainer::describe_compression() const {
-  std::map<std::string, std::array<std::int64_t, 3>> ways;  // coding -> tensors, values, bytes
+  std::vector<SlicePlan> plans;
   std::int64_t dense = 0;
-  std::int64_t wire = 0;
   for (const Bucket& bucket : buckets_.buckets()) {
-    for (const SlicePlan& plan : reducer_->plan(bucket)) {
-      auto& way = ways[plan.coding];
-      way[0] += 1;
-      way[1] += plan.numel;
-      way[2] += plan.payload_bytes;
-      wire += plan.payload_bytes;
-    }
+    for (SlicePlan& plan : reducer_.plan(bucket)) plans.push_back(std::move(plan));
     dense += bucket.parameter_numel() * static_cast<std::int64_t>(bucket.gradient.element_size());
   }
-  std::vector<std::string> lines;
-  for (const auto& [coding, way] : ways) {
-    lines.push_back(fmt::format("{} tensors, {} values: {}, {} bytes a message", way[0], way[1],
-                                coding, way[2]));
-  }
+  std::vector<std::string> lines = describe_plans(plans);
+  const std::int64_t wire = message_bytes(plans);
   lines.push_back(fmt::format(
       "{} buckets, {} bytes dense, {} coded, from step {} on: {:.1f} times fewer",
-      buckets_.buckets().size(), dense, wire, attempted_ + 1,
+      buckets_.buckets().size(), dense, wire,
+      attempted_ + 1 + std::max<std::int64_t>(compression_.start_iter - committed_, 0),
       static_cast<double>(dense) / static_cast<double>(std::max<std::int64_t>(wire, 1))));
+  for (const std::string& note : notes_on_names(compression_.policy, plans)) lines.push_back(note);
   return lines;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/timed.h"
 #include "collectives/metered.h"
 #include "optimizers/launch.h"
 #include "optimizers/optimizer.h"
@@ -40,6 +41,13 @@ struct StepReport {
   double bytes_wire = 0;      // per rank and step, as counted where the backend sends
   double residual_ratio = 0;  // norm of the residual over that of the last estimate
   std::int64_t skipped = 0;   // steps rolled back so far
+  std::int64_t steps = 0;     // since the last report; of them compressed:
+  std::int64_t compressed_steps = 0;
+  // Seconds per step, of this rank: of the whole step, in the reducer's arithmetic, and waiting for
+  // communication that backward did not hide. 0 for arithmetic on a device.
+  double step_seconds = 0;
+  double arithmetic_seconds = 0;
+  double waited_seconds = 0;
   // The rank that was busy longest, that is, not waiting for the others, and its time over the
   // median of the others' (1 on one rank). Of the steps alone.
   int slowest_rank = 0;
@@ -121,11 +129,15 @@ class Trainer {
   // Continues from the checkpoint that `options.resume` names, if any.
   void resume();
   EndReport run();
+  // One step as `run` takes it, without reports, comparisons and checkpoints: for measurements.
+  void run_step();
 
   // Over the test set, with the ranks' mean buffers.
   Evaluation evaluate();
 
   std::int64_t attempted_steps() const { return attempted_; }
+  // Of this rank so far; see TimedReducer.
+  double arithmetic_seconds() const { return reducer_.arithmetic_seconds(); }
   const std::vector<Parameter>& parameters() const { return buckets_.parameters(); }
   // Everything but the model's parameters and buffers.
   void visit(StateVisitor& visitor);
@@ -133,8 +145,12 @@ class Trainer {
   std::vector<std::string> describe_compression() const;
 
  private:
+  struct Step;      // what one step came to
   struct Interval;  // sums since the last report
 
+  Step take_step(double lr);
+  bool compresses() const;
+  Transmission next_transmission() const;
   bool finished() const;
   std::int64_t total_steps() const;
   RankBatch next_step();
@@ -153,7 +169,8 @@ class Trainer {
   TrainOptions options_;
   GradientBuckets buckets_;
   ModelBuffers model_buffers_;
-  std::unique_ptr<GradientReducer> reducer_;
+  CompressionOptions compression_;
+  TimedReducer reducer_;
   std::unique_ptr<Optimizer> optimizer_;
   EpochOrder order_;
   BatchLayout layout_;

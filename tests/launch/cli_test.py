@@ -13,7 +13,7 @@ PROGRAM = sys.argv.pop(1) if len(sys.argv) > 1 else os.environ["THINWIRE_PROGRAM
 
 BAD = [
     # arguments, exit code, what stderr is
-    ([], 2, r"no command; give train, bench, verify, info, help"),
+    ([], 2, r"no command; give train, advise, bench, verify, info, help"),
     (["trian"], 2, r"unknown command 'trian'; did you mean 'train'\?"),
     (["--train"], 2, r"unknown command '--train'; did you mean 'train'\?"),
     (["train", "--learning-rate", "1"], 2, r"unknown flag --learning-rate; "),
@@ -39,6 +39,8 @@ BAD = [
      r"cannot read '/nonexistent/a\.ini': No such"),
     (["train", "--config", "/"], 74, r"cannot read '/': Is a directory; "),
     (["train", "--print-config", "--output", "a#b"], 2, r"--output is 'a#b', which a config file"),
+    (["advise", "--json"], 2, r"--json lacks its value; "),
+    (["advise", "--learning-rate", "1"], 2, r"unknown flag --learning-rate; "),
     (["verify"], 2, r"verify takes one folder"),
     (["verify", "a", "b"], 2, r"verify takes one folder, not 'a b'"),
     (["info", "--all"], 2, r"info takes no '--all'"),

@@ -55,6 +55,14 @@ TEST(CommandLine, EveryFlagReachesItsField) {
                                                "sign",
                                                "--feedback",
                                                "none",
+                                               "--exchange",
+                                               "two_stage",
+                                               "--start-iter",
+                                               "13",
+                                               "--dense-below",
+                                               "14",
+                                               "--dense-names",
+                                               "*.bias,head*",
                                                "--timeout",
                                                "7",
                                                "--ranks",
@@ -86,6 +94,10 @@ TEST(CommandLine, EveryFlagReachesItsField) {
   EXPECT_EQ(t.clip_norm, 2);
   EXPECT_EQ(t.compressor, "sign");
   EXPECT_EQ(t.feedback, "none");
+  EXPECT_EQ(t.exchange, "two_stage");
+  EXPECT_EQ(t.start_iter, 13);
+  EXPECT_EQ(t.dense_below, 14);
+  EXPECT_EQ(t.dense_names, "*.bias,head*");
   EXPECT_EQ(t.timeout, 7);
   EXPECT_EQ(t.ranks, 4);
   EXPECT_EQ(t.seed, 9223372036854775807u);
@@ -139,9 +151,10 @@ struct BadLine {
 TEST(CommandLine, BadOnesAreRefusedWithTheirMessage) {
   const std::string only_flags = "belongs to no flag; `thinwire train` takes only --FLAG VALUE";
   const std::vector<BadLine> table{
-      {{}, "no command; give train, bench, verify, info, help"},
+      {{}, "no command; give train, advise, bench, verify, info, help"},
       {{"trian"},
-       "unknown command 'trian'; did you mean 'train'? give train, bench, verify, info, help"},
+       "unknown command 'trian'; did you mean 'train'? give train, advise, bench, verify, info, "
+       "help"},
       {{"train", "--lrr", "1"},
        "unknown flag --lrr; did you mean '--lr'? `thinwire train --help` lists all"},
       {{"train", "--batch_size=1"},

@@ -61,6 +61,10 @@ TEST(Config, WhatWasPrintedReadsBackAsTheSame) {
   request.clip_norm = 1e-7;
   request.compressor = "sign:block=64";
   request.feedback = "none";
+  request.exchange = "two_stage";
+  request.start_iter = 13;
+  request.dense_below = 14;
+  request.dense_names = "*.bias,head*";
   request.bucket_mb = 1.25;
   request.timeout = 86400;
   request.check_every = 7;

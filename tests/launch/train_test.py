@@ -61,6 +61,23 @@ class Results(Case):
         self.assertGreater(end["seconds"], 0)
         self.assertGreater(end["bytes_dense"], 10 * end["bytes_wire"])
 
+    def test_the_start_and_the_exceptions_of_compression(self):
+        config = self.folder / "compression.ini"
+        config.write_text("compressor = sign:block=64\nstart-iter = 12\ndense-names = fc2*\n"
+                          "exchange = two_stage\n")
+        result = self.train("--ranks", 2, "--steps", 30, "--config", config)
+        self.assertRegex(result.stdout, r"uncompressed: name matches 'fc2\*'")
+        self.assertRegex(result.stdout, r"uncompressed: a vector")
+        self.assertRegex(result.stdout, r"coded, from step 13 on")
+        self.assertRegex(result.stdout, r"\ncompression starts at step 13\n")
+        self.assertEqual([line["compressed_steps"] for line in metrics(self.folder / "run")],
+                         [0, 8, 10, 18])
+        # What a compressed step saves, also where the first steps saved nothing.
+        self.assertRegex(result.stdout, r"\ncompression: [0-9,]+ bytes a step instead of [0-9,]+ "
+                         r"\([0-9.]+ times fewer\) for [0-9.]+ ms of arithmetic: pays where a rank "
+                         r"sends less than [0-9.]+ [MG]bit/s\n")
+        self.assertRegex(result.stdout, r"\nof a step's [0-9.]+ ms [0-9.]+ ms were spent waiting")
+
     def test_two_runs_have_the_same_bits(self):
         for compressor in ("none", "sign"):
             job = ("--ranks", 4, "--steps", 30, "--compressor", compressor)
@@ -391,6 +408,10 @@ class BadInput(Case):
             (["--compressor", "sign:block"], 2, r"is no KEY=VALUE"),
             (["--compressor", "none", "--feedback", "error_feedback"], 2,
              r"makes no sense; .*none x none x all_reduce"),
+            (["--compressor", "sign", "--exchange", "two"], 2, r"--exchange 'two' is not known"),
+            (["--compressor", "sign", "--exchange", "all_reduce"], 2, r"makes no sense"),
+            (["--dense-names", "a,,b"], 2, r"a pattern of names .* is empty"),
+            (["--start-iter", "-1"], 2, r"--start-iter is '-1'"),
             (["--feedback", "err"], 2, r"--feedback 'err' is not known"),
             (["--model", "resnet9"], 2, r"did you mean 'resnet8'"),
             (["--model", "mlp:hidden=0"], 2, r"'hidden'"),

@@ -197,6 +197,47 @@ TEST(DataParallel, ANonFiniteGradientMovesNothingWithAdam) {
   }
 }
 
+// Dense steps give the exact mean; the fourth committed one is compressed, whatever was skipped.
+TEST(DataParallel, CompressionStartsAfterItsCommittedSteps) {
+  run_ranks(2, [&](auto communicator) {
+    const auto net = make_net(1);
+    CompressionOptions options{Sign{8}};
+    options.start_iter = 3;
+    auto parallel = std::make_unique<DataParallel>(*net, *communicator, options);
+    const auto weight_gradient = [&](int step, int row) {
+      const auto alone = make_net(1);
+      torch::mse_loss(alone->forward(input_of(step, row)), target_of(step, row)).backward();
+      return alone->first->weight.grad().clone();
+    };
+    testing::Snapshot saved;
+    for (int step = 0; step < 6; ++step) {
+      const int row = communicator->rank();
+      at::Tensor x = input_of(step, row);
+      if (step == 1) x = x + std::numeric_limits<double>::quiet_NaN();
+      torch::mse_loss(net->forward(x), target_of(step, row)).backward();
+      EXPECT_EQ(parallel->finish().committed(), step != 1);
+      if (step == 1) continue;
+      const at::Tensor mean = (weight_gradient(step, 0) + weight_gradient(step, 1)) / 2;
+      EXPECT_EQ(net->first->weight.grad().allclose(mean, 1e-12, 1e-14), step < 4) << step;
+      if (step != 2) continue;
+      // A new object that takes over the counters goes on where the old one was.
+      parallel->visit(saved);
+      parallel = std::make_unique<DataParallel>(*net, *communicator, options);
+      struct Restore final : StateVisitor {
+        explicit Restore(const testing::Snapshot& from) : from(from) {}
+        void tensor(const StateEntry&) override {}
+        void counter(const std::string& name, std::int64_t& value) override {
+          for (const auto& [known, old] : from.counters) {
+            if (known == name) value = old;
+          }
+        }
+        const testing::Snapshot& from;
+      } restore(saved);
+      parallel->visit(restore);
+    }
+  });
+}
+
 TEST(DataParallel, TwoBackwardsWithoutAccumulationAreAnError) {
   run_ranks(1, [](auto communicator) {
     const auto net = make_net(1);

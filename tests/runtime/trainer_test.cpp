@@ -215,6 +215,91 @@ TEST_F(TrainerTest, ReportsSayWhatWasSent) {
   EXPECT_EQ(run(job(1, "sign:block=64")).steps[0].bytes_wire, 0);
 }
 
+// The oracle of a dense start: as many steps without compression, and compression begun there.
+TEST_F(TrainerTest, CompressionStartsAfterItsCommittedSteps) {
+  Job late = job(3, "sign:block=64");
+  late.options.steps = 30;
+  late.options.start_iter = 12;
+  late.options.report_every = 10;
+  // A step that is rolled back does not count: steps 1 to 14 are dense.
+  late.disturbance = {.rank = 1,
+                      .from_step = 4,
+                      .until_step = 6,
+                      .value = std::numeric_limits<double>::quiet_NaN()};
+  const Outcome outcome = run(late);
+  ASSERT_EQ(outcome.steps.size(), 3u);
+  EXPECT_EQ(outcome.steps[0].compressed_steps, 0);
+  EXPECT_EQ(outcome.steps[1].compressed_steps, 6);
+  EXPECT_EQ(outcome.steps[2].compressed_steps, 10);
+  EXPECT_EQ(outcome.steps[2].steps, 10);
+  EXPECT_GE(outcome.steps[0].bytes_wire, outcome.steps[0].bytes_dense);
+  EXPECT_LT(outcome.steps[2].bytes_wire, outcome.steps[2].bytes_dense / 10);
+  EXPECT_THAT(outcome.lines, ::testing::Contains("compression starts at step 15"));
+
+  Job dense = late;
+  dense.options.compressor = "none";
+  Job always = late;
+  always.options.start_iter = 0;
+  for (Job* one : {&late, &dense, &always}) one->options.steps = 14;
+  const Outcome until_then = run(late);
+  EXPECT_EQ(until_then.end.parameters_hash, run(dense).end.parameters_hash);
+  EXPECT_NE(until_then.end.parameters_hash, run(always).end.parameters_hash);
+}
+
+// The committed step that a checkpoint holds decides, not that of the process.
+TEST_F(TrainerTest, AResumedRunStartsCompressionWhereTheOtherWouldHave) {
+  for (const std::int64_t saved_at : {5, 20}) {
+    Job whole = job(2, "sign:block=64");
+    whole.options.steps = 30;
+    whole.options.start_iter = 12;
+    const Outcome uninterrupted = run(whole);
+    Job first = job(2, "sign:block=64");
+    first.options.steps = saved_at;
+    first.options.start_iter = 12;
+    run(first);
+    Job second = first;
+    second.options.steps = 30;
+    second.options.resume = "auto";
+    const Outcome resumed = run(second);
+    EXPECT_EQ(resumed.end.parameters_hash, uninterrupted.end.parameters_hash) << saved_at;
+    EXPECT_EQ(resumed.end.last.compressed_steps, saved_at < 12 ? 18 : 10);
+    const auto starts = ::testing::Contains("compression starts at step 13");
+    if (saved_at < 12) {
+      EXPECT_THAT(resumed.lines, starts);
+    } else {
+      EXPECT_THAT(resumed.lines, ::testing::Not(starts));
+    }
+  }
+}
+
+TEST_F(TrainerTest, ThePolicyIsFollowedAndExplained) {
+  std::vector<std::string> lines;
+  Job picky = job(2, "sign:block=64");
+  picky.options.dense_below = 200;
+  picky.options.dense_names = "fc2*,*nothing*";
+  picky.options.steps = 3;
+  run(picky, [&](Trainer& trainer, int rank) {
+    if (rank == 0) lines = trainer.describe_compression();
+  });
+  using ::testing::Contains;
+  using ::testing::HasSubstr;
+  EXPECT_THAT(lines, Contains(HasSubstr("uncompressed: a vector")));
+  EXPECT_THAT(lines, Contains(HasSubstr("uncompressed: below 200 values")));
+  EXPECT_THAT(lines, Contains(HasSubstr("uncompressed: name matches 'fc2*'")));
+  EXPECT_THAT(lines, Contains("warning: no parameter's name matches '*nothing*' of --dense-names"));
+}
+
+TEST_F(TrainerTest, ReportsSayWhereAStepsTimeWent) {
+  const Outcome outcome = run(job(2, "sign:block=64"));
+  const StepReport& whole = outcome.end.last;
+  EXPECT_EQ(whole.steps, 50);
+  EXPECT_GT(whole.step_seconds, 0);
+  EXPECT_GT(whole.arithmetic_seconds, 0);
+  EXPECT_LT(whole.arithmetic_seconds, whole.step_seconds);
+  EXPECT_GE(whole.waited_seconds, 0);
+  EXPECT_LT(whole.waited_seconds, whole.step_seconds);
+}
+
 TEST_F(TrainerTest, ANonFiniteStepIsSkippedByAllRanksAndCounted) {
   for (const char* compressor : {"none", "sign:block=64"}) {
     Job bad = job(3, compressor);

@@ -7,10 +7,10 @@
 namespace thinwire {
 
 ComposedReducer::ComposedReducer(std::unique_ptr<Codec> codec, const FeedbackOptions& feedback,
-                                 ExchangeKind exchange)
+                                 ExchangeKind exchange, CompressionPolicy policy)
     : feedback_(feedback),
       eta_(fixed_eta(feedback.eta, codec.get())),
-      codecs_(std::move(codec)),
+      codecs_(std::move(codec), std::move(policy)),
       exchange_(exchange) {}
 
 ComposedReducer::Path& ComposedReducer::path(const Bucket& bucket) {

@@ -12,12 +12,12 @@
 
 namespace thinwire {
 
-// Matrices through `codec` (null: nothing is compressed), vectors uncompressed beside them.
+// What `policy` lets through `codec` (null: nothing is compressed), the rest uncompressed beside it.
 // `feedback` and `exchange` are resolved. Host memory only.
 class ComposedReducer final : public GradientReducer {
  public:
   ComposedReducer(std::unique_ptr<Codec> codec, const FeedbackOptions& feedback,
-                  ExchangeKind exchange);
+                  ExchangeKind exchange, CompressionPolicy policy = {});
 
   void prepare(const Bucket& bucket, int rank, int size) override;
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;

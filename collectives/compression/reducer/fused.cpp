@@ -35,7 +35,7 @@ const T* data_or_null(const at::Tensor& tensor) {
 
 FusedReducer::FusedReducer(const CompressionOptions& options, std::unique_ptr<Codec> codec,
                            const ReducerLaunch& launch)
-    : options_(options), codecs_(std::move(codec)), launch_(launch) {}
+    : options_(options), codecs_(std::move(codec), options.policy), launch_(launch) {}
 
 FusedReducer::Path& FusedReducer::path(const Bucket& bucket) {
   const auto found = paths_.find(bucket.index);

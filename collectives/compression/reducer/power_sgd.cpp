@@ -52,6 +52,7 @@ void check_power_sgd(const PowerSgd& power) {
 PowerSgdReducer::PowerSgdReducer(const CompressionOptions& options, const ReducerLaunch& launch,
                                  Arithmetic arithmetic)
     : power_(std::get<PowerSgd>(options.codec)),
+      policy_(options.policy),
       feedback_(options.feedback.kind == FeedbackKind::error_feedback),
       launch_(launch),
       arithmetic_(arithmetic) {
@@ -92,7 +93,7 @@ PowerSgdReducer::Path& PowerSgdReducer::path(const Bucket& bucket) {
 }
 
 LowRankShape PowerSgdReducer::shape_of(const Slice& slice) const {
-  if (slice.is_vector() || slice.numel == 0) return {};
+  if (slice.is_vector() || slice.numel == 0 || reason_for_dense(slice, policy_)) return {};
   const std::int64_t rows = slice.shape.front();
   const std::int64_t columns = slice.numel / rows;
   const std::int64_t rank = std::min({rows, columns, power_.matrix_approximation_rank});
@@ -377,11 +378,11 @@ std::vector<SlicePlan> PowerSgdReducer::plan(const Bucket& bucket) const {
       entry.coding = fmt::format("low rank {}", shape.rank);
       entry.payload_bytes = (shape.rows + shape.columns) * shape.rank * width;
     } else {
+      const auto reason = reason_for_dense(slice, policy_);
       entry.coding =
-          slice.is_vector()
-              ? "uncompressed: a vector"
-              : fmt::format("uncompressed: too small for rank {} at min_compression_rate {}",
-                            power_.matrix_approximation_rank, power_.min_compression_rate);
+          reason ? "uncompressed: " + *reason
+                 : fmt::format("uncompressed: too small for rank {} at min_compression_rate {}",
+                               power_.matrix_approximation_rank, power_.min_compression_rate);
       entry.payload_bytes = slice.numel * width;
     }
     plans.push_back(std::move(entry));

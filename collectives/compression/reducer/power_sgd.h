@@ -128,6 +128,7 @@ class PowerSgdReducer final : public GradientReducer {
   void tensors_back(Bucket& bucket, Path& here);
 
   PowerSgd power_;
+  CompressionPolicy policy_;
   bool feedback_;
   ReducerLaunch launch_;
   Arithmetic arithmetic_;

@@ -17,7 +17,7 @@ std::vector<SlicePlan> SliceCodecs::plan(const Bucket& bucket) const {
     entry.numel = slice.numel;
     entry.compressed = compresses(slice);
     entry.coding = codec.describe();
-    if (codec_ && !entry.compressed) entry.coding += ": a vector";
+    if (codec_ && !entry.compressed) entry.coding += ": " + *reason_for_dense(slice, policy_);
     entry.payload_bytes = codec.payload_bytes(slice.numel, bucket.gradient.scalar_type());
     plans.push_back(std::move(entry));
   }

@@ -8,18 +8,20 @@
 #include "collectives/bucket.h"
 #include "collectives/compression/codec/codec.h"
 #include "collectives/compression/codec/identity.h"
+#include "collectives/compression/policy.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
 
 namespace thinwire {
 
-// Which codec each slice goes through: matrices through `codec` (null: nothing is compressed),
-// vectors through the identity.
+// Which codec each slice goes through: `codec` (null: nothing is compressed), or the identity where
+// `policy` has a reason.
 class SliceCodecs {
  public:
-  explicit SliceCodecs(std::unique_ptr<Codec> codec) : codec_(std::move(codec)) {}
+  explicit SliceCodecs(std::unique_ptr<Codec> codec, CompressionPolicy policy = {})
+      : codec_(std::move(codec)), policy_(std::move(policy)) {}
 
   const Codec& of(const Slice& slice) const {
-    if (codec_ && !slice.is_vector()) return *codec_;
+    if (codec_ && !reason_for_dense(slice, policy_)) return *codec_;
     return identity_;
   }
   bool compresses(const Slice& slice) const { return &of(slice) != &identity_; }
@@ -31,6 +33,7 @@ class SliceCodecs {
 
  private:
   std::unique_ptr<Codec> codec_;
+  CompressionPolicy policy_;
   IdentityCodec identity_;
 };
 

@@ -1,0 +1,30 @@
+// Which compressor to take.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace thinwire {
+
+// One compressor's step, in seconds per step and bytes per rank.
+struct Choice {
+  std::string compressor;
+  double wire_bytes = 0;
+  double arithmetic_seconds = 0;
+  double network_seconds = 0;    // all exchanges, hidden or not
+  double local_seconds = 0;      // a step without a network, as measured
+  double predicted_seconds = 0;  // a step, over this network
+};
+
+// The index of the shortest step; of those that are longer by less than 3 %, which nobody could
+// tell apart, the first.
+std::size_t best_of(const std::vector<Choice>& choices);
+
+// The bandwidth below which `choice` beats `dense`, see break_even_bandwidth.
+std::optional<double> break_even(const Choice& choice, const Choice& dense);
+
+// Table and verdict, for people. `dense` is the index of "none".
+std::string describe(const std::vector<Choice>& choices, std::size_t dense);
+
+}  // namespace thinwire

@@ -1,0 +1,27 @@
+// What `thinwire advise` can be told beside the options of `thinwire train`.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace thinwire {
+
+// Which compressors are compared, how often each is measured, and where the results are written.
+struct AdviseOptions {
+  // From the one that loses nothing to those that lose more: of equally fast ones the first wins.
+  std::string compressors = "none,sign";
+  std::int64_t repeats = 5;  // steps of each compressor and round; runs of each exchange and size
+  std::string json;          // file for the results; empty: none
+};
+
+// Takes the flags of `advise` out of `arguments`: --FLAG VALUE or --FLAG=VALUE. The others are
+// left, for `thinwire train`. Throws `UsageError`.
+AdviseOptions take_advise_options(std::vector<std::string>& arguments);
+
+// "none,sign:block=64,scale=rms,bf16" is none, sign:block=64,scale=rms and bf16.
+std::vector<std::string> split_compressors(const std::string& list);
+
+std::string advise_help_text();
+
+}  // namespace thinwire

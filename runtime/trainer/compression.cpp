@@ -1,0 +1,111 @@
+#include "runtime/trainer/compression.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+
+#include "runtime/base/error.h"
+
+namespace thinwire {
+namespace {
+
+std::vector<std::string> split_at_commas(const std::string& text) {
+  std::vector<std::string> parts;
+  if (text.empty()) return parts;
+  std::size_t begin = 0;
+  for (std::size_t comma = 0; comma != std::string::npos; begin = comma + 1) {
+    comma = text.find(',', begin);
+    parts.push_back(text.substr(begin, comma == std::string::npos ? comma : comma - begin));
+  }
+  return parts;
+}
+
+bool loses_much(const CodecOptions& codec) {
+  return !std::holds_alternative<Uncompressed>(codec) && !std::holds_alternative<Cast>(codec);
+}
+
+}  // namespace
+
+CompressionOptions compression_of(const TrainOptions& options) {
+  CompressionOptions compression =
+      parse_compression(options.compressor, options.feedback, options.exchange);
+  compression.start_iter = options.start_iter;
+  compression.policy.dense_below = options.dense_below;
+  compression.policy.dense_names = split_at_commas(options.dense_names);
+  return resolve(compression);
+}
+
+Transmission transmission_of(const CompressionOptions& options, std::int64_t committed,
+                             Transmission planned) {
+  return committed < options.start_iter ? Transmission::dense : planned;
+}
+
+std::vector<std::string> notes_on_compression(const TrainOptions& options) {
+  const CompressionOptions compression = compression_of(options);
+  std::vector<std::string> notes;
+  if (loses_much(compression.codec) && options.momentum >= 0.5 &&
+      options.optimizer.starts_with("sgd")) {
+    notes.push_back(fmt::format(
+        "note: momentum {} behind compressed gradients needs a smaller learning rate than without "
+        "compression; with --momentum 0 the same rate per step works",
+        options.momentum));
+  }
+  if (const auto note = note_on_eta(compression)) notes.push_back(*note);
+  return notes;
+}
+
+std::optional<std::string> note_on_eta(const CompressionOptions& options) {
+  const auto* top_k = std::get_if<TopK>(&options.codec);
+  const FeedbackOptions& feedback = options.feedback;
+  if (!top_k || feedback.kind != FeedbackKind::econtrol || !feedback.eta) return std::nullopt;
+  if (*feedback.eta <= 2 * top_k->density) return std::nullopt;
+  return fmt::format(
+      "warning: econtrol with eta {} and top-k of density {} may diverge; keep eta at or below "
+      "twice "
+      "the density, or use eta=auto",
+      *feedback.eta, top_k->density);
+}
+
+std::vector<std::string> describe_plans(const std::vector<SlicePlan>& plans) {
+  struct Way {
+    std::int64_t tensors = 0;
+    std::int64_t values = 0;
+    std::int64_t bytes = 0;
+  };
+  std::map<std::string, Way> ways;
+  for (const SlicePlan& plan : plans) {
+    Way& way = ways[plan.coding];
+    way.tensors += 1;
+    way.values += plan.numel;
+    way.bytes += plan.payload_bytes;
+  }
+  std::vector<std::string> lines;
+  for (const auto& [coding, way] : ways) {
+    lines.push_back(fmt::format("{} tensors, {} values: {}, {} bytes a message", way.tensors,
+                                way.values, coding, way.bytes));
+  }
+  return lines;
+}
+
+std::int64_t message_bytes(const std::vector<SlicePlan>& plans) {
+  std::int64_t bytes = 0;
+  for (const SlicePlan& plan : plans) bytes += plan.payload_bytes;
+  return bytes;
+}
+
+std::vector<std::string> notes_on_names(const CompressionPolicy& policy,
+                                        const std::vector<SlicePlan>& plans) {
+  std::vector<std::string> notes;
+  for (const std::string& pattern : policy.dense_names) {
+    const bool used = std::any_of(plans.begin(), plans.end(), [&](const SlicePlan& plan) {
+      return matches(plan.name, pattern);
+    });
+    if (used) continue;
+    notes.push_back(
+        fmt::format("warning: no parameter's name matches '{}' of --dense-names", pattern));
+  }
+  return notes;
+}
+
+}  // namespace thinwire
