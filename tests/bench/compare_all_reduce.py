@@ -45,6 +45,8 @@ def ours(compressor):
                    "--shapes", options.shapes, "--json", folder / "result.json"]
         if options.shapes == "flat":
             command += ["--min-bytes", options.bytes, "--max-bytes", options.bytes]
+        else:
+            command += ["--bucket-mb", options.bucket_mb]
         lab.run(lab.launcher_of(options.backend), ranks, rate, folder / "report.json", command,
                 OMP_NUM_THREADS="1")
         result = json.loads((folder / "result.json").read_text())
@@ -154,6 +156,8 @@ def parse():
     parser.add_argument("--ranks", type=words, default=["2", "4"])
     parser.add_argument("--rates", type=words, default=["100mbit", "1gbit"])
     parser.add_argument("--bytes", type=int, default=102_400_000, help="25.6 M floats")
+    parser.add_argument("--bucket-mb", type=int, default=25,
+                        help="MiB of ours that travel together, with --shapes resnet50")
     parser.add_argument("--iterations", type=int, default=3, help="timed in each round")
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)

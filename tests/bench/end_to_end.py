@@ -8,16 +8,16 @@ the same step without communication, one after the other, several times over.
 
 The models have ten million parameters, in our trainer and in PyTorch the same ones (the script
 compares their number), with the same batch and SGD. Ours are dense, sign, int4, topk, powersgd and
-bf16, over --backend auto, which is MPI under the lab's mpirun; PyTorch's are ddp, ddp-bf16 (its hook)
-and ddp-powersgd (its hook, in one bucket). alone and torch-alone are the same step without
+bf16, over --backend auto, which is MPI under the lab's mpirun; PyTorch's are ddp, ddp-bf16 (its
+hook) and ddp-powersgd (its hook, in one bucket). alone and torch-alone are the same step without
 communication: as many processes as ranks, at the same time in the same lab, each a world of one.
 A rank has one thread for arithmetic (OMP_NUM_THREADS=1), ours and PyTorch's; both communicate in
 threads of their own.
 
-samples/s: of all ranks, median over rounds of the median over intervals, the first of each run left
-out. x SUBJECT: ratio of samples/s to that subject, median of the rounds. to alone: time of a step
-over that without communication. sent: by rank 0 for one step; ours as our meters count, PyTorch's as
-its interface does.
+samples/s: of all ranks, median over rounds of the median over intervals, the first of each run
+left out. x SUBJECT: ratio of samples/s to that subject, median of the rounds. to alone: time of a
+step over that without communication. sent: by rank 0 for one step; ours as our meters count,
+PyTorch's as its interface does.
 
 Run it as root on a machine that does nothing else, after a build (build.sh).
 """

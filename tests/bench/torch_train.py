@@ -1,11 +1,11 @@
-r"""Trains a model of ours in PyTorch's Python and writes how fast: what end_to_end.py compares with.
+r"""Trains a model of ours in PyTorch's Python and writes how fast; for end_to_end.py.
 
     netlab --ranks 4 --rate 1gbit --launcher each -- python3 torch_train.py METHOD TASK FILE
 
-METHOD: ddp, ddp-bf16 (its bf16 hook), ddp-powersgd (its PowerSGD hook of rank 4, in one bucket: with
-more it hangs over gloo), or alone: every process for itself, without communication. TASK: a JSON
-object with model ("mlp" or "gpt") and its arguments, batch, steps and report_every. Data lie ready
-in memory. SGD without momentum.
+METHOD: ddp, ddp-bf16 (its bf16 hook), ddp-powersgd (its PowerSGD hook of rank 4, in one bucket:
+with more it hangs over gloo), or alone: every process for itself, without communication. TASK: a
+JSON object with model ("mlp" or "gpt") and its arguments, batch, steps and report_every. Data lie
+ready in memory. SGD without momentum.
 
 Writes {"parameters", "samples_per_second": [by interval of report_every steps, of this rank],
 "wire_bytes": [what this host's interface sent per step]} to FILE, which with alone gets the rank's

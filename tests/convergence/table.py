@@ -4,15 +4,15 @@ paired seeds and writes docs/convergence.md.
 
     table.py                        everything: some hours on two cores
     table.py --experiments convnet --methods none,sign
-    table.py --heterogeneous        ranks with a few classes each: EF, EF21 and EControl side by side
+    table.py --heterogeneous        ranks of few classes: EF, EF21 and EControl side by side
     table.py --quick                a minute: do the commands work? writes into BUILD/convergence
 
 A result is kept in BUILD/convergence/results.json as soon as its run has ended, and not computed
 again unless its command changed (after a change of the code delete the file); a run that was
-interrupted starts anew. Runs of one seed begin with the same weights
-and see the same samples in the same order, so methods are compared seed by seed with the dense run. All
-hyperparameters are the dense run's. A run whose gradients stay infinite has diverged, which is a result;
-a command that fails otherwise is named and left out of the table.
+interrupted starts anew. Runs of one seed begin with the same weights and see the same samples in
+the same order, so methods are compared seed by seed with the dense run. All hyperparameters are the
+dense run's. A run whose gradients stay infinite has diverged, which is a result; a command that
+fails otherwise is named and left out of the table.
 """
 
 import argparse
@@ -70,8 +70,8 @@ HETEROGENEOUS_METHODS = {
 
 QUICK = ("--data synthetic:samples=512,test_samples=128,size=8 --batch-size 8 --epochs 1 "
          "--model mlp:hidden=64 --lr 0.05 --ranks 2")
-QUICK_TEXT = ("--data text --batch-size 2 --model gpt:layers=1,heads=2,width=32 --lr 0.05 --ranks 2 "
-              "--steps 4")
+QUICK_TEXT = ("--data text --batch-size 2 --model gpt:layers=1,heads=2,width=32 --lr 0.05 "
+              "--ranks 2 --steps 4")
 
 
 def quick(experiments):
@@ -157,8 +157,9 @@ def compare(scores, dense):
     differences = [scores[seed] - dense[seed] for seed in scores if seed in dense]
     if not differences:
         return None
-    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
-    return statistics.mean(differences), error
+    if len(differences) == 1:
+        return differences[0], None
+    return statistics.mean(differences), statistics.stdev(differences) / len(differences) ** 0.5
 
 
 def row(experiment, method, entries, dense, seeds):
@@ -208,10 +209,11 @@ def document(experiments, methods, seeds, results):
     """One table per experiment, and what each method's words are."""
     text = """# Does it converge?
 
-Written by `tests/convergence/table.py`. Runs of one seed begin with the same weights and see the same
-samples in the same order. To dense: mean over seeds of the difference to the dense run of the same
-seed, ± its standard error. All hyperparameters are the dense run's; none is tuned for a compressor.
-Fewer bytes: dense over sent, per rank and step. Hours: of training, all seeds. Empty: not measured.
+Written by `tests/convergence/table.py`. Runs of one seed begin with the same weights and see the
+same samples in the same order. To dense: mean over seeds of the difference to the dense run of the
+same seed, ± its standard error. All hyperparameters are the dense run's; none is tuned for a
+compressor. Fewer bytes: dense over sent, per rank and step. Hours: of training, all seeds. Empty:
+not measured.
 
 """
     for (kind, experiment_set), method_set in zip(experiments.items(), methods):
