@@ -13,10 +13,12 @@
 
 #include "collectives/compression/options.h"
 #include "collectives/metered.h"
+#include "launch/bench_shapes.h"
 #include "launch/commands.h"
 #include "launch/job.h"
 #include "launch/version.h"
 #include "runtime/base/error.h"
+#include "runtime/buckets/gradient_buckets.h"
 
 namespace thinwire {
 namespace {
@@ -63,48 +65,79 @@ class PlainSum final : public Subject {
   at::Tensor values_;
 };
 
-// The mean as the trainer makes it, of one matrix.
+// One bucket that is one matrix.
+std::vector<Bucket> flat_bucket(std::int64_t count) {
+  Bucket bucket;
+  bucket.gradient = at::empty({count}, at::kFloat);
+  const std::int64_t columns = std::gcd(count, std::int64_t{1024});
+  bucket.slices.push_back({"matrix", {count / columns, columns}, 0, count, false});
+  return {bucket};
+}
+
+// The buckets that the trainer makes for a model with these parameters.
+std::vector<Bucket> model_buckets(const std::vector<NamedShape>& shapes, std::int64_t bucket_mb) {
+  std::vector<Parameter> parameters;
+  for (const auto& [name, shape] : shapes) {
+    parameters.push_back({name, at::empty(shape, at::kFloat).set_requires_grad(true)});
+  }
+  return GradientBuckets(std::move(parameters),
+                         {.bucket_bytes = bucket_mb << 20, .weights = WeightStorage::untouched})
+      .buckets();
+}
+
+// The mean as the trainer makes it, one bucket after the other.
 class ReducedMean final : public Subject {
  public:
-  ReducedMean(Communicator& communicator, const CompressionOptions& compression, std::int64_t count)
-      : communicator_(communicator), reducer_(make_reducer(compression)) {
-    bucket_.gradient = at::empty({count}, at::kFloat);
-    const std::int64_t columns = std::gcd(count, std::int64_t{1024});
-    bucket_.slices.push_back({"matrix", {count / columns, columns}, 0, count, false});
+  ReducedMean(Communicator& communicator, const CompressionOptions& compression,
+              std::vector<Bucket> buckets)
+      : communicator_(communicator),
+        reducer_(make_reducer(compression)),
+        buckets_(std::move(buckets)) {
     fill();
-    reducer_->prepare(bucket_, communicator.rank(), communicator.size());
+    for (const Bucket& bucket : buckets_) {
+      reducer_->prepare(bucket, communicator.rank(), communicator.size());
+    }
   }
 
   void run() override {
-    reducer_->stage(bucket_, communicator_, {.step = step_++});
+    const StepContext step{.step = step_++};
+    for (Bucket& bucket : buckets_) reducer_->stage(bucket, communicator_, step);
     reducer_->settle(communicator_);
-    if (reducer_->non_finite(bucket_)) throw Bug("bug: the benchmark's gradient is not finite");
-    reducer_->commit(bucket_);
+    for (const Bucket& bucket : buckets_) {
+      if (reducer_->non_finite(bucket)) throw Bug("bug: the benchmark's gradient is not finite");
+    }
+    for (Bucket& bucket : buckets_) reducer_->commit(bucket);
   }
 
   std::int64_t count_wrong() override {
     fill();
     run();
-    at::Tensor first = bucket_.gradient.clone();
-    communicator_.broadcast(first, 0)->wait();
-    const float* mine = bucket_.gradient.data_ptr<float>();
-    const float* theirs = first.data_ptr<float>();
     std::int64_t wrong = 0;
-    for (std::int64_t i = 0; i < first.numel(); ++i) wrong += !(mine[i] == theirs[i]);
+    for (const Bucket& bucket : buckets_) {
+      at::Tensor first = bucket.gradient.clone();
+      communicator_.broadcast(first, 0)->wait();
+      const float* mine = bucket.gradient.data_ptr<float>();
+      const float* theirs = first.data_ptr<float>();
+      for (std::int64_t i = 0; i < first.numel(); ++i) wrong += !(mine[i] == theirs[i]);
+    }
     return wrong;
   }
 
  private:
   void fill() {
-    float* values = bucket_.gradient.data_ptr<float>();
-    for (std::int64_t i = 0; i < bucket_.numel(); ++i) {
-      values[i] = static_cast<float>((communicator_.rank() * 31 + i * 7 + i / 5) % 97 - 48);
+    for (const Bucket& bucket : buckets_) {
+      for (const Slice& slice : bucket.slices) {
+        float* values = bucket.gradient.data_ptr<float>() + slice.offset;
+        for (std::int64_t i = 0; i < slice.numel; ++i) {
+          values[i] = static_cast<float>((communicator_.rank() * 31 + i * 7 + i / 5) % 97 - 48);
+        }
+      }
     }
   }
 
   Communicator& communicator_;
   std::unique_ptr<GradientReducer> reducer_;
-  Bucket bucket_;
+  std::vector<Bucket> buckets_;
   std::int64_t step_ = 0;
 };
 
@@ -157,6 +190,11 @@ Row measure(Subject& subject, std::int64_t bytes, const BenchOptions& options,
 
 std::vector<std::int64_t> sizes(const BenchOptions& options) {
   std::vector<std::int64_t> result;
+  if (options.shapes == BenchShapes::resnet50) {
+    std::int64_t count = 0;
+    for (const auto& [_, shape] : resnet50_shapes()) count += c10::multiply_integers(shape);
+    return {4 * count};
+  }
   for (std::int64_t bytes = options.min_bytes; bytes <= options.max_bytes;
        bytes *= options.factor) {
     result.push_back(bytes / 4 * 4);
@@ -189,6 +227,7 @@ void write_json(const BenchOptions& options, const std::vector<Row>& rows,
                                   {"ranks", size},
                                   {"compressor", options.compressor},
                                   {"feedback", options.feedback},
+                                  {"shapes", name(options.shapes)},
                                   {"iterations", options.iterations},
                                   {"warmup", options.warmup}};
   auto& results = document["results"] = nlohmann::ordered_json::array();
@@ -218,6 +257,16 @@ void write_json(const BenchOptions& options, const std::vector<Row>& rows,
   }
 }
 
+std::vector<Bucket> make_buckets(const BenchOptions& options, std::int64_t count) {
+  switch (options.shapes) {
+    case BenchShapes::flat:
+      return flat_bucket(count);
+    case BenchShapes::resnet50:
+      return model_buckets(resnet50_shapes(), options.bucket_mb);
+  }
+  throw Bug("bug: unknown shapes");
+}
+
 void bench_rank(std::unique_ptr<Communicator> transport, const BenchOptions& options,
                 const CompressionOptions& compression, const Job& job) {
   const auto meter = std::make_shared<Meter>();
@@ -232,7 +281,8 @@ void bench_rank(std::unique_ptr<Communicator> transport, const BenchOptions& opt
     if (plain) {
       subject = std::make_unique<PlainSum>(*communicator, bytes / 4);
     } else {
-      subject = std::make_unique<ReducedMean>(*communicator, compression, bytes / 4);
+      subject = std::make_unique<ReducedMean>(*communicator, compression,
+                                              make_buckets(options, bytes / 4));
     }
     rows.push_back(measure(*subject, bytes, options, *communicator, *meter));
     if (speaks) print_row(rows.back(), redop, communicator->size());
@@ -264,7 +314,9 @@ int run_bench(const BenchOptions& options, const JobEnvironment& environment) {
   const Job job{environment, choose_backend(options.backend, environment, ranks, built_backends()),
                 ranks, std::chrono::seconds(options.timeout)};
   const auto cores = static_cast<int>(std::thread::hardware_concurrency());
-  at::set_num_threads(std::max(1, cores / std::max(ranks, environment.local_size)));
+  if (!environment.threads_limited) {
+    at::set_num_threads(std::max(1, cores / std::max(ranks, environment.local_size)));
+  }
   return run_job(job, [&](std::unique_ptr<Communicator> communicator) {
     bench_rank(std::move(communicator), options, compression, job);
     return 0;

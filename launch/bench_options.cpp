@@ -28,10 +28,15 @@ struct Text {
   std::string BenchOptions::*member;
 };
 
+// One of the words that `name` gives.
+struct Shapes {
+  BenchShapes BenchOptions::*member;
+};
+
 struct Flag {
   std::string name;  // with its dashes
   std::string help;
-  std::variant<Number, Bytes, Text> field;
+  std::variant<Number, Bytes, Text, Shapes> field;
 };
 
 std::vector<Flag> flags() {
@@ -41,6 +46,9 @@ std::vector<Flag> flags() {
       {"--min-bytes", "smallest size: 1024, 4K, 64M, 1G", Bytes{&B::min_bytes}},
       {"--max-bytes", "largest size", Bytes{&B::max_bytes}},
       {"--factor", "from one size to the next", Number{&B::factor, 2, 1 << 20}},
+      {"--shapes", "flat: one matrix; resnet50: its 161 tensors, in the trainer's buckets",
+       Shapes{&B::shapes}},
+      {"--bucket-mb", "MiB of those that travel together", Number{&B::bucket_mb, 1, 4096}},
       {"--iterations", "timed runs per size", Number{&B::iterations, 1, 1'000'000}},
       {"--warmup", "runs before them", Number{&B::warmup, 0, 1'000'000}},
       {"--compressor", "none: the plain sum; else as `thinwire train` has it",
@@ -63,22 +71,45 @@ std::int64_t parse_bytes(const std::string& flag, const std::string& text) {
   return scale * parse_integer(flag, digits, low, kLargest / scale);
 }
 
+BenchShapes parse_shapes(const std::string& flag, const std::string& text) {
+  const Spec spec(flag, text);
+  spec.done();
+  for (const BenchShapes shapes : {BenchShapes::flat, BenchShapes::resnet50}) {
+    if (spec.name() == name(shapes)) return shapes;
+  }
+  spec.unknown_name({name(BenchShapes::flat), name(BenchShapes::resnet50)});
+}
+
 void set(BenchOptions& options, const Flag& flag, const std::string& text) {
   if (const auto* number = std::get_if<Number>(&flag.field)) {
     options.*number->member = parse_integer(flag.name, text, number->low, number->high);
   } else if (const auto* bytes = std::get_if<Bytes>(&flag.field)) {
     options.*bytes->member = parse_bytes(flag.name, text);
+  } else if (const auto* shapes = std::get_if<Shapes>(&flag.field)) {
+    options.*shapes->member = parse_shapes(flag.name, text);
   } else {
     options.*std::get<Text>(flag.field).member = text;
   }
 }
 
+std::string text_of(BenchShapes shapes) {
+  return name(shapes);
+}
+
+template <typename T>
+std::string text_of(const T& value) {
+  return fmt::format("{}", value);
+}
+
 std::string value_of(const BenchOptions& options, const Flag& flag) {
-  return std::visit([&](const auto& field) { return fmt::format("{}", options.*field.member); },
-                    flag.field);
+  return std::visit([&](const auto& field) { return text_of(options.*field.member); }, flag.field);
 }
 
 }  // namespace
+
+std::string name(BenchShapes shapes) {
+  return shapes == BenchShapes::flat ? "flat" : "resnet50";
+}
 
 BenchOptions parse_bench(const std::vector<std::string>& arguments) {
   const std::vector<Flag> all = flags();
@@ -109,6 +140,17 @@ BenchOptions parse_bench(const std::vector<std::string>& arguments) {
       throw UsageError(fmt::format("{0} lacks its value; write {0} VALUE", name));
     }
   }
+  if (options.shapes != BenchShapes::flat) {
+    for (const std::string flag : {"--min-bytes", "--max-bytes", "--factor"}) {
+      if (!seen.contains(flag)) continue;
+      throw UsageError(fmt::format("{} is given, but --shapes {} has one size; leave out {}", flag,
+                                   name(options.shapes), flag));
+    }
+  } else if (seen.contains("--bucket-mb")) {
+    throw UsageError(
+        "--bucket-mb is given, but --shapes flat is one bucket; leave it out, or give "
+        "--shapes resnet50");
+  }
   if (options.min_bytes > options.max_bytes) {
     throw UsageError(fmt::format("--min-bytes is {}, more than --max-bytes, {}; swap them",
                                  options.min_bytes, options.max_bytes));
@@ -120,7 +162,8 @@ std::string bench_help_text() {
   std::string text =
       "Usage: thinwire bench all-reduce [--FLAG VALUE]...\n"
       "Times the sum over ranks of float32 values by size, or with --compressor the mean as the\n"
-      "trainer makes it, of one matrix. Ranks are threads (--ranks) or a launcher's processes.\n"
+      "trainer makes it, of one matrix or a model's tensors. Ranks are threads (--ranks) or a\n"
+      "launcher's processes.\n"
       "\n";
   for (const Flag& flag : flags()) {
     const std::string value = value_of(BenchOptions{}, flag);

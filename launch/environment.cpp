@@ -246,6 +246,7 @@ JobEnvironment job_environment(const std::function<const char*(const char*)>& va
   const Variables variables(variable);
   JobEnvironment environment = believed(variables);
   environment.devices_limited = variables.has("CUDA_VISIBLE_DEVICES");
+  environment.threads_limited = variables.has("OMP_NUM_THREADS");
   return environment;
 }
 

@@ -31,6 +31,7 @@ struct JobEnvironment {
   Mpi mpi = Mpi::absent;                                // would MPI_Init find the other processes?
   Rendezvous rendezvous;                                // srun and torchrun
   bool devices_limited = false;                         // CUDA_VISIBLE_DEVICES is set
+  bool threads_limited = false;                         // OMP_NUM_THREADS is set
   std::string why = "no launcher's variables are set";  // why this launcher was believed
 };
 

@@ -96,6 +96,8 @@ std::vector<Option> options_table() {
   return {
       {"model", data, "mlp | convnet | resnet8 | resnet18 | gpt", Word{&R::model}},
       {"data", data, "fashion-mnist[:PATH] | synthetic | text[:PATH]", Word{&R::data}},
+      {"partition", data, "iid | by_label[:classes=N]: each rank has N classes only",
+       Word{&R::partition}},
       {"batch-size", data, "samples per rank and micro-batch", Integer{&R::batch_size, 1, 1 << 20}},
       {"accumulate", data, "micro-batches per step", Integer{&R::accumulate, 1, 1 << 16}},
       {"precision", data, "of forward and backward: fp32 | bf16; weights stay fp32",

@@ -25,6 +25,7 @@
 #include "runtime/base/error.h"
 #include "runtime/base/hash.h"
 #include "runtime/data/load.h"
+#include "runtime/data/partition.h"
 #include "runtime/data_parallel.h"
 #include "runtime/telemetry/metrics.h"
 #include "runtime/telemetry/tensorboard.h"
@@ -118,12 +119,16 @@ std::string fingerprint(const DataSplit& data) {
 }
 
 // Everything that can be known to be wrong before ranks meet.
-void validate(const TrainOptions& options, const DataSplit& data) {
+void validate(const TrainOptions& options, const DataSplit& data, std::int64_t world_size) {
   compression_of(options);
   parse_schedule(options.lr_schedule, options.lr, 1);
   make_optimizer(options.optimizer, {options.momentum, options.weight_decay}, {});
   make_model(options.model, *data.train);
   parse_precision(options.precision);
+  const PartitionOptions partition = parse_partition(options.partition);
+  if (const auto* by_label = std::get_if<ByLabel>(&partition)) {
+    LabelPartition(*data.train, *by_label, world_size, 0);
+  }
   if (!options.trace.empty() && !std::ofstream(options.trace, std::ios::app)) {
     throw IoError(fmt::format("cannot write the trace to '{}'; check the folder", options.trace));
   }
@@ -270,7 +275,9 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
   }
 }
 
-void share_cores(std::int64_t ranks) {
+// Unless the user has said how many threads a rank shall have.
+void share_cores(const JobEnvironment& environment, std::int64_t ranks) {
+  if (environment.threads_limited) return;
   const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
   at::set_num_threads(static_cast<int>(std::max<std::int64_t>(1, cores / ranks)));
 }
@@ -290,9 +297,9 @@ int run_train(const TrainOptions& options, const CommandLine& line,
                 choose_backend(line.train.backend, environment, ranks, built_backends()), ranks,
                 std::chrono::seconds(options.timeout)};
   const Device device = choose_rank_device(line.train, environment, 0);
-  share_cores(std::max(ranks, environment.local_size));
+  share_cores(environment, std::max(ranks, environment.local_size));
   const DataSplit data = load_data(options.data);
-  validate(options, data);
+  validate(options, data, environment.world_size * line.train.ranks);
   if (environment.rank == 0) std::cout << describe(job) << ", on " << name(device) << std::endl;
   return run_job(job, [&](std::unique_ptr<Communicator> communicator) {
     return train_rank(std::move(communicator), line, environment, data, make, signals,

@@ -27,6 +27,8 @@ class Dataset {
   // What there is to predict of one sample: its class, or for text the next character at every
   // place. Samples count alike, and a sample's loss is the mean over its targets.
   virtual std::int64_t targets_per_sample() const { return 1; }
+  // The class of each sample, below `classes()`; empty where samples have none (text).
+  virtual std::span<const std::uint8_t> labels() const { return {}; }
   // The samples at `indices`, inputs in `dtype` (text: int64, whatever `dtype` is). Safe from
   // several threads.
   virtual Batch batch(std::span<const std::int64_t> indices, at::ScalarType dtype) const = 0;

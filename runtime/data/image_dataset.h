@@ -39,6 +39,7 @@ class ImageDataset : public Dataset {
   std::vector<std::int64_t> sample_shape() const override {
     return {shape_.channels, shape_.height, shape_.width};
   }
+  std::span<const std::uint8_t> labels() const override { return labels_; }
   // On the CPU, input [n, channels, height, width]; `dtype` is float32, float64, bfloat16 or
   // float16.
   Batch batch(std::span<const std::int64_t> indices, at::ScalarType dtype) const override;

@@ -12,6 +12,7 @@ struct TrainOptions {
   // Data and model
   std::string model = "convnet";       // mlp | convnet | resnet8 | resnet18 | gpt
   std::string data = "fashion-mnist";  // fashion-mnist[:PATH] | synthetic | text[:PATH]
+  std::string partition = "iid";       // iid | by_label[:classes=N]: which samples are a rank's
   std::int64_t batch_size = 64;        // samples per rank and micro-batch
   std::int64_t accumulate = 1;         // micro-batches per step
   std::string precision = "fp32";      // of forward and backward: fp32 | bf16; weights stay fp32

@@ -22,8 +22,8 @@ std::string checkpoint_root(const TrainOptions& options);
 // Shows every parameter as replicated state under its name.
 void visit_parameters(const std::vector<Parameter>& parameters, StateVisitor& visitor);
 
-// Throws `AgreedError` (exit 65) where the checkpoint was made with another seed or other data: its
-// position in the data would mean other samples.
+// Throws `AgreedError` (exit 65) where the checkpoint was made with another seed, other data or
+// another partition of them: its position in the data would mean other samples.
 void require_same_lineage(const FoundCheckpoint& found,
                           const std::map<std::string, std::string>& lineage);
 

@@ -48,6 +48,14 @@ BucketOptions bucket_options(const TrainOptions& options) {
   return buckets;
 }
 
+std::optional<LabelPartition> make_partition(const TrainOptions& options, const Dataset& data,
+                                             Communicator& communicator) {
+  const PartitionOptions partition = parse_partition(options.partition);
+  const auto* by_label = std::get_if<ByLabel>(&partition);
+  if (by_label == nullptr) return std::nullopt;
+  return LabelPartition(data, *by_label, communicator.size(), communicator.rank());
+}
+
 Batch to_device(Batch batch, at::Device device) {
   return {batch.input.to(device), batch.target.to(device)};
 }
@@ -141,6 +149,7 @@ Trainer::Trainer(TrainerParts parts, const TrainOptions& options)
       reducer_(make_reducer(compression_, parts_.device ? parts_.device->reducer : ReducerLaunch{}),
                parts_.meter),
       order_(parts_.data.train->size(), options.seed),
+      partition_(make_partition(options, *parts_.data.train, parts_.communicator)),
       layout_{parts_.communicator.size(), options.batch_size, options.accumulate},
       dtype_(buckets_.parameters().front().tensor.scalar_type()),
       launch_(parts_.device ? parts_.device->optimizer : OptimizerLaunch{}),
@@ -279,7 +288,8 @@ RankBatch Trainer::next_step() {
       {.step = attempted_, .seed = options_.seed, .transmission = next_transmission()});
   bucket_reducer_.begin_step(parts_.stop_requested() ? 1 : 0);
   buffers_before_ = model_buffers_.clone();
-  return next_batch(order_, position_, layout_, parts_.communicator.rank());
+  return partition_ ? partition_->next_batch(order_, position_, layout_)
+                    : next_batch(order_, position_, layout_, parts_.communicator.rank());
 }
 
 // In float32 at least: a loss over bfloat16 logits would lose its sum.
@@ -488,7 +498,8 @@ void Trainer::save() {
 std::map<std::string, std::string> Trainer::lineage() const {
   return {{"seed", std::to_string(options_.seed)},
           {"training samples", std::to_string(parts_.data.train->size())},
-          {"training data", hex64(parts_.data.train->fingerprint())}};
+          {"training data", hex64(parts_.data.train->fingerprint())},
+          {"data partition", partition_ ? partition_->name() : "iid"}};
 }
 
 void Trainer::resume() {

@@ -17,6 +17,7 @@
 #include "runtime/buckets/gradient_path.h"
 #include "runtime/checkpoint/file_system.h"
 #include "runtime/data/dataset.h"
+#include "runtime/data/partition.h"
 #include "runtime/data/sampler.h"
 #include "runtime/telemetry/trace.h"
 #include "runtime/trainer/model.h"
@@ -173,6 +174,7 @@ class Trainer {
   TimedReducer reducer_;
   std::unique_ptr<Optimizer> optimizer_;
   EpochOrder order_;
+  std::optional<LabelPartition> partition_;  // none: any sample may be any rank's
   BatchLayout layout_;
   at::ScalarType dtype_;
   OptimizerLaunch launch_;

@@ -1,50 +1,54 @@
 #!/usr/bin/env python3
-"""Our all-reduce against PyTorch's gloo and MPI's own, through the network lab: one after the
-other, several times over, medians and ratios.
+"""Our all-reduce, dense and compressed, against PyTorch's gloo, its DDP and MPI's own, through the
+network lab: one after the other, several times over, medians and ratios.
 
     compare_all_reduce.py                               dense, 100mbit and 1gbit, 2 and 4 ranks
     compare_all_reduce.py --subjects dense,sign,gloo --ranks 2 --rates 1gbit
                                                         1 bit against dense, and bytes on the wire
+    compare_all_reduce.py --subjects gloo,sign,int4,ddp-powersgd,ddp-bf16 --shapes resnet50
+                                                        a model's tensors instead of one matrix
 
-x dense: time over that of the first subject, median of the rounds. sent: by one rank for one run,
-as our meters count. counted: bytes that the lab's interfaces sent over all bytes that the meters
-claim. arithmetic: time of rank 0 outside of collectives.
+Ours are dense (the plain sum), sign, int4, topk, powersgd (rank 4) and bf16, by the trainer's
+reducer with every guard on; see `thinwire bench --help`. Of a model's tensors the dense ones and
+MPI's are one sum of all values; DDP's are one bucket (torch_all_reduce.py says why, and what of DDP
+is timed), and ours are the trainer's buckets.
 
-Run it as root on a machine that does nothing else, after a build (build.sh). gloo needs Python
-modules that libtorch does not: they are put into BUILD/peers at the first run.
+x dense: ratio of times to the first subject's, median of the rounds. sent: by one rank for one run,
+as our meters count, and for PyTorch's as its interface does. counted: bytes that the lab's
+interfaces sent over all bytes that the meters claim. arithmetic: time of rank 0 outside of
+collectives.
+
+Run it as root on a machine that does nothing else, after a build (build.sh). PyTorch needs Python
+modules that libtorch does not: they are put into BUILD/peers at the first run. All have one thread
+for arithmetic.
 """
 
 import argparse
 import json
-import os
 import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
 
-HERE = pathlib.Path(__file__).resolve().parent
-NETLAB = HERE / "netlab"
+import lab
 
-
-def lab(launcher, ranks, rate, report, command, **variables):
-    subprocess.run([NETLAB, "--ranks", str(ranks), "--rate", rate, "--launcher", launcher,
-                    "--report", report, "--", *map(str, command)], check=True, text=True,
-                   env={**os.environ, **variables}, stdout=subprocess.PIPE,
-                   stderr=subprocess.PIPE, timeout=1800)
+HERE = lab.HERE
+RESNET50 = 4 * 25_557_032  # bytes
 
 
 def ours(compressor):
     def run(options, ranks, rate, folder):
-        command = [options.build / "thinwire", "bench", "all-reduce", "--min-bytes", options.bytes,
-                   "--max-bytes", options.bytes, "--iterations", options.iterations, "--warmup",
-                   options.warmup, "--timeout", 600, "--compressor", compressor, "--json",
-                   folder / "result.json"]
-        launcher = "mpirun"
-        if options.backend != "mpi":
-            command += ["--backend", options.backend]
-            launcher = "each"
-        lab(launcher, ranks, rate, folder / "report.json", command)
+        command = [options.build / "thinwire", "bench", "all-reduce", "--iterations",
+                   options.iterations, "--warmup", options.warmup, "--timeout", 600,
+                   "--compressor", compressor, "--backend", options.backend,
+                   "--shapes", options.shapes, "--json", folder / "result.json"]
+        if options.shapes == "flat":
+            command += ["--min-bytes", options.bytes, "--max-bytes", options.bytes]
+        else:
+            command += ["--bucket-mb", options.bucket_mb]
+        lab.run(lab.launcher_of(options.backend), ranks, rate, folder / "report.json", command,
+                OMP_NUM_THREADS="1")
         result = json.loads((folder / "result.json").read_text())
         links = json.loads((folder / "report.json").read_text())["interfaces"]
         row = result["results"][0]
@@ -56,19 +60,21 @@ def ours(compressor):
     return run
 
 
-def gloo(options, ranks, rate, folder):
-    lab("each", ranks, rate, folder / "report.json",
-        [options.build / "venv/bin/python3", HERE / "gloo_all_reduce.py", options.bytes,
-         options.iterations, options.warmup, folder / "result.json"],
-        PYTHONPATH=str(options.build / "peers"))
-    return json.loads((folder / "result.json").read_text())
+def pytorch(method):
+    def run(options, ranks, rate, folder):
+        lab.run("each", ranks, rate, folder / "report.json",
+                [lab.python(options.build), HERE / "torch_all_reduce.py", method, options.shapes,
+                 options.bytes, options.iterations, options.warmup, folder / "result.json"],
+                PYTHONPATH=str(options.build / "peers"), OMP_NUM_THREADS="1")
+        return json.loads((folder / "result.json").read_text())
+    return run
 
 
 def mpi(settings):
     def run(options, ranks, rate, folder):
-        lab("mpirun", ranks, rate, folder / "report.json",
-            [options.build / "tests/bench/mpi_all_reduce", options.bytes, options.iterations,
-             options.warmup, folder / "result.json"], **settings)
+        lab.run("mpirun", ranks, rate, folder / "report.json",
+                [options.build / "tests/bench/mpi_all_reduce", options.bytes, options.iterations,
+                 options.warmup, folder / "result.json"], **settings)
         return json.loads((folder / "result.json").read_text())
     return run
 
@@ -76,7 +82,14 @@ def mpi(settings):
 SUBJECTS = {
     "dense": ours("none"),
     "sign": ours("sign"),
-    "gloo": gloo,
+    "int4": ours("quantize:bits=4"),
+    "topk": ours("topk"),
+    "powersgd": ours("powersgd:rank=4"),
+    "bf16": ours("bf16"),
+    "gloo": pytorch("all_reduce"),
+    "ddp": pytorch("ddp"),
+    "ddp-bf16": pytorch("ddp-bf16"),
+    "ddp-powersgd": pytorch("ddp-powersgd"),
     "mpi": mpi({}),  # the lab's settings: btl_tcp_flags 1
     # MPI's ring and its segmented ring instead of the choice that it makes itself.
     "mpi-ring": mpi({"OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
@@ -85,14 +98,6 @@ SUBJECTS = {
                           "OMPI_MCA_coll_tuned_allreduce_algorithm": "5"}),
     "mpi-untuned": mpi({"OMPI_MCA_btl_tcp_flags": ""}),
 }
-
-
-def prepare_gloo(options):
-    if (options.build / "peers/typing_extensions.py").exists():
-        return
-    subprocess.run([options.build / "venv/bin/python3", "-m", "pip", "install", "--quiet",
-                    "--no-deps", "--disable-pip-version-check", "--target", options.build / "peers",
-                    "typing_extensions"], check=True)
 
 
 def compare(options, ranks, rate):
@@ -142,12 +147,17 @@ def parse():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     words = lambda text: text.split(",")  # noqa: E731
     parser.add_argument("--build", type=pathlib.Path, default=HERE.parent.parent / "build")
-    parser.add_argument("--backend", default="mpi", help="of our subjects")
+    parser.add_argument("--backend", default="mpi", choices=["mpi", "sockets", "auto"],
+                        help="of our subjects")
+    parser.add_argument("--shapes", default="flat", choices=["flat", "resnet50"],
+                        help="one matrix of --bytes, or ResNet-50's 161 tensors")
     parser.add_argument("--subjects", type=words, default=["dense", "gloo", "mpi", "mpi-ring"],
                         help="of " + ", ".join(SUBJECTS) + "; ratios are to the first")
     parser.add_argument("--ranks", type=words, default=["2", "4"])
     parser.add_argument("--rates", type=words, default=["100mbit", "1gbit"])
     parser.add_argument("--bytes", type=int, default=102_400_000, help="25.6 M floats")
+    parser.add_argument("--bucket-mb", type=int, default=25,
+                        help="MiB of ours that travel together, with --shapes resnet50")
     parser.add_argument("--iterations", type=int, default=3, help="timed in each round")
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
@@ -156,14 +166,15 @@ def parse():
     unknown = [subject for subject in options.subjects if subject not in SUBJECTS]
     if unknown:
         parser.error(f"no subject {', '.join(unknown)}; give some of {', '.join(SUBJECTS)}")
+    if options.shapes == "resnet50":
+        options.bytes = RESNET50
     return options
 
 
 def main():
     options = parse()
     options.build = options.build.resolve()
-    if "gloo" in options.subjects:
-        prepare_gloo(options)
+    lab.prepare_peers(options.build)
     rows = []
     try:
         for rate in options.rates:

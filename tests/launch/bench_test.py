@@ -63,6 +63,22 @@ class Bench(unittest.TestCase):
         # A bit for each value and 4 bytes for each 64, half of it there and half of it back.
         self.assertEqual(document["results"][-1]["wire_bytes"], 1024 / 8 + 4 * 1024 / 64)
 
+    def test_the_tensors_of_resnet50(self):
+        count = 25_557_032
+        for compressor, redop in (("none", "sum"), ("sign", "mean")):
+            result = PROGRAM.run("bench", "all-reduce", "--shapes", "resnet50", "--ranks", 2,
+                                 "--iterations", 1, "--warmup", 0, "--compressor", compressor,
+                                 "--json", self.file)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            document = json.loads(self.file.read_text())
+            self.assertEqual(document["shapes"], "resnet50")
+            row, = document["results"]
+            self.assertEqual((row["size"], row["redop"], row["wrong"]), (4 * count, redop, 0))
+        # 54,120 values are biases and norms, which travel as they are; of the others a bit for each
+        # and 4 bytes for each 1024, which ends of tensors can only add to.
+        floor = 4 * 54_120 + (count - 54_120) * (1 / 8 + 4 / 1024)
+        self.assertTrue(floor <= row["wire_bytes"] < 1.01 * floor, (floor, row["wire_bytes"]))
+
     @unittest.skipUnless(HAS_MPI, "built without MPI")
     def test_under_mpirun(self):
         result = PROGRAM.mpirun(2, "bench", "all-reduce", *QUICK, "--json", self.file)
@@ -82,6 +98,10 @@ class Bench(unittest.TestCase):
                 (["all-reduce", "--min-bytes", "1M", "--max-bytes", "1K"],
                  "--min-bytes is 1048576, more than --max-bytes, 1024; "),
                 (["all-reduce", "--compressor", "sing"], "compressor.*did you mean 'sign'"),
+                (["all-reduce", "--shapes", "resnet5"], "did you mean 'resnet50'"),
+                (["all-reduce", "--shapes", "resnet50", "--max-bytes", "1K"],
+                 "--max-bytes is given, but --shapes resnet50 has one size; "),
+                (["all-reduce", "--bucket-mb", "1"], "--shapes flat is one bucket; "),
                 (["all-reduce", "--factor", 1], "--factor is '1'; ")):
             result = PROGRAM.run("bench", *arguments)
             self.assertEqual(result.returncode, 2, result.stderr)

@@ -31,6 +31,8 @@ TEST(CommandLine, EveryFlagReachesItsField) {
                                                "mlp:hidden=64,32",
                                                "--data",
                                                "synthetic",
+                                               "--partition",
+                                               "by_label:classes=2",
                                                "--batch-size",
                                                "8",
                                                "--accumulate",
@@ -82,6 +84,7 @@ TEST(CommandLine, EveryFlagReachesItsField) {
   const TrainRequest& t = line.train;
   EXPECT_EQ(t.model, "mlp:hidden=64,32");
   EXPECT_EQ(t.data, "synthetic");
+  EXPECT_EQ(t.partition, "by_label:classes=2");
   EXPECT_EQ(t.batch_size, 8);
   EXPECT_EQ(t.accumulate, 2);
   EXPECT_EQ(t.epochs, 3);

@@ -48,6 +48,7 @@ TEST(Config, WhatWasPrintedReadsBackAsTheSame) {
   TrainRequest request;
   request.model = "mlp:hidden=64,32";
   request.data = "fashion-mnist:/data/a b=c";
+  request.partition = "by_label:classes=3";
   request.batch_size = 1;
   request.accumulate = 65536;
   request.precision = "bf16";

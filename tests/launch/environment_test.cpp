@@ -335,5 +335,12 @@ TEST(Environment, RanksAreThreadsOrProcesses) {
   EXPECT_THROW(require_one_kind_of_rank(several, 2), UsageError);
 }
 
+TEST(Environment, SaysWhatTheUserHasLimited) {
+  EXPECT_FALSE(read({}).threads_limited);
+  EXPECT_FALSE(read({}).devices_limited);
+  EXPECT_TRUE(read({{"OMP_NUM_THREADS", "1"}}).threads_limited);
+  EXPECT_TRUE(read({{"CUDA_VISIBLE_DEVICES", "0"}}).devices_limited);
+}
+
 }  // namespace
 }  // namespace thinwire

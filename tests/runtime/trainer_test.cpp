@@ -359,13 +359,16 @@ TEST_F(TrainerTest, ResumeIsBitIdenticalAtTheSameWorldSize) {
     const char* compressor;
     const char* optimizer;
     const char* model;
+    const char* partition = "iid";
   };
   for (const Case& c : {Case{"none", "sgd", "mlp:hidden=24,16"}, Case{"none", "adamw", "mlp"},
                         Case{"sign:block=64", "sgd", "mlp:hidden=24,16"},
+                        Case{"sign:block=64", "sgd", "mlp:hidden=24,16", "by_label:classes=3"},
                         Case{"sign:block=64", "adam:amsgrad=1", "resnet8"}}) {
     Job whole = job(3, c.compressor);
     whole.options.optimizer = c.optimizer;
     whole.options.model = c.model;
+    whole.options.partition = c.partition;
     whole.options.lr = 0.01;
     whole.options.steps = 30;
     whole.options.lr_schedule = "cosine:warmup=5";
@@ -383,9 +386,34 @@ TEST_F(TrainerTest, ResumeIsBitIdenticalAtTheSameWorldSize) {
     part.options.resume = "auto";
     const Outcome resumed = run(part);
     EXPECT_EQ(resumed.end.parameters_hash, expected.end.parameters_hash)
-        << c.compressor << " " << c.optimizer << " " << c.model;
+        << c.compressor << " " << c.optimizer << " " << c.model << " " << c.partition;
     EXPECT_EQ(resumed.end.test_loss, expected.end.test_loss);
   }
+}
+
+// Half an epoch of one partition and the rest of another would be some samples twice, some never.
+TEST_F(TrainerTest, ResumeRefusesAnotherPartition) {
+  Job made = job(2);
+  made.options.partition = "by_label";
+  made.options.steps = 5;
+  run(made);
+  const auto refusal = [&](int ranks, const std::string& partition) -> std::string {
+    Job resumed = made;
+    resumed.ranks = ranks;
+    resumed.options.partition = partition;
+    resumed.options.resume = "auto";
+    try {
+      run(resumed);
+    } catch (const AgreedError& error) {
+      return error.what();
+    }
+    return {};
+  };
+  EXPECT_EQ(refusal(2, "by_label"), "");
+  EXPECT_EQ(refusal(2, "by_label:classes=2"), "");  // which is what by_label means here
+  EXPECT_THAT(refusal(2, "iid"), ::testing::HasSubstr("classes=2 of 2 ranks, this run has iid"));
+  EXPECT_THAT(refusal(2, "by_label:classes=3"), ::testing::HasSubstr("data partition"));
+  EXPECT_THAT(refusal(4, "by_label:classes=2"), ::testing::HasSubstr("classes=2 of 4 ranks"));
 }
 
 TEST_F(TrainerTest, ResumeAtAnotherWorldSizeKeepsParametersOptimizerAndMeanResidual) {
