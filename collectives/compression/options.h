@@ -44,7 +44,7 @@ struct PowerSgd {
   std::int64_t matrix_approximation_rank = 4;
   // A matrix is compressed if (rows + columns) * rank * this < rows * columns.
   double min_compression_rate = 2;
-  bool warm_start = true;                   // go on from the last step's factor
+  bool warm_start = true;  // go on from the last step's factor
   // > 0: a column of which orthogonalising leaves no more than this share is dropped.
   double orthogonalization_epsilon = 1e-8;
 };

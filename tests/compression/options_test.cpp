@@ -121,8 +121,8 @@ TEST(ParseCompression, SaysWhatIsWrongAndWhatToDo) {
   says(message_of("sign:scale=l2"), "choose from l1, rms");
   says(message_of("fp16:block=32"), "takes no options");
   says(message_of("powersgd:rank=0"), "from 1");
-  says(message_of("powersgd:orthogonalization_epsilon=0"), "give more than 0");
-  says(message_of("powersgd:min_compression_rate=0"), "give more than 0");
+  says(message_of("powersgd:orthogonalization_epsilon=0"), "give a number");
+  says(message_of("powersgd:min_compression_rate=0"), "give a number");
   says(message_of("powersgd:warm_start=yes"), "choose from true, false");
   says(message_of("topk", "econtrol:eta=1.5"), "from 0 to 1");
   says(message_of("topk", "ef12"), "did you mean 'ef21'");

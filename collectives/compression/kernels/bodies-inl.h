@@ -44,6 +44,7 @@ THINWIRE_BODY Row<BitsOf<T>> magnitude_bits(const Row<T>& a) {
 // ---- What becomes of the message ----
 //
 // `first` forms the message of a row, `again` once more, any number of times; `absorb` ends it.
+// `only` is for a row that is seen but once.
 // `message_stays`: absorbing a decoded zero would change nothing after `first`.
 
 template <typename T>
@@ -56,6 +57,10 @@ struct NoFeedback {
   }
   template <typename Place>
   THINWIRE_BODY Row<T> again(Place row) {
+    return load(gradient, row);
+  }
+  template <typename Place>
+  THINWIRE_BODY Row<T> only(Place row) {
     return load(gradient, row);
   }
   template <typename Place>
@@ -78,6 +83,10 @@ struct ErrorFeedback {
     return load(gradient, row);
   }
   template <typename Place>
+  THINWIRE_BODY Row<T> only(Place row) {
+    return load(gradient, row) + load(error, row);
+  }
+  template <typename Place>
   THINWIRE_BODY void absorb(Place row, const Row<T>& message, const Row<T>& decoded) {
     store(gradient, row, message - decoded);
   }
@@ -96,6 +105,10 @@ struct Tracked {
   }
   template <typename Place>
   THINWIRE_BODY Row<T> again(Place row) {
+    return first(row);
+  }
+  template <typename Place>
+  THINWIRE_BODY Row<T> only(Place row) {
     return first(row);
   }
   template <typename Place>
@@ -146,7 +159,7 @@ struct Task {
 template <typename T, typename Feedback>
 THINWIRE_WHOLE_BODY void code_raw(const Task<T>& task, Feedback feedback) {
   rows(task.count, [&](auto row) {
-    const Row<T> m = feedback.first(row);
+    const Row<T> m = feedback.only(row);
     store_packed(task.payload, row, m);
     feedback.absorb(row, m, m);
   });
@@ -420,7 +433,7 @@ template <Half half, typename T, typename Feedback>
 THINWIRE_WHOLE_BODY void code_cast(const Task<T>& task, Feedback feedback) {
   Energy<T> energy{task.energy};
   rows(task.count, [&](auto row) {
-    const Row<T> m = feedback.first(row);
+    const Row<T> m = feedback.only(row);
     const Row<std::int32_t> bits = to_half<half>(to_finite_float(m));
     store_halves(task.payload, row, bits);
     const Row<T> decoded = from_float<T>(from_half<half>(bits));

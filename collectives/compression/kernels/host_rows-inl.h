@@ -392,24 +392,29 @@ HWY_INLINE Row<std::uint32_t> multiply(const Row<std::uint32_t>& a, std::uint32_
 }
 
 // 16 bits per lane.
-template <typename Place>
-HWY_INLINE Row<std::int32_t> load_halves(const char* from, Place row) {
-  HWY_ALIGN std::uint16_t halves[row_lanes] = {};
-  std::memcpy(halves, from + 2 * row.begin, static_cast<std::size_t>(row.n) * 2);
+HWY_INLINE Row<std::int32_t> load_halves(const char* from, WholeRow row) {
+  const auto* halves = reinterpret_cast<const std::uint16_t*>(from + 2 * row.begin);
   return row_of<std::int32_t>([&](auto p) {
-    constexpr std::size_t n = part_lanes<std::int32_t>;
     const hn::Rebind<std::uint16_t, Tag<std::int32_t>> d16;
-    return hn::PromoteTo(Tag<std::int32_t>(), hn::LoadU(d16, halves + p * n));
+    return hn::PromoteTo(Tag<std::int32_t>(),
+                         hn::LoadU(d16, halves + p * part_lanes<std::int32_t>));
   });
 }
-template <typename Place>
-HWY_INLINE void store_halves(char* to, Place row, const Row<std::int32_t>& x) {
-  HWY_ALIGN std::uint16_t halves[row_lanes];
+HWY_INLINE Row<std::int32_t> load_halves(const char* from, LastRow row) {
+  char halves[2 * row_lanes] = {};
+  std::memcpy(halves, from + 2 * row.begin, static_cast<std::size_t>(row.n) * 2);
+  return load_halves(halves, WholeRow{0});
+}
+HWY_INLINE void store_halves(char* to, WholeRow row, const Row<std::int32_t>& x) {
+  auto* halves = reinterpret_cast<std::uint16_t*>(to + 2 * row.begin);
   each_part<std::int32_t>([&](auto p) {
-    constexpr std::size_t n = part_lanes<std::int32_t>;
     const hn::Rebind<std::uint16_t, Tag<std::int32_t>> d16;
-    hn::StoreU(hn::DemoteTo(d16, x.part[p]), d16, halves + p * n);
+    hn::StoreU(hn::DemoteTo(d16, x.part[p]), d16, halves + p * part_lanes<std::int32_t>);
   });
+}
+HWY_INLINE void store_halves(char* to, LastRow row, const Row<std::int32_t>& x) {
+  char halves[2 * row_lanes];
+  store_halves(halves, WholeRow{0}, x);
   std::memcpy(to + 2 * row.begin, halves, static_cast<std::size_t>(row.n) * 2);
 }
 
@@ -468,14 +473,37 @@ HWY_INLINE auto lowest_bytes(const Row<T>& row) {
   }
 }
 
+// The same of whole numbers below 256.
+HWY_INLINE auto bytes_of(const Row<std::int32_t>& row) {
+  // Packing interleaves groups of four bytes, which are put in order at the end.
+  const hn::FixedTag<std::uint8_t, row_lanes> d8;
+  const hn::Repartition<std::uint32_t, decltype(d8)> d32;
+  const hn::Repartition<std::int16_t, Tag<std::int32_t>> d16;
+#if HWY_TARGET == HWY_AVX3
+  const auto packed = hn::DemoteTo(d8, hn::ReorderDemote2To(d16, row.part[0], row.part[1]));
+  HWY_ALIGN static constexpr std::uint32_t order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+#else
+  const hn::Half<decltype(d8)> half;
+  const auto lower = hn::DemoteTo(half, hn::ReorderDemote2To(d16, row.part[0], row.part[1]));
+  const auto upper = hn::DemoteTo(half, hn::ReorderDemote2To(d16, row.part[2], row.part[3]));
+  const auto packed = hn::Combine(d8, upper, lower);
+  HWY_ALIGN static constexpr std::uint32_t order[8] = {0, 2, 1, 3, 4, 6, 5, 7};
+#endif
+  return hn::BitCast(
+      d8, hn::TableLookupLanes(hn::BitCast(d32, packed), hn::SetTableIndices(d32, order)));
+}
+HWY_INLINE auto bytes_of(const Row<std::int64_t>& row) {
+  return lowest_bytes<std::int64_t, 0, parts<std::int64_t>>(row);
+}
+
 // The bits of whole numbers below 256, one word for each of the lowest `bits`.
 template <typename T, typename Place>
 HWY_INLINE void store_planes(char* to, Place row, const Row<T>& levels, int bits) {
   // In the lowest bits of the sum, as this is so large that one is its last place.
   const T place = static_cast<T>(sizeof(T) == 4 ? 0x1p23 : 0x1p52);
-  using Bits = BitsOf<T>;
+  const Row<BitsOf<T>> bits_of_place = bits_of(fill(place));
   const hn::FixedTag<std::uint8_t, row_lanes> d8;
-  auto bytes = lowest_bytes<Bits, 0, parts<Bits>>(bits_of(levels + fill(place)));
+  auto bytes = bytes_of(bits_of(levels + fill(place)) ^ bits_of_place);
   // The highest bit of a byte is the next to go.
   bytes = hn::BitCast(
       d8, hn::ShiftLeftSame(hn::BitCast(hn::Repartition<std::uint16_t, decltype(d8)>(), bytes),
@@ -664,6 +692,9 @@ class Magnitudes {
   HWY_INLINE void find_bound() {
     const Bits* groups = scratch_.groups<Bits>();
     if (group_count_ <= kept_) return;
+    Row<Bits> least = fill(largest_);
+    rows(group_count_, [&](auto row) { least = least_of(least, load(groups, row)); });
+    bound_ = least_lane(least);
     Bits high = largest_ + 1;
     while (high - bound_ > 1) {
       const Bits mid = bound_ + (high - bound_) / 2;
@@ -673,7 +704,7 @@ class Magnitudes {
         continue;
       }
       bound_ = mid;
-      if (passed <= kept_ + kept_ / 8) return;
+      if (passed <= kept_ + kept_ / 4) return;
     }
   }
 

@@ -12,8 +12,8 @@
 
 namespace thinwire {
 
-// What `policy` lets through `codec` (null: nothing is compressed), the rest uncompressed beside it.
-// `feedback` and `exchange` are resolved. Host memory only.
+// What `policy` lets through `codec` (null: nothing is compressed), the rest uncompressed beside
+// it. `feedback` and `exchange` are resolved. Host memory only.
 class ComposedReducer final : public GradientReducer {
  public:
   ComposedReducer(std::unique_ptr<Codec> codec, const FeedbackOptions& feedback,
