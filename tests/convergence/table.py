@@ -34,8 +34,8 @@ EXPERIMENTS = {
         "arguments": "--ranks 4 --model convnet --data fashion-mnist --batch-size 32 --epochs 4 "
                      "--lr 0.5 --lr-schedule cosine:warmup=200"},
     "resnet8": {
-        "title": "resnet8 on Fashion-MNIST, 2 ranks, 3 epochs", "score": "accuracy",
-        "arguments": "--ranks 2 --model resnet8 --data fashion-mnist --batch-size 64 --epochs 3 "
+        "title": "resnet8 on Fashion-MNIST, 2 ranks, 5 epochs", "score": "accuracy",
+        "arguments": "--ranks 2 --model resnet8 --data fashion-mnist --batch-size 64 --epochs 5 "
                      "--lr 0.5 --lr-schedule cosine:warmup=200"},
     "gpt": {
         "title": "gpt of .8 million parameters on the Jargon File, 2 ranks, 2 epochs",

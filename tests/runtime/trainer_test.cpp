@@ -182,6 +182,19 @@ TEST_F(TrainerTest, MoreRanksThanSamplesInTheLastStep) {
   EXPECT_LT(relative_difference(run(five).weights, run(one).weights), 1e-10);
 }
 
+// A step of a whole epoch has the same samples however they are dealt: here 48, 96 and 48 of them.
+TEST_F(TrainerTest, SamplesCountAlikeWhereRanksHaveMoreOrFewer) {
+  const auto with = [&](int ranks, const std::string& partition) {
+    Job whole = job(ranks);
+    whole.dtype = at::kDouble;
+    whole.options.partition = partition;
+    whole.options.batch_size = 192 / ranks;
+    whole.options.steps = 10;
+    return run(whole).weights;
+  };
+  EXPECT_LT(relative_difference(with(3, "by_label"), with(1, "iid")), 1e-10);
+}
+
 TEST_F(TrainerTest, RunsAreBitReproducible) {
   for (const char* compressor : {"none", "sign:block=64"}) {
     const auto first = run(job(4, compressor)).end;
