@@ -10,7 +10,7 @@ namespace thinwire {
 // Which compressors are compared, how often each is measured, and where the results are written.
 struct AdviseOptions {
   // From the one that loses nothing to those that lose more: of equally fast ones the first wins.
-  std::string compressors = "none,sign";
+  std::string compressors = "none,bf16,sign,powersgd:rank=4";
   std::int64_t repeats = 5;  // steps of each compressor and round; runs of each exchange and size
   std::string json;          // file for the results; empty: none
 };

@@ -54,7 +54,7 @@ class Advise(unittest.TestCase):
         result = PROGRAM.mpirun(2, "advise", *SMALL, "--device", "cpu", "--repeats", 3, "--json",
                                 file)
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
-        self.assertEqual(len(json.loads(file.read_text())["compressors"]), 2)
+        self.assertEqual(len(json.loads(file.read_text())["compressors"]), 4)
 
     def test_what_cannot_be(self):
         self.assertIn("one rank sends nothing", self.advise("--ranks", 1, code=2).stderr)

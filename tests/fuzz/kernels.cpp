@@ -1,0 +1,117 @@
+// Payloads of any bytes through the kernels, of every kind of vectors that is built in and that
+// this machine has: what the codecs decode in plain code, and not a byte beside it.
+//
+// Input: which codec, the dtype and the number of messages, the number of values (2 bytes), then
+// bytes of the messages.
+#include <cmath>
+#include <limits>
+
+#include "collectives/compression/codec/typed.h"
+#include "collectives/compression/kernels/host.h"
+#include "runtime/base/error.h"
+#include "tests/fuzz/codecs.h"
+
+namespace thinwire {
+namespace {
+
+template <typename T>
+std::vector<Block> blocks_of(const Codec& codec, std::int64_t count) {
+  std::vector<Block> blocks;
+  std::int64_t payload = 0;
+  for (std::int64_t begin = 0; begin < count; begin += codec.block()) {
+    Block block;
+    block.begin = begin;
+    block.payload = payload;
+    block.count = static_cast<std::int32_t>(std::min(codec.block(), count - begin));
+    block.format = codec.format(block.count);
+    payload += payload_bytes<T>(block.format, block.count);
+    blocks.push_back(block);
+  }
+  return blocks;
+}
+
+template <typename T>
+bool same(const at::Tensor& a, const at::Tensor& b) {
+  for (std::int64_t i = 0; i < a.numel(); ++i) {
+    const T x = a.const_data_ptr<T>()[i];
+    const T y = b.const_data_ptr<T>()[i];
+    if (!(std::isnan(x) && std::isnan(y)) && std::memcmp(&x, &y, sizeof(T)) != 0) return false;
+  }
+  return true;
+}
+
+template <typename T>
+void try_messages(const Codec& codec, std::int64_t count, std::int32_t ranks,
+                  const std::uint8_t* data, std::size_t size) {
+  const at::ScalarType dtype = c10::CppTypeToScalarType<T>::value;
+  // A codec of block 1 is coded in blocks of any size.
+  const std::vector<Block> blocks =
+      codec.block() == 1 ? std::vector<Block>{{.count = static_cast<std::int32_t>(count),
+                                               .format = codec.format(count)}}
+                         : blocks_of<T>(codec, count);
+  const auto block_count = static_cast<std::int64_t>(blocks.size());
+  const std::int64_t stride = codec.payload_bytes(count, dtype);
+  Exact messages(stride * ranks, at::kByte);
+  messages.fill(data, size);
+
+  Exact expected(count, dtype);
+  bool finite = true;
+  for (std::int32_t rank = 0; rank < ranks; ++rank) {
+    const at::Tensor message = messages.tensor.narrow(0, rank * stride, stride);
+    codec.decode_add(message, 1, expected.tensor);
+    finite = finite && codec.finite(message, count, dtype);
+  }
+  if (ranks > 1) expected.tensor.div_(ranks);
+
+  for (const auto& [target, run] : host_kernels_by_target<T>()) {
+    const char* payload = messages.memory.get();
+    Exact decoded(count, dtype);
+    run.decode({.blocks = blocks.data(),
+                .block_count = block_count,
+                .payload = payload,
+                .stride = stride,
+                .ranks = ranks,
+                .into = decoded.tensor.template data_ptr<T>()},
+               nullptr);
+    check(same<T>(decoded.tensor, expected.tensor), "kernels decode what the codec does");
+    std::int32_t flag = std::numeric_limits<std::int32_t>::max();
+    run.first_non_finite({.blocks = blocks.data(),
+                          .block_count = block_count,
+                          .payload = payload,
+                          .stride = stride,
+                          .ranks = ranks,
+                          .flag = &flag},
+                         nullptr);
+    check((flag == std::numeric_limits<std::int32_t>::max()) == finite,
+          "kernels say what the codec says");
+    Exact next(count, dtype);
+    Exact reply(stride, at::kByte);
+    run.owner_reduce({.blocks = blocks.data(),
+                      .block_count = block_count,
+                      .arrived = payload,
+                      .stride = stride,
+                      .ranks = ranks,
+                      .owner_next = next.tensor.template data_ptr<T>(),
+                      .reply = reply.memory.get(),
+                      .rounding_key = 7},
+                     nullptr);
+  }
+}
+
+void try_input(const std::uint8_t* data, std::size_t size) {
+  if (size < 4) return;
+  const auto codecs = all_codecs();
+  const Codec& codec = *codecs[data[0] % codecs.size()];
+  const std::int32_t ranks = 1 + data[1] / 2 % 3;
+  const std::int64_t count = (data[2] | data[3] << 8) % 700;
+  with_type(data[1] % 2 == 0 ? at::kFloat : at::kDouble,
+            [&]<typename T>(T) { try_messages<T>(codec, count, ranks, data + 4, size - 4); });
+}
+
+}  // namespace
+}  // namespace thinwire
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  thinwire::try_input(data, size);
+  return 0;
+}
