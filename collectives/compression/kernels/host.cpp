@@ -5,11 +5,7 @@
 #include "collectives/compression/kernels/kernels.h"
 
 // Enough of them: newer ones would add nothing to these loops.
-#ifdef THINWIRE_KERNELS_WITHOUT_AVX512
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL | HWY_AVX3)
-#else
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL)
-#endif
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "collectives/compression/kernels/host.cpp"
 #include <hwy/foreach_target.h>
