@@ -164,6 +164,7 @@ Row measure(Subject& subject, std::int64_t bytes, const BenchOptions& options,
   for (std::int64_t i = 0; i < options.warmup; ++i) subject.run();
   communicator.barrier()->wait();
   const Traffic traffic_before = meter.total();
+  const double waited_before = meter.waited();
   std::vector<std::int64_t> times;  // ns
   auto before = Clock::now();
   for (std::int64_t i = 0; i < options.iterations; ++i) {
@@ -175,7 +176,7 @@ Row measure(Subject& subject, std::int64_t bytes, const BenchOptions& options,
   const auto runs = static_cast<double>(options.iterations);
   const Traffic traffic = meter.total();
   row.wire_bytes = static_cast<double>(traffic.bytes_sent - traffic_before.bytes_sent) / runs;
-  row.in_collectives_us = 1e6 * (traffic.seconds - traffic_before.seconds) / runs;
+  row.in_collectives_us = 1e6 * (meter.waited() - waited_before) / runs;
   const std::int64_t total = std::accumulate(times.begin(), times.end(), std::int64_t{0});
   std::sort(times.begin(), times.end());
   const auto slowest =

@@ -117,7 +117,7 @@ struct ReducerLaunch {
   // Values that travel together: while some are on the wire, the next are encoded and those before
   // reduced. Small, so that the first are soon on the wire and the last soon off it; large against
   // what a message and a launch cost.
-  std::int64_t segment = 1 << 20;
+  std::int64_t segment = 1 << 19;
 
   template <typename T>
   const Kernels<T>& kernels() const {

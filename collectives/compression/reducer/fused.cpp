@@ -18,8 +18,8 @@ namespace {
 constexpr std::int64_t kRawBlock = 1024;  // values; of a size that suits a GPU
 // Segments on their way to their owners before the oldest is reduced, and on their way back before
 // the oldest is waited for.
-constexpr std::size_t kScattered = 2;
-constexpr std::size_t kGathered = 4;
+constexpr std::size_t kScattered = 4;
+constexpr std::size_t kGathered = 8;
 
 char* bytes_of(const at::Tensor& tensor) {
   return static_cast<char*>(tensor.data_ptr());
