@@ -216,7 +216,9 @@ int run_advise(const CommandLine& line, const JobEnvironment& environment, const
                 std::chrono::seconds(line.train.timeout)};
   // As `thinwire train` shares them.
   const auto cores = static_cast<int>(std::thread::hardware_concurrency());
-  at::set_num_threads(std::max(1, cores / std::max(ranks, environment.local_size)));
+  if (!environment.threads_limited) {
+    at::set_num_threads(std::max(1, cores / std::max(ranks, environment.local_size)));
+  }
   const DataSplit data = load_data(line.train.data);
   if (environment.rank == 0) {
     fmt::print("{}\n", describe(job));

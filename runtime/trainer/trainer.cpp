@@ -179,7 +179,7 @@ EndReport Trainer::run() {
   const Schedule schedule = parse_schedule(options_.lr_schedule, options_.lr, total_steps());
   double lr = schedule.at(std::max<std::int64_t>(attempted_ - 1, 0));
   bool stop = false;
-  bool compressing = committed_ >= compression_.start_iter;
+  bool compressing = !compresses() || committed_ >= compression_.start_iter;
   const Doing computing(parts_.recorder, "computing");
 
   while (!finished() && !stop) {

@@ -15,9 +15,9 @@ namespace {
 
 class EControl final : public Feedback {
  public:
-  EControl(const Bucket& bucket, Range owned, std::optional<double> eta)
+  EControl(const Bucket& bucket, Range owned, Averaging averaging, std::optional<double> eta)
       : slices_(bucket.slices),
-        state_(make_econtrol_state(bucket, owned)),
+        state_(make_econtrol_state(bucket, owned, averaging)),
         eta_kind_(eta ? EtaKind::fixed : EtaKind::measured),
         uncoded_(at::zeros_like(bucket.gradient)),
         sent_(at::zeros_like(bucket.gradient)),
@@ -170,8 +170,9 @@ class EControl final : public Feedback {
 
 }  // namespace
 
-EControlState make_econtrol_state(const Bucket& bucket, Range owned) {
+EControlState make_econtrol_state(const Bucket& bucket, Range owned, Averaging averaging) {
   EControlState state;
+  state.averaging = averaging;
   state.residual = at::zeros_like(bucket.gradient);
   state.tracker = at::zeros_like(bucket.gradient);
   state.estimate = at::zeros_like(bucket.gradient);
@@ -194,7 +195,8 @@ void visit_econtrol(const Bucket& bucket, const EControlState& state, EtaKind et
                       .tensor = of.narrow(0, slice.offset, slice.numel).view(slice.shape)});
     };
     show("tracker/", state.tracker, StateKind::averaged);
-    show("estimate/", state.estimate, StateKind::replicated);
+    show(state.averaging == Averaging::by_owners ? "estimate_of_owners/" : "estimate/",
+         state.estimate, StateKind::replicated);
     if (eta == EtaKind::measured) {
       visitor.tensor({.name = "eta/" + slice.name,
                       .kind = StateKind::averaged,
@@ -211,9 +213,9 @@ void visit_econtrol(const Bucket& bucket, const EControlState& state, EtaKind et
   }
 }
 
-std::unique_ptr<Feedback> make_econtrol(const Bucket& bucket, Range owned,
+std::unique_ptr<Feedback> make_econtrol(const Bucket& bucket, Range owned, Averaging averaging,
                                         std::optional<double> eta) {
-  return std::make_unique<EControl>(bucket, owned, eta);
+  return std::make_unique<EControl>(bucket, owned, averaging, eta);
 }
 
 }  // namespace thinwire

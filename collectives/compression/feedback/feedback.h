@@ -74,18 +74,24 @@ void visit_residuals(const Bucket& bucket, const at::Tensor& residual, Range own
 // gradient's type.
 std::unique_ptr<Feedback> make_error_feedback(const Bucket& bucket, Range owned);
 
+// Who averages the ranks' messages: the owner of each part, or everybody.
+enum class Averaging { by_owners, by_all };
+
 // What EControl keeps of one bucket on one rank, all of the gradient's type.
 struct EControlState {
   at::Tensor residual;  // e, the bucket's size, as the next two
   at::Tensor tracker;   // h: the sum of what this rank sent
   at::Tensor estimate;  // the same on every rank: the sum of what was received from all
   at::Tensor eta;       // one per slice
+  // Under which name the estimate is kept: by owners it is the sum of what they sent, by all the
+  // mean of the trackers, and one must not be taken for the other when a run is resumed.
+  Averaging averaging = Averaging::by_owners;
   Range owned;
   at::Tensor owner_residual;  // of the part `owned`, as the next one
   at::Tensor mean_tracker;    // the mean of the ranks' trackers
 };
 
-EControlState make_econtrol_state(const Bucket& bucket, Range owned);
+EControlState make_econtrol_state(const Bucket& bucket, Range owned, Averaging averaging);
 
 // Whether the weights of the error follow from the messages, hence are state.
 enum class EtaKind { fixed, measured };
@@ -106,7 +112,7 @@ void visit_econtrol(const Bucket& bucket, const EControlState& state, EtaKind et
 // A dense step sets h := g, mean h := estimate := mean g, and leaves e.
 //
 // `eta` in [0, 1], or none: measured per slice from this rank's messages (eta.h). eta = 1 diverges.
-std::unique_ptr<Feedback> make_econtrol(const Bucket& bucket, Range owned,
+std::unique_ptr<Feedback> make_econtrol(const Bucket& bucket, Range owned, Averaging averaging,
                                         std::optional<double> eta);
 
 }  // namespace thinwire

@@ -41,7 +41,9 @@ std::unique_ptr<Feedback> ComposedReducer::make_feedback(const Bucket& bucket, R
     case FeedbackKind::error_feedback:
       return make_error_feedback(bucket, owned);
     case FeedbackKind::econtrol:
-      return make_econtrol(bucket, owned, eta_);
+      return make_econtrol(
+          bucket, owned,
+          exchange_ == ExchangeKind::all_gather ? Averaging::by_all : Averaging::by_owners, eta_);
     case FeedbackKind::automatic:
       break;
   }

@@ -58,7 +58,8 @@ void FusedReducer::prepare(const Bucket& bucket, int rank, int size) {
     here.state.owner_residual = at::zeros({owned(here).count()}, options);
   } else if (options_.feedback.kind == FeedbackKind::econtrol) {
     const auto eta = fixed_eta(options_.feedback.eta, codecs_.codec());
-    here.state = make_econtrol_state(bucket, owned(here));
+    here.state = make_econtrol_state(bucket, owned(here),
+                                     has_owners() ? Averaging::by_owners : Averaging::by_all);
     here.state.eta.fill_(eta.value_or(0));
     if (!eta) here.measured.emplace();
   }

@@ -19,7 +19,8 @@ void MeasuredEta::set_blocks(const std::vector<Block>& blocks, const at::Tensor&
             [](const Place& a, const Place& b) { return a.begin < b.begin; });
   energy_ = at::empty({2 * static_cast<std::int64_t>(blocks.size())}, eta.options());
   energy_on_host_ = queue.host_memory(energy_.nbytes());
-  eta_on_host_ = queue.host_memory(eta.nbytes());
+  // Kept: what is in the queue may still read it.
+  if (!eta_on_host_) eta_on_host_ = queue.host_memory(eta.nbytes());
 }
 
 void MeasuredEta::fetch(const at::Tensor& eta, Queue& queue) {
