@@ -51,20 +51,8 @@ std::vector<std::string> notes_on_compression(const TrainOptions& options) {
         "compression; with --momentum 0 the same rate per step works",
         options.momentum));
   }
-  if (const auto note = note_on_eta(compression)) notes.push_back(*note);
+  if (const auto note = eta_warning(compression)) notes.push_back("warning: " + *note);
   return notes;
-}
-
-std::optional<std::string> note_on_eta(const CompressionOptions& options) {
-  const auto* top_k = std::get_if<TopK>(&options.codec);
-  const FeedbackOptions& feedback = options.feedback;
-  if (!top_k || feedback.kind != FeedbackKind::econtrol || !feedback.eta) return std::nullopt;
-  if (*feedback.eta <= 2 * top_k->density) return std::nullopt;
-  return fmt::format(
-      "warning: econtrol with eta {} and top-k of density {} may diverge; keep eta at or below "
-      "twice "
-      "the density, or use eta=auto",
-      *feedback.eta, top_k->density);
 }
 
 std::vector<std::string> describe_plans(const std::vector<SlicePlan>& plans) {

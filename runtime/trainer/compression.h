@@ -29,7 +29,4 @@ std::int64_t message_bytes(const std::vector<SlicePlan>& plans);
 std::vector<std::string> notes_on_names(const CompressionPolicy& policy,
                                         const std::vector<SlicePlan>& plans);
 
-// EControl is stable with top-k up to eta = 2 density; what to say beyond.
-std::optional<std::string> note_on_eta(const CompressionOptions& options);
-
 }  // namespace thinwire

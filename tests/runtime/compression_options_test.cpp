@@ -61,15 +61,11 @@ TEST(NotesOnCompression, MomentumAndEta) {
   words.optimizer = "adamw";
   EXPECT_TRUE(notes_on_compression(words).empty());
 
-  CompressionOptions options{TopK{.density = 0.01}};
-  options.feedback = {FeedbackKind::econtrol, 0.02};
-  EXPECT_EQ(note_on_eta(options), std::nullopt);
-  options.feedback.eta = 0.021;
-  EXPECT_THAT(note_on_eta(options).value(), ::testing::HasSubstr("eta 0.021"));
-  options.feedback.eta = std::nullopt;
-  EXPECT_EQ(note_on_eta(options), std::nullopt);
-  options = {Sign{}, {FeedbackKind::econtrol, 0.5}};
-  EXPECT_EQ(note_on_eta(options), std::nullopt);
+  words.compressor = "topk:density=0.01";
+  words.feedback = "econtrol:eta=0.5";
+  EXPECT_THAT(
+      notes_on_compression(words),
+      ::testing::ElementsAre(::testing::HasSubstr("warning: feedback econtrol: eta is 0.5")));
 }
 
 TEST(PayOff, BreakEvenIsBitsSavedPerSecondAdded) {
