@@ -76,5 +76,7 @@ int run_reported(const std::vector<std::string>& arguments) {
 }  // namespace thinwire
 
 int main(int argc, char** argv) {
+  // libtorch then puts tensors of 2 MiB and more in huge pages. Whoever has set it decides.
+  setenv("THP_MEM_ALLOC_ENABLE", "1", 0);
   return thinwire::run_reported({argv + (argc > 0 ? 1 : 0), argv + argc});
 }

@@ -4,6 +4,7 @@
 // Rounds of all operations follow each other, so that a busy machine slows all of them; printed are
 // the medians, and the medians of the ratios within a round.
 #include <fmt/format.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <chrono>
@@ -43,6 +44,19 @@ struct Operation {
   std::vector<double> seconds = {};
 };
 
+// In huge pages, as the command has libtorch put its large tensors.
+using Memory = std::unique_ptr<float[], decltype(&std::free)>;
+Memory memory(std::int64_t numel) {
+  constexpr std::size_t page = 2 << 20;
+  const std::size_t bytes =
+      (static_cast<std::size_t>(numel) * sizeof(float) + page - 1) / page * page;
+  Memory all(static_cast<float*>(std::aligned_alloc(page, bytes)), &std::free);
+  if (all == nullptr) throw std::bad_alloc();
+  madvise(all.get(), bytes, MADV_HUGEPAGE);  // may be refused
+  std::fill_n(all.get(), numel, 0.0F);
+  return all;
+}
+
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
@@ -54,22 +68,23 @@ class Bench {
   Bench(std::int64_t numel, const Kernels<float>& kernels)
       : numel_(numel),
         kernels_(kernels),
-        gradient_(static_cast<std::size_t>(numel)),
-        fresh_(gradient_.size()),
-        residual_(gradient_.size()),
-        next_(gradient_.size()) {
+        gradient_(memory(numel)),
+        fresh_(memory(numel)),
+        residual_(memory(numel)),
+        next_(memory(numel)) {
     // Nearly normal, as gradients are.
-    for (std::size_t i = 0; i < fresh_.size(); ++i) {
-      const PhiloxBlock words = philox(1, 0, i);
+    for (std::int64_t i = 0; i < numel; ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      const PhiloxBlock words = philox(1, 0, at);
       double sum = 0;
       for (const std::uint32_t word : words) sum += word * 0x1p-32 - 0.5;
-      fresh_[i] = static_cast<float>(sum);
-      residual_[i] = static_cast<float>((words[0] ^ words[3]) * 0x1p-32 - 0.5);
+      fresh_[at] = static_cast<float>(sum);
+      residual_[at] = static_cast<float>((words[0] ^ words[3]) * 0x1p-32 - 0.5);
     }
-    gradient_ = fresh_;
+    refresh();
     operations_.push_back({"b += a", [this] {
-                             float* b = gradient_.data();
-                             const float* a = residual_.data();
+                             float* b = gradient_.get();
+                             const float* a = residual_.get();
                              for (std::int64_t i = 0; i < numel_; ++i) b[i] += a[i];
                            }});
   }
@@ -81,7 +96,7 @@ class Bench {
     payloads_.push_back(std::make_unique<std::vector<char>>(table.bytes));
     char* payload = payloads_.back()->data();
     operations_.push_back({name + ": encode, error feedback", [=, this, &table] {
-                             encode(table, payload, {.error = residual_.data()});
+                             encode(table, payload, {.error = residual_.get()});
                            }});
     operations_.push_back({name + ": encode", [=, this, &table] { encode(table, payload, {}); }});
     operations_.push_back({name + ": owner reduce of 2, half", [=, this, &table] {
@@ -90,8 +105,8 @@ class Bench {
                                                     .arrived = payload,
                                                     .stride = 0,
                                                     .ranks = 2,
-                                                    .residual = {.error = residual_.data()},
-                                                    .owner_next = next_.data(),
+                                                    .residual = {.error = residual_.get()},
+                                                    .owner_next = next_.get(),
                                                     .reply = reply_.data()},
                                                    nullptr);
                            }});
@@ -100,7 +115,7 @@ class Bench {
                              kernels_.decode({.blocks = table.blocks.data(),
                                               .block_count = table.count(),
                                               .payload = payload,
-                                              .into = gradient_.data()},
+                                              .into = gradient_.get()},
                                              nullptr);
                            }});
   }
@@ -108,7 +123,7 @@ class Bench {
   void run(int rounds) {
     for (int round = 0; round < rounds + 1; ++round) {
       for (Operation& operation : operations_) {
-        gradient_ = fresh_;
+        refresh();
         const auto begin = std::chrono::steady_clock::now();
         operation.run();
         const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
@@ -126,10 +141,11 @@ class Bench {
   }
 
  private:
+  void refresh() { std::copy_n(fresh_.get(), numel_, gradient_.get()); }
   void encode(const Table& table, char* payload, const Residual<float>& residual) {
     kernels_.encode({.blocks = table.blocks.data(),
                      .block_count = table.count(),
-                     .gradient = gradient_.data(),
+                     .gradient = gradient_.get(),
                      .residual = residual,
                      .payload = payload,
                      .rounding_key = 1},
@@ -138,10 +154,10 @@ class Bench {
 
   std::int64_t numel_;
   Kernels<float> kernels_;
-  std::vector<float> gradient_;
-  std::vector<float> fresh_;
-  std::vector<float> residual_;
-  std::vector<float> next_;
+  Memory gradient_;
+  Memory fresh_;
+  Memory residual_;
+  Memory next_;
   std::vector<char> reply_;
   std::vector<std::unique_ptr<Table>> tables_;
   std::vector<std::unique_ptr<std::vector<char>>> payloads_;

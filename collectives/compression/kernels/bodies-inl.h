@@ -45,6 +45,7 @@ THINWIRE_BODY Row<BitsOf<T>> magnitude_bits(const Row<T>& a) {
 //
 // `first` forms the message of a row, `again` once more, any number of times; `absorb` ends it.
 // `only` is for a row that is seen but once.
+// `expect` fetches what `first` will read `ahead` elements further on.
 // `message_stays`: absorbing a decoded zero would change nothing after `first`.
 
 template <typename T>
@@ -62,6 +63,10 @@ struct NoFeedback {
   template <typename Place>
   THINWIRE_BODY Row<T> only(Place row) {
     return load(gradient, row);
+  }
+  template <typename Place>
+  THINWIRE_BODY void expect(Place row, std::int64_t ahead) const {
+    fetch(gradient, moved(row, ahead));
   }
   template <typename Place>
   THINWIRE_BODY void absorb(Place, const Row<T>&, const Row<T>&) {}
@@ -87,6 +92,11 @@ struct ErrorFeedback {
     return load(gradient, row) + load(error, row);
   }
   template <typename Place>
+  THINWIRE_BODY void expect(Place row, std::int64_t ahead) const {
+    fetch(gradient, moved(row, ahead));
+    fetch(error, moved(row, ahead));
+  }
+  template <typename Place>
   THINWIRE_BODY void absorb(Place row, const Row<T>& message, const Row<T>& decoded) {
     store(gradient, row, message - decoded);
   }
@@ -110,6 +120,12 @@ struct Tracked {
   template <typename Place>
   THINWIRE_BODY Row<T> only(Place row) {
     return first(row);
+  }
+  template <typename Place>
+  THINWIRE_BODY void expect(Place row, std::int64_t ahead) const {
+    fetch(gradient, moved(row, ahead));
+    fetch(error, moved(row, ahead));
+    fetch(tracker, moved(row, ahead));
   }
   template <typename Place>
   THINWIRE_BODY void absorb(Place row, const Row<T>&, const Row<T>& decoded) {

@@ -160,6 +160,16 @@ HWY_INLINE void store(T* to, Place row, const Row<T>& x) {
   store_packed(reinterpret_cast<char*>(to), row, x);
 }
 
+// The row will be read soon; it need not be there. Into the second level of the cache: the first
+// has a block to work on.
+template <typename T, typename Place>
+HWY_INLINE void fetch(const T* from, Place row) {
+  constexpr std::int64_t line = 64 / sizeof(T);
+  for (std::int64_t i = 0; i < row_lanes; i += line) {
+    __builtin_prefetch(from + row.begin + i, 0, 2);
+  }
+}
+
 // Single numbers of a payload.
 template <typename T>
 HWY_INLINE T load_one(const char* from) {
@@ -652,6 +662,8 @@ class Magnitudes {
     Bits* values = scratch_.values<Bits>();
     const Row<Bits> below = fill<Bits>((bound_ > 1 ? bound_ : 1) - 1);
     rows(count_, [&](auto row) {
+      // Memory would be idle meanwhile.
+      feedback_.expect(row, count_);
       const Row<Bits> bits = bits_of(magnitude(feedback_.again(row)));
       const Mask<Bits> mask = less(below, bits);
       if (ballot(mask, row) == 0) return;

@@ -158,6 +158,19 @@ void FusedReducer::reserve_buffers(const Bucket& bucket, Path& here) {
   if (here.state.tracker.defined()) reserve(here.mean_tracker_next, owned(here).count(), dtype);
 }
 
+// On the host what arrives is decoded while the rest is on the wire. What is written to must be of
+// no use after a rollback: with error feedback that takes a third buffer of the bucket's size,
+// which a device, fast at decoding, does without. Trackers are decoded into their states, after the
+// verdict.
+void FusedReducer::decode_on_arrival(const Bucket& bucket, Path& here) {
+  if (!launch_.queue->on_host() || here.state.tracker.defined()) return;
+  if (!here.state.residual.defined()) {
+    here.decoded = bucket.gradient;
+  } else if (!here.decoded.defined()) {
+    here.decoded = at::zeros_like(bucket.gradient);
+  }
+}
+
 void FusedReducer::stage(Bucket& bucket, Communicator& communicator, const StepContext& step) {
   Path& here = path(bucket);
   here.timeout = communicator.timeout();
@@ -198,6 +211,7 @@ template <typename T>
 void FusedReducer::stage_compressed(Bucket& bucket, Path& here, Communicator& communicator,
                                     const RoundingKeys& keys) {
   reserve_buffers(bucket, here);
+  decode_on_arrival(bucket, here);
   for (const Segment& segment : here.segments) {
     launch_.kernels<T>().encode(
         {.blocks = here.table.data() + segment.first_block,
@@ -279,7 +293,20 @@ void FusedReducer::check_oldest() {
                                            .ranks = from.ranks,
                                            .flag = here.flag.data_ptr<std::int32_t>()},
                                           launch_.queue->stream());
+    if (here.decoded.defined()) decode<T>(here, *next.segment, here.decoded);
   });
+}
+
+template <typename T>
+void FusedReducer::decode(const Path& here, const Segment& segment, const at::Tensor& into) {
+  const Received from = received(here, segment);
+  launch_.kernels<T>().decode({.blocks = here.table.data() + segment.first_block,
+                               .block_count = segment.block_count,
+                               .payload = from.payload,
+                               .stride = from.stride,
+                               .ranks = from.ranks,
+                               .into = into.data_ptr<T>()},
+                              launch_.queue->stream());
 }
 
 // Where the payloads of a segment begin, as blocks count it.
@@ -349,31 +376,32 @@ void FusedReducer::commit_compressed(Bucket& bucket, Path& here) {
     std::swap(bucket.gradient, here.state.residual);
     std::swap(here.state.owner_residual, here.owner_next);
   }
-  const Kernels<T>& run = launch_.kernels<T>();
-  const StreamHandle stream = launch_.queue->stream();
-  const auto each_segment = [&](auto kernel, at::Tensor& into) {
-    for (const Segment& segment : here.segments) {
-      const Received from = received(here, segment);
-      kernel({.blocks = here.table.data() + segment.first_block,
-              .block_count = segment.block_count,
-              .payload = from.payload,
-              .stride = from.stride,
-              .ranks = from.ranks,
-              .into = into.data_ptr<T>()},
-             stream);
-    }
-  };
-  if (!here.state.tracker.defined()) {
-    each_segment(run.decode, bucket.gradient);
+  if (here.decoded.defined()) {
+    std::swap(bucket.gradient, here.decoded);
     return;
   }
+  if (!here.state.tracker.defined()) {
+    for (const Segment& segment : here.segments) decode<T>(here, segment, bucket.gradient);
+    return;
+  }
+  const Kernels<T>& run = launch_.kernels<T>();
+  const StreamHandle stream = launch_.queue->stream();
   run.integrate({.blocks = here.table.data(),
                  .block_count = here.table.size(),
                  .payload = bytes_of(here.messages),
                  .into = here.state.tracker.data_ptr<T>()},
                 stream);
   std::swap(here.state.mean_tracker, here.mean_tracker_next);
-  each_segment(run.integrate, here.state.estimate);
+  for (const Segment& segment : here.segments) {
+    const Received from = received(here, segment);
+    run.integrate({.blocks = here.table.data() + segment.first_block,
+                   .block_count = segment.block_count,
+                   .payload = from.payload,
+                   .stride = from.stride,
+                   .ranks = from.ranks,
+                   .into = here.state.estimate.data_ptr<T>()},
+                  stream);
+  }
   launch_.queue->copy(bucket.gradient.data_ptr(), here.state.estimate.const_data_ptr(),
                       bucket.gradient.nbytes());
   for (const Slice& slice : bucket.slices) {

@@ -64,6 +64,7 @@ class FusedReducer final : public GradientReducer {
     std::optional<MeasuredEta> measured;
     // Until the commit.
     at::Tensor owner_next, mean_tracker_next;
+    at::Tensor decoded;       // what came back, if it is decoded as it comes
     at::Tensor own_gradient;  // of a step that goes uncompressed
     at::Tensor messages, arrived, reply, received;
     at::Tensor flag;                     // int32: the first slice that is not finite
@@ -95,6 +96,7 @@ class FusedReducer final : public GradientReducer {
   }
   void lay_out_blocks(const Bucket& bucket, Path& here);
   void reserve_buffers(const Bucket& bucket, Path& here);
+  void decode_on_arrival(const Bucket& bucket, Path& here);
   template <typename T>
   void stage_dense(Bucket& bucket, Path& here, Communicator& communicator);
   template <typename T>
@@ -104,6 +106,9 @@ class FusedReducer final : public GradientReducer {
   void reduce_oldest(Communicator& communicator);
   void check_oldest();
   Received received(const Path& here, const Segment& segment) const;
+  // The segment's part of `into`.
+  template <typename T>
+  void decode(const Path& here, const Segment& segment, const at::Tensor& into);
   template <typename T>
   void commit_dense(Bucket& bucket, Path& here);
   template <typename T>
