@@ -79,6 +79,13 @@ Counts offsets_of(const Counts& counts);
 // it; all_reduce is reduce_scatter and all_gather, broadcast is scatter and all_gather.
 std::int64_t direct_bytes_sent(const Operation& operation, int rank, int size);
 
+// Whose terms a sum of `owner`'s share takes up in a step, 0 to size - 1: it begins with the rank
+// behind the owner and ends with the owner, so that it can grow on its way round a ring. Backends
+// that add in this order have equal bits, however they send.
+inline int in_ring(int owner, int step, int size) {
+  return (owner + 1 + step) % size;
+}
+
 // into := op(into, from), element by element, on host memory.
 void reduce_into(at::ScalarType dtype, ReduceOp op, void* into, const void* from,
                  std::int64_t count);

@@ -5,17 +5,17 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cstdio>
 #include <cstring>
-#include <deque>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <source_location>
 #include <thread>
 
 #include "collectives/operation.h"
+#include "collectives/ring_sum.h"
 #include "runtime/base/error.h"
 
 namespace thinwire {
@@ -100,31 +100,22 @@ struct Link {
   std::string reason;
 };
 
-// What a message is for: a part of a sum on its way to the owner, or back, or anything else.
-enum class Purpose { to_owner, from_owner, other };
 enum class Direction { send, receive };
 
 // One message in flight, beside its request.
 struct Message {
-  Purpose purpose = Purpose::other;
   Direction direction = Direction::send;
-  int peer = -1;  // -1: all
-  std::int64_t piece = 0;
+  int peer = -1;            // -1: all
+  std::int64_t place = -1;  // in the operation's ring; -1: in none
 };
 
 // What an operation holds; outlives the Work when MPI may still touch it.
 struct Pending {
   Operation call;
-  std::unique_ptr<char[]> slots;
+  std::optional<RingSum> ring;    // of a large sum
+  std::unique_ptr<char[]> terms;  // of a small one: this rank's share of all ranks
   std::vector<MPI_Request> requests;
   std::vector<Message> messages;  // of each request
-};
-
-// How far a sum has come with one peer, in pieces of the peer's share.
-struct Lane {
-  std::int64_t pieces = 0;
-  std::int64_t next_gather = 0;
-  std::vector<bool> sent;
 };
 
 class MpiWork final : public Work {
@@ -185,11 +176,8 @@ class MpiWork final : public Work {
     const Operation& call = pending_->call;
     switch (call.kind) {
       case OperationKind::all_reduce:
-        start_sum(call.output_counts,
-                  in() + at(offsets_of(call.output_counts), link_->rank) * width());
-        return;
       case OperationKind::reduce_scatter:
-        start_sum(call.input_counts, out());
+        start_sum();
         return;
       case OperationKind::all_gather: {
         char* own = out() + at(offsets_of(call.output_counts), link_->rank) * width();
@@ -232,13 +220,10 @@ class MpiWork final : public Work {
 
  private:
   static constexpr int kYields = 50;
-  // A sum has room for this many pieces from each peer, and sends so many at a time.
-  static constexpr int kWindow = 64;
-  static constexpr int kSending = 64;
-  static constexpr std::int64_t kPieceBytes = 1 << 16;
-  // All slots together: bounds the memory of a sum, however large it is.
-  static constexpr std::int64_t kSlotBytes = 64 << 20;
-  static constexpr std::int64_t kBlockBytes = 16 << 10;  // stays in L1
+  // Sums go round the ring in pieces of so many bytes, this many of them posted in each direction.
+  // Each piece costs a handshake, and with pieces of 64 KiB that showed at 100 Mbit/s.
+  static constexpr std::int64_t kPieceBytes = 1 << 18;
+  static constexpr int kWindow = 16;
 
   // Whom this rank still waits for.
   std::string missing() {
@@ -249,6 +234,10 @@ class MpiWork final : public Work {
       if (!ended && pending_->messages[i].peer >= 0) peers.insert(pending_->messages[i].peer);
     }
     if (peers.empty()) return "a peer did not take part";
+    if (pending_->ring) {
+      return fmt::format("nothing more comes from or goes to rank {}, which may itself be waiting",
+                         fmt::join(peers, " or "));
+    }
     return fmt::format("rank {} did not take part", fmt::join(peers, ", "));
   }
 
@@ -277,7 +266,17 @@ class MpiWork final : public Work {
     }
     requests.resize(kept);
     messages.resize(kept);
-    for (const Message& message : finished_) sum_message_ended(message);
+    for (const Message& message : finished_) {
+      if (message.place < 0) continue;
+      if (message.direction == Direction::send) {
+        pending_->ring->sent(message.place);
+        --sending_;
+      } else {
+        pending_->ring->received(message.place);
+        --receiving_;
+      }
+    }
+    if (pending_->ring) go_round();
     return true;
   }
 
@@ -325,140 +324,70 @@ class MpiWork final : public Work {
     for (int step = 1; step < link_->size; ++step) body((link_->rank + step) % link_->size);
   }
 
-  // A sum goes in pieces, so that a rank reduces and sends back the first while later ones are
-  // still on the wire. Messages of one kind between two ranks keep the order of the pieces, which
-  // is how MPI matches them.
-  void start_sum(const Counts& counts, char* to) {
-    const auto size = static_cast<std::size_t>(link_->size);
-    offsets_ = offsets_of(counts);
-    to_ = to;
-    piece_ = std::max<std::int64_t>(
-        1, std::min({kPieceBytes, kSlotBytes / std::max(1, kWindow * (link_->size - 1)),
-                     link_->options.max_message_bytes}) /
-               width());
-    lanes_.resize(size);
-    for (std::size_t rank = 0; rank < size; ++rank) {
-      lanes_[rank].pieces = (counts[rank] + piece_ - 1) / piece_;
-      lanes_[rank].sent.resize(static_cast<std::size_t>(lanes_[rank].pieces));
+  // A large sum goes round the ring, so that no link carries two streams; a small one goes to the
+  // owners and back, which takes two messages' time on any number of ranks.
+  void start_sum() {
+    const Operation& call = pending_->call;
+    const std::int64_t largest =
+        *std::max_element(sum_counts().begin(), sum_counts().end()) * width();
+    const std::int64_t piece = std::min(kPieceBytes, link_->options.max_message_bytes);
+    if (largest > piece) {
+      pending_->ring.emplace(call, link_->rank, link_->size, piece);
+      go_round();
+      return;
     }
-    const std::int64_t slots = std::min<std::int64_t>(kWindow, mine().pieces);
-    pending_->slots = std::make_unique_for_overwrite<char[]>(
-        static_cast<std::size_t>(slots * link_->size * piece_ * width()));
-    for (std::int64_t piece = 0; piece < slots; ++piece) receive_piece(piece);
-    for (const Lane& other : lanes_) most_pieces_ = std::max(most_pieces_, other.pieces);
-    reduce_what_arrived();
-    send_pieces();
-  }
-
-  Lane& lane(int rank) { return lanes_[static_cast<std::size_t>(rank)]; }
-  Lane& mine() { return lane(link_->rank); }
-  std::int64_t piece_begin(int owner, std::int64_t piece) const {
-    return at(offsets_, owner) + piece * piece_;
-  }
-  std::int64_t piece_count(int owner, std::int64_t piece) const {
-    return std::min(piece_, at(offsets_, owner + 1) - piece_begin(owner, piece));
-  }
-  // Where the piece of this rank's share that `peer` sent arrives.
-  char* slot(std::int64_t piece, int peer) const {
-    return pending_->slots.get() + (piece % kWindow * link_->size + peer) * piece_ * width();
-  }
-
-  void receive_piece(std::int64_t piece) {
-    missing_[static_cast<std::size_t>(piece % kWindow)] = link_->size - 1;
+    const Counts offsets = offsets_of(sum_counts());
+    const std::int64_t share = at(sum_counts(), link_->rank) * width();
+    pending_->terms =
+        std::make_unique_for_overwrite<char[]>(static_cast<std::size_t>(share * link_->size));
     each_peer([&](int peer) {
-      receive(slot(piece, peer), piece_count(link_->rank, piece) * width(), tag_,
-              {.purpose = Purpose::to_owner, .peer = peer, .piece = piece});
+      receive(pending_->terms.get() + peer * share, share, peer, tag_);
+      send(in() + at(offsets, peer) * width(), at(sum_counts(), peer) * width(), peer, tag_);
     });
   }
 
-  // Few at a time, and every rank to its next neighbour first: so that a rank mostly hears one
-  // peer, not all at once, and a piece is through soon after it began. Results go last: they then
-  // keep the link busy while the last pieces are on their way to be reduced.
-  void send_pieces() {
-    while (sending_ < kSending) {
-      if (next_piece_ < most_pieces_) {
-        const int owner = (link_->rank + next_step_) % link_->size;
-        const std::int64_t piece = next_piece_;
-        if (++next_step_ >= link_->size) {
-          next_step_ = 1;
-          ++next_piece_;
-        }
-        if (owner == link_->rank || piece >= lane(owner).pieces) continue;
-        send(in() + piece_begin(owner, piece) * width(), piece_count(owner, piece) * width(), tag_,
-             {.purpose = Purpose::to_owner, .peer = owner, .piece = piece});
-      } else if (!results_.empty()) {
-        const Message message = results_.front();
-        results_.pop_front();
-        send(to_ + message.piece * piece_ * width(),
-             piece_count(link_->rank, message.piece) * width(), tag_ + 1, message);
-      } else {
-        return;
+  const Counts& sum_counts() const {
+    const Operation& call = pending_->call;
+    return call.kind == OperationKind::all_reduce ? call.output_counts : call.input_counts;
+  }
+
+  // Posts what may go now.
+  void go_round() {
+    RingSum& ring = *pending_->ring;
+    const int before = (link_->rank + link_->size - 1) % link_->size;
+    const int behind = (link_->rank + 1) % link_->size;
+    for (bool posted = true; posted;) {
+      posted = false;
+      for (; receiving_ < kWindow; ++receiving_) {
+        const auto next = ring.next_to_receive();
+        if (!next) break;
+        receive(next->data, next->bytes, tag_, {.peer = before, .place = next->place});
+        posted = true;
       }
-      ++sending_;
-    }
-  }
-
-  void sum_message_ended(const Message& message) {
-    if (message.purpose == Purpose::other) return;
-    if (message.direction == Direction::send) --sending_;
-    if (message.purpose == Purpose::to_owner && message.direction == Direction::receive) {
-      --missing_[static_cast<std::size_t>(message.piece % kWindow)];
-      reduce_what_arrived();
-    }
-    if (message.purpose == Purpose::to_owner && message.direction == Direction::send) {
-      receive_results(message);
-    }
-    send_pieces();
-  }
-
-  // A piece has left: what comes of it may come in. Not before: it overwrites what was sent.
-  void receive_results(const Message& message) {
-    Lane& there = lane(message.peer);
-    there.sent[static_cast<std::size_t>(message.piece)] = true;
-    if (pending_->call.kind != OperationKind::all_reduce) return;
-    for (; there.next_gather < there.pieces &&
-           there.sent[static_cast<std::size_t>(there.next_gather)];
-         ++there.next_gather) {
-      receive(out() + piece_begin(message.peer, there.next_gather) * width(),
-              piece_count(message.peer, there.next_gather) * width(), tag_ + 1,
-              {.purpose = Purpose::from_owner, .peer = message.peer, .piece = there.next_gather});
-    }
-  }
-
-  void reduce_what_arrived() {
-    for (; next_reduce_ < mine().pieces &&
-           missing_[static_cast<std::size_t>(next_reduce_ % kWindow)] == 0;
-         ++next_reduce_) {
-      reduce_piece(next_reduce_);
-      if (pending_->call.kind == OperationKind::all_reduce) {
-        each_peer([&](int peer) {
-          results_.push_back({.purpose = Purpose::from_owner, .peer = peer, .piece = next_reduce_});
-        });
+      for (; sending_ < kWindow; ++sending_) {
+        const auto next = ring.next_to_send();
+        if (!next) break;
+        send(next->data, next->bytes, tag_, {.peer = behind, .place = next->place});
+        posted = true;
       }
-      if (next_reduce_ + kWindow < mine().pieces) receive_piece(next_reduce_ + kWindow);
     }
   }
 
-  // to_ := the reduction of one piece of this rank's share, in rank order. Block by block, so that
-  // each value comes from memory once.
-  void reduce_piece(std::int64_t piece) {
-    const std::int64_t count = piece_count(link_->rank, piece);
-    const std::int64_t block = kBlockBytes / width();
-    for (std::int64_t begin = 0; begin < count; begin += block) {
-      const std::int64_t here = std::min(block, count - begin);
-      const auto bytes = static_cast<std::size_t>(here * width());
-      const char* own = in() + (piece_begin(link_->rank, piece) + begin) * width();
-      char* to = to_ + (piece * piece_ + begin) * width();
-      const auto from = [&](int rank) {
-        return rank == link_->rank ? own : slot(piece, rank) + begin * width();
-      };
-      char* sum = link_->rank == 0 ? to : slot(piece, 0) + begin * width();
-      if (sum == to && to != own) std::memcpy(to, own, bytes);
-      for (int rank = 1; rank < link_->size; ++rank) {
-        reduce_into(pending_->call.input.scalar_type(), pending_->call.op, sum, from(rank), here);
-      }
-      if (sum != to) std::memcpy(to, sum, bytes);
+  // The terms of this rank's share have come.
+  void reduce_own_share() {
+    const Operation& call = pending_->call;
+    const std::int64_t count = at(sum_counts(), link_->rank);
+    const std::int64_t share = count * width();
+    const std::int64_t offset = at(offsets_of(sum_counts()), link_->rank) * width();
+    char* const own = pending_->terms.get() + link_->rank * share;
+    copy_own(own, in() + offset, share);
+    char* const sum = pending_->terms.get() + in_ring(link_->rank, 0, link_->size) * share;
+    for (int step = 1; step < link_->size; ++step) {
+      const int rank = in_ring(link_->rank, step, link_->size);
+      reduce_into(call.input.scalar_type(), call.op, sum, pending_->terms.get() + rank * share,
+                  count);
     }
+    copy_own(call.kind == OperationKind::all_reduce ? out() + offset : out(), sum, share);
   }
 
   void gather(const char* mine, const Counts& counts, int tag) {
@@ -476,11 +405,25 @@ class MpiWork final : public Work {
   // No message is in flight any more: go on to the next phase, or be done.
   void advance() {
     const Operation& call = pending_->call;
-    if (call.kind != OperationKind::broadcast || second_phase_) {
-      done_ = true;
-      return;
-    }
+    const bool scattered = !second_phase_;
     second_phase_ = true;
+    done_ = true;
+    if (pending_->ring) {
+      check(pending_->ring->done(), "a sum has a message in flight until it is done");
+    } else if (scattered && pending_->terms) {
+      reduce_own_share();
+      if (call.kind == OperationKind::reduce_scatter) return;
+      done_ = false;
+      gather(out() + at(offsets_of(sum_counts()), link_->rank) * width(), sum_counts(), tag_ + 1);
+    } else if (scattered && call.kind == OperationKind::broadcast) {
+      done_ = false;
+      pass_on_own_share();
+    }
+  }
+
+  // Of a broadcast.
+  void pass_on_own_share() {
+    const Operation& call = pending_->call;
     // The root has the whole already; it only sends.
     const Counts offsets = offsets_of(call.output_counts);
     const char* own = out() + at(offsets, link_->rank) * width();
@@ -502,18 +445,8 @@ class MpiWork final : public Work {
   bool done_ = false;
   std::vector<int> ended_;         // scratch of `progress`
   std::vector<Message> finished_;  // scratch of `progress`
-  // Of sums.
-  Counts offsets_;          // of the owners' shares, in elements
-  char* to_ = nullptr;      // where the sum of this rank's share goes
-  std::int64_t piece_ = 1;  // elements
-  std::vector<Lane> lanes_;
-  std::int64_t most_pieces_ = 0;  // that an owner has
-  std::int64_t next_piece_ = 0;   // to send: piece and distance of the owner
-  int next_step_ = 1;
-  int sending_ = 0;
-  std::deque<Message> results_;  // to send
-  std::int64_t next_reduce_ = 0;
-  std::array<int, kWindow> missing_{};  // messages for each slot that have not come
+  int sending_ = 0;                // messages of the ring
+  int receiving_ = 0;
   std::int64_t bytes_sent_ = 0;
 };
 

@@ -32,8 +32,8 @@ struct MpiOptions {
 
 // A communicator over a duplicate of `parent`. Collective over `parent`.
 //
-// Messages go point to point: each rank reduces its share of a sum in rank order, so results have
-// the same bits as those of the threads backend, and the bytes counted are the bytes sent. MPI
+// Messages go point to point, large sums round a ring: results have the same bits as those of the
+// threads backend, and the bytes counted are the bytes sent. MPI
 // makes progress only inside `wait`, which tests with yields and then short sleeps.
 std::unique_ptr<Communicator> make_mpi_communicator(MPI_Comm parent, MpiOptions options = {});
 

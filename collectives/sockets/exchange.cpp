@@ -257,16 +257,15 @@ void Exchange::reduce_piece(std::int64_t begin, std::int64_t bytes) {
   const auto block = [&](int member) -> BlockPool::Block& {
     return lane(member).in[0].blocks[piece];
   };
-  // The sum grows where the first rank's terms are.
-  char* sum = target_ + begin;
-  if (rank_ == 0) {
-    copy(sum, own_ + begin, bytes);
-  } else {
-    sum = block(0).get();
-  }
-  for (int member = 1; member < size(); ++member) {
-    const char* terms = member == rank_ ? own_ + begin : block(member).get();
-    reduce_into(call_.input.scalar_type(), call_.op, sum, terms, bytes / width_);
+  const char* sum = own_ + begin;
+  if (size() > 1) {
+    char* const growing = block(in_ring(rank_, 0, size())).get();
+    for (int step = 1; step < size(); ++step) {
+      const int member = in_ring(rank_, step, size());
+      const char* terms = member == rank_ ? own_ + begin : block(member).get();
+      reduce_into(call_.input.scalar_type(), call_.op, growing, terms, bytes / width_);
+    }
+    sum = growing;
   }
   copy(target_ + begin, sum, bytes);
   each_peer([&](int peer) { pool_.give_back(std::move(block(peer)), bytes); });

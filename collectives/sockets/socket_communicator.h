@@ -49,12 +49,12 @@ struct SocketOptions {
 // Strangers that find the port are turned away: a connection opens with a token from the store.
 // Nothing is encrypted.
 //
-// Sums are formed piece by piece in rank order, so results have the same bits as those of the
-// threads backend, and a finished piece is sent on while the next ones still come. All operations
-// in flight, of this communicator and of all its splits, make progress whenever any thread is in
-// `wait` of one of them, so they may be waited for in any order, another one on each rank. Outside
-// of `wait` only the kernel's socket buffers move bytes (some MB per peer): a rank that stays away
-// longer holds up those who need it.
+// Sums are formed piece by piece in the order of a ring, so results have the same bits as those of
+// the threads backend, and a finished piece is sent on while the next ones still come. All
+// operations in flight, of this communicator and of all its splits, make progress whenever any
+// thread is in `wait` of one of them, so they may be waited for in any order, another one on each
+// rank. Outside of `wait` only the kernel's socket buffers move bytes (some MB per peer): a rank
+// that stays away longer holds up those who need it.
 //
 // Memory: what a peer sends for an operation that this rank has not called yet is limited to 256
 // KiB per peer; the rest waits at the sender. Sums keep what arrived and cannot be added yet

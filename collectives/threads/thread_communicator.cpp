@@ -197,13 +197,16 @@ class ThreadWork final : public Work {
     }
   }
 
-  // to := the reduction over ranks, in rank order, of `count` input elements from `begin` on.
+  // to := the reduction over ranks of `count` input elements of this rank's share, from `begin` on.
   void reduce_share(char* to, std::int64_t begin, std::int64_t count) {
     const Operation& me = mine();
     const std::int64_t offset = begin * element_bytes(me.input);
-    copy_bytes(to, bytes_of(call(0).input) + offset, count * element_bytes(me.input));
-    for (int rank = 1; rank < group_->size; ++rank) {
-      reduce_into(me.input.scalar_type(), me.op, to, bytes_of(call(rank).input) + offset, count);
+    const auto terms = [&](int step) {
+      return bytes_of(call(in_ring(rank_, step, group_->size)).input) + offset;
+    };
+    copy_bytes(to, terms(0), count * element_bytes(me.input));
+    for (int step = 1; step < group_->size; ++step) {
+      reduce_into(me.input.scalar_type(), me.op, to, terms(step), count);
     }
   }
 

@@ -48,7 +48,7 @@ class NcclConformance : public ::testing::TestWithParam<std::tuple<testing::Conf
 
 TEST_P(NcclConformance, Holds) {
   const auto& [test, size] = GetParam();
-  if (test.run == testing::sums_are_formed_in_rank_order) {
+  if (test.run == testing::sums_are_formed_in_the_order_of_a_ring) {
     GTEST_SKIP() << "NCCL chooses the order in which it adds";
   }
   for (std::uint64_t seed = 0; seed < 200; ++seed) run_conformance(test, size, seed);
@@ -56,7 +56,7 @@ TEST_P(NcclConformance, Holds) {
 
 TEST_P(NcclConformance, HoldsInPieces) {
   const auto& [test, size] = GetParam();
-  if (test.run == testing::sums_are_formed_in_rank_order) {
+  if (test.run == testing::sums_are_formed_in_the_order_of_a_ring) {
     GTEST_SKIP() << "NCCL chooses the order in which it adds";
   }
   NcclOptions options;

@@ -175,17 +175,26 @@ void operations_wait_in_any_order(Communicator& communicator) {
   EXPECT_TRUE(second.equal(input_of(0, 10)));
 }
 
-void sums_are_formed_in_rank_order(Communicator& communicator) {
-  // 2^24 + 1 rounds to 2^24, so the order of the additions shows in the result.
+void sums_are_formed_in_the_order_of_a_ring(Communicator& communicator) {
+  // 2^24 + 1 rounds to 2^24, so the order of the additions shows in the result. The share of each
+  // rank begins with the rank behind it.
   const int size = communicator.size();
   const auto term = [](int rank) {
     return rank == 0 ? 16777216.0f : 1.0f + static_cast<float>(rank);
   };
-  float expected = term(0);
-  for (int rank = 1; rank < size; ++rank) expected += term(rank);
   at::Tensor tensor = at::full({9}, term(communicator.rank()));
+  at::Tensor expected = at::empty({9});
+  const Counts counts = make_all_reduce(tensor, ReduceOp::sum, size).output_counts;
+  std::int64_t begin = 0;
+  for (int owner = 0; owner < size; ++owner) {
+    float sum = term((owner + 1) % size);
+    for (int step = 1; step < size; ++step) sum += term((owner + 1 + step) % size);
+    const std::int64_t count = counts[static_cast<std::size_t>(owner)];
+    expected.narrow(0, begin, count).fill_(sum);
+    begin += count;
+  }
   communicator.all_reduce(tensor, ReduceOp::sum)->wait();
-  EXPECT_TRUE(tensor.equal(at::full({9}, expected)));
+  EXPECT_TRUE(tensor.equal(expected));
 }
 
 void split_makes_working_groups(Communicator& communicator) {
@@ -207,11 +216,13 @@ void split_makes_working_groups(Communicator& communicator) {
 void bytes_sent_are_those_of_direct_algorithms(Communicator& communicator) {
   const int size = communicator.size();
   const int rank = communicator.rank();
-  at::Tensor tensor = input_of(rank, 1003);
+  // In equal shares: round a ring a rank passes on the results of others.
+  at::Tensor tensor = input_of(rank, 1000 * size);
   auto work = communicator.all_reduce(tensor, ReduceOp::sum);
   work->wait();
   EXPECT_EQ(work->bytes_sent(),
             direct_bytes_sent(make_all_reduce(tensor, ReduceOp::sum, size), rank, size));
+  tensor = input_of(rank, 1003);
   work = communicator.broadcast(tensor, 0);
   work->wait();
   EXPECT_EQ(work->bytes_sent(), direct_bytes_sent(make_broadcast(tensor, 0, size), rank, size));

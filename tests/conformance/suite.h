@@ -16,7 +16,7 @@ void all_to_all_is_a_transpose(Communicator& communicator);
 void broadcast_from_every_root(Communicator& communicator);
 void several_operations_in_flight(Communicator& communicator);
 void operations_wait_in_any_order(Communicator& communicator);
-void sums_are_formed_in_rank_order(Communicator& communicator);
+void sums_are_formed_in_the_order_of_a_ring(Communicator& communicator);
 void split_makes_working_groups(Communicator& communicator);
 void bytes_sent_are_those_of_direct_algorithms(Communicator& communicator);
 void texts_travel(Communicator& communicator);
@@ -37,7 +37,7 @@ inline constexpr ConformanceTest kConformanceTests[] = {
     {"BroadcastFromEveryRoot", broadcast_from_every_root},
     {"SeveralOperationsInFlight", several_operations_in_flight},
     {"OperationsWaitInAnyOrder", operations_wait_in_any_order},
-    {"SumsAreFormedInRankOrder", sums_are_formed_in_rank_order},
+    {"SumsAreFormedInTheOrderOfARing", sums_are_formed_in_the_order_of_a_ring},
     {"SplitMakesWorkingGroups", split_makes_working_groups},
     {"BytesSentAreThoseOfDirectAlgorithms", bytes_sent_are_those_of_direct_algorithms},
     {"TextsTravel", texts_travel},

@@ -1,0 +1,133 @@
+#include "collectives/ring_sum.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace thinwire {
+
+RingSum::RingSum(const Operation& call, int rank, int size, std::int64_t piece_bytes)
+    : dtype_(call.input.scalar_type()),
+      op_(call.op),
+      rank_(rank),
+      size_(size),
+      width_(static_cast<std::int64_t>(call.input.element_size())),
+      input_(static_cast<char*>(call.input.data_ptr())),
+      output_(static_cast<char*>(call.output.data_ptr())),
+      piece_(std::max<std::int64_t>(1, piece_bytes / width_)) {
+  const bool all = call.kind == OperationKind::all_reduce;
+  const Counts& counts = all ? call.output_counts : call.input_counts;
+  offsets_ = offsets_of(counts);
+  result_ = all ? output_ + offsets_[static_cast<std::size_t>(rank)] * width_ : output_;
+  steps_ = (all ? 2 : 1) * (size - 1);
+  const std::int64_t largest = *std::max_element(counts.begin(), counts.end());
+  const std::int64_t pieces = (largest + piece_ - 1) / piece_;
+  places_ = (pieces + kGroup - 1) / kGroup * steps_ * kGroup;
+  sent_.resize(static_cast<std::size_t>(places_));
+  received_.resize(static_cast<std::size_t>(places_));
+  to_send_ = to_receive_ = places_;
+  slots_ = std::make_unique_for_overwrite<char[]>(
+      static_cast<std::size_t>(std::min(kSlots, places_) * piece_ * width_));
+  if (size > 1) return;
+  const std::int64_t bytes = largest * width_;
+  if (result_ != input_ && bytes > 0) {
+    std::memcpy(result_, input_, static_cast<std::size_t>(bytes));
+  }
+}
+
+RingSum::Part RingSum::part(std::int64_t place, int first_owner) const {
+  Part part;
+  part.step = place / kGroup % steps_;
+  part.piece = place / (kGroup * steps_) * kGroup + place % kGroup;
+  // From -1 - size on, as steps may be almost 2 size.
+  part.owner = static_cast<int>((first_owner - part.step + 3 * size_) % size_);
+  const auto owner = static_cast<std::size_t>(part.owner);
+  part.count = std::clamp<std::int64_t>(offsets_[owner + 1] - offsets_[owner] - part.piece * piece_,
+                                        0, piece_);
+  return part;
+}
+
+// Slots are taken in the order of the messages that need one.
+char* RingSum::slot(std::int64_t place) const {
+  const std::int64_t block = place / kGroup;
+  const std::int64_t block_with_slots = block / steps_ * (size_ - 1) + block % steps_;
+  return slots_.get() + (block_with_slots * kGroup + place % kGroup) % kSlots * piece_ * width_;
+}
+
+// What was in it before has gone on, or into this rank's result.
+bool RingSum::slot_is_free(std::int64_t place) const {
+  const std::int64_t block = place / kGroup;
+  const std::int64_t before = block / steps_ * (size_ - 1) + block % steps_ - kSlots / kGroup;
+  if (before < 0) return true;
+  const std::int64_t step = before % (size_ - 1);
+  const std::int64_t user = (before / (size_ - 1) * steps_ + step) * kGroup + place % kGroup;
+  return step == size_ - 2 ? received_[static_cast<std::size_t>(user)]
+                           : sent_[static_cast<std::size_t>(user + kGroup)];
+}
+
+// Places without a message, as a share is shorter than others.
+void RingSum::pass_over_absent() {
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (; send_next_ < places_ && part_to_send(send_next_).count == 0; ++send_next_) {
+      sent(send_next_);
+      moved = true;
+    }
+    for (; receive_next_ < places_; ++receive_next_) {
+      const Part part = part_to_receive(receive_next_);
+      // They take their slot all the same: its next user looks no further back than to this one.
+      if (part.count > 0 || (grows(part.step) && !slot_is_free(receive_next_))) break;
+      received_[static_cast<std::size_t>(receive_next_)] = true;
+      --to_receive_;
+      moved = true;
+    }
+  }
+}
+
+std::optional<RingSum::Message> RingSum::next_to_send() {
+  pass_over_absent();
+  if (send_next_ == places_) return {};
+  const Part part = part_to_send(send_next_);
+  // What goes on in this step came in the one before.
+  if (part.step > 0 && !received_[static_cast<std::size_t>(send_next_ - kGroup)]) return {};
+  const std::int64_t place = send_next_++;
+  char* const data = part.step == 0           ? input(part)
+                     : part.step == size_ - 1 ? result(part)
+                     : grows(part.step)       ? slot(place - kGroup)
+                                              : output(part);
+  return Message{data, part.count * width_, place};
+}
+
+std::optional<RingSum::Message> RingSum::next_to_receive() {
+  pass_over_absent();
+  if (receive_next_ == places_) return {};
+  const Part part = part_to_receive(receive_next_);
+  if (grows(part.step)) {
+    if (part.count == 0 || !slot_is_free(receive_next_)) return {};
+    const std::int64_t place = receive_next_++;
+    return Message{slot(place), part.count * width_, place};
+  }
+  // The first result to come is that of the share whose terms were sent in the first step; in an
+  // all_reduce it overwrites them. The terms of the others were added to what came.
+  const std::int64_t first = receive_next_ - (size_ - 1) * kGroup;
+  if (part.step == size_ - 1 && !sent_[static_cast<std::size_t>(first)]) return {};
+  return Message{output(part), part.count * width_, receive_next_++};
+}
+
+void RingSum::sent(std::int64_t place) {
+  sent_[static_cast<std::size_t>(place)] = true;
+  --to_send_;
+}
+
+void RingSum::received(std::int64_t place) {
+  received_[static_cast<std::size_t>(place)] = true;
+  --to_receive_;
+  const Part part = part_to_receive(place);
+  if (!grows(part.step)) return;
+  char* const arrived = slot(place);
+  reduce_into(dtype_, op_, arrived, input(part), part.count);
+  if (part.step == size_ - 2) {
+    std::memcpy(result(part), arrived, static_cast<std::size_t>(part.count * width_));
+  }
+}
+
+}  // namespace thinwire

@@ -1,0 +1,89 @@
+// How a sum goes round a ring of ranks, whatever carries the messages.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "collectives/operation.h"
+
+namespace thinwire {
+
+// One rank's part in a reduce_scatter or all_reduce in which every rank hears the one before it and
+// sends to the one behind it. A share starts behind its owner and grows by one rank's terms at each
+// step until it is at its owner's; from there the result goes round to all. Pieces go in groups,
+// each through all steps, so that the wire is never idle and memory is bounded.
+//
+// Both neighbours carry the messages in the order in which they are handed out here. Not
+// thread-safe; does not send anything itself.
+class RingSum {
+ public:
+  // `call` is an all_reduce or a reduce_scatter of host memory, which must outlive this.
+  RingSum(const Operation& call, int rank, int size, std::int64_t piece_bytes);
+
+  struct Message {
+    char* data = nullptr;
+    std::int64_t bytes = 0;
+    std::int64_t place = 0;  // in the order of all
+  };
+  // The next message to the rank behind, or from the rank before. Nullopt: none may go now; ask
+  // again when another message has been handed out, has left or has arrived.
+  std::optional<Message> next_to_send();
+  std::optional<Message> next_to_receive();
+  // The message has left, or has arrived.
+  void sent(std::int64_t place);
+  void received(std::int64_t place);
+
+  // Everything has been sent and received.
+  bool done() const { return to_send_ == 0 && to_receive_ == 0; }
+
+ private:
+  static constexpr std::int64_t kGroup = 32;  // pieces
+  static constexpr std::int64_t kSlots = 2 * kGroup;
+
+  // A message's part of the work: a place, taken apart.
+  struct Part {
+    std::int64_t step = 0;
+    std::int64_t piece = 0;  // of the share
+    int owner = 0;           // of the share
+    std::int64_t count = 0;  // elements; 0: the share has no such piece
+  };
+  Part part(std::int64_t place, int first_owner) const;
+  Part part_to_send(std::int64_t place) const { return part(place, rank_ - 1); }
+  Part part_to_receive(std::int64_t place) const { return part(place, rank_ - 2); }
+  // Whether the terms that arrive in this step are added to, rather than being results.
+  bool grows(std::int64_t step) const { return step < size_ - 1; }
+  std::int64_t element(const Part& part) const {
+    return offsets_[static_cast<std::size_t>(part.owner)] + part.piece * piece_;
+  }
+  char* input(const Part& part) const { return input_ + element(part) * width_; }
+  char* output(const Part& part) const { return output_ + element(part) * width_; }
+  // Of this rank's own share.
+  char* result(const Part& part) const { return result_ + part.piece * piece_ * width_; }
+  void pass_over_absent();
+  char* slot(std::int64_t place) const;
+  bool slot_is_free(std::int64_t place) const;
+
+  at::ScalarType dtype_;
+  ReduceOp op_;
+  int rank_;
+  int size_;
+  std::int64_t width_;  // bytes of an element
+  Counts offsets_;
+  char* input_;
+  char* output_;
+  char* result_;
+  std::int64_t piece_ = 1;  // elements
+  std::int64_t steps_ = 0;
+  std::int64_t places_ = 0;
+  std::unique_ptr<char[]> slots_;
+  // By place; a place without a message counts as soon as it is passed over.
+  std::vector<bool> sent_, received_;
+  std::int64_t send_next_ = 0;
+  std::int64_t receive_next_ = 0;
+  std::int64_t to_send_ = 0;  // places
+  std::int64_t to_receive_ = 0;
+};
+
+}  // namespace thinwire
