@@ -6,6 +6,7 @@
 #include <array>
 #include <utility>
 
+#include "collectives/compression/codec/blocks.h"
 #include "collectives/compression/codec/cast.h"
 #include "collectives/compression/codec/quantize.h"
 #include "collectives/compression/codec/sign.h"
@@ -145,7 +146,7 @@ CodecOptions parse_codec(const std::string& text) {
   } else if (spec.name() == "quantize") {
     Quantize quantize;
     quantize.bits = static_cast<int>(spec.integer("bits", quantize.bits, 1, 8));
-    quantize.block = spec.integer("block", quantize.block, 32, huge);
+    quantize.block = spec.integer("block", quantize.block, 32, kLargestBlock);
     quantize.grid =
         choose<Grid>(spec, "grid", {{"max_min", Grid::max_min}, {"symmetric", Grid::symmetric}});
     quantize.rounding = choose<Rounding>(
@@ -158,7 +159,7 @@ CodecOptions parse_codec(const std::string& text) {
   } else if (spec.name() == "topk") {
     TopK top_k;
     top_k.density = spec.number("density", top_k.density, 0, 1);
-    top_k.block = spec.integer("block", top_k.block, 32, huge);
+    top_k.block = spec.integer("block", top_k.block, 32, kLargestBlock);
     top_k.selection = choose<Selection>(
         spec, "select", {{"threshold", Selection::threshold}, {"exact", Selection::exact}});
     options = top_k;

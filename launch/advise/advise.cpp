@@ -119,14 +119,17 @@ void write_json(const AdviseOptions& options, const TrainRequest& training, int 
   auto& rows = json["compressors"] = nlohmann::ordered_json::array();
   for (const Choice& choice : choices) {
     const auto bandwidth = break_even(choice, choices[index_of_none(choices)]);
-    const bool finite = bandwidth && std::isfinite(*bandwidth);
+    // Bits per second, or a word.
+    nlohmann::ordered_json pays_below = "never";
+    if (bandwidth) pays_below = *bandwidth;
+    if (bandwidth && std::isinf(*bandwidth)) pays_below = "any rate";
     rows.push_back({{"compressor", choice.compressor},
                     {"wire_bytes", choice.wire_bytes},
                     {"arithmetic_seconds", choice.arithmetic_seconds},
                     {"network_seconds", choice.network_seconds},
                     {"local_seconds", choice.local_seconds},
                     {"step_seconds", choice.predicted_seconds},
-                    {"pays_below", finite ? nlohmann::ordered_json(*bandwidth) : nullptr}});
+                    {"pays_below", pays_below}});
   }
   json["best"] = choices[best_of(choices)].compressor;
   std::ofstream file(options.json);

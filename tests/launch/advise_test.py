@@ -37,6 +37,9 @@ class Advise(unittest.TestCase):
         rows = {row["compressor"]: row for row in advice["compressors"]}
         self.assertEqual(set(rows), {"sign:block=64", "none"})
         self.assertIn(advice["best"], rows)
+        self.assertEqual(rows["none"]["pays_below"], "never")
+        pays = rows["sign:block=64"]["pays_below"]
+        self.assertTrue(isinstance(pays, float) or pays in ("never", "any rate"), pays)
         # The bytes are those of a training.
         for compressor, row in rows.items():
             output = self.folder / compressor[:4]

@@ -429,6 +429,33 @@ TEST_F(TrainerTest, ResumeRefusesAnotherPartition) {
   EXPECT_THAT(refusal(4, "by_label:classes=2"), ::testing::HasSubstr("classes=2 of 4 ranks"));
 }
 
+// What the owners sent and what all ranks sent add up to different estimates: one in place of the
+// other would be off by a constant for ever.
+TEST_F(TrainerTest, ResumeRefusesTheEstimateOfAnotherExchange) {
+  for (const auto& [before, after, lacks] :
+       {std::tuple{"two_stage", "all_gather", "'estimate/"},
+        std::tuple{"all_gather", "two_stage", "'estimate_of_owners/"}}) {
+    Job made = job(2, "topk:density=0.1");
+    made.options.feedback = "econtrol:eta=0.05";
+    made.options.exchange = before;
+    made.options.steps = 5;
+    run(made);
+    Job resumed = made;
+    resumed.options.resume = "auto";
+    resumed.options.steps = 8;
+    EXPECT_NO_THROW(run(resumed));
+    resumed.options.exchange = after;
+    resumed.options.steps = 10;
+    try {
+      run(resumed);
+      ADD_FAILURE() << before << " was resumed as " << after;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::bad_data);
+      EXPECT_THAT(error.what(), ::testing::HasSubstr(lacks));
+    }
+  }
+}
+
 TEST_F(TrainerTest, ResumeAtAnotherWorldSizeKeepsParametersOptimizerAndMeanResidual) {
   struct Total {
     std::vector<at::Tensor> weights;

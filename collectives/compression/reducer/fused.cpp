@@ -63,8 +63,7 @@ void FusedReducer::prepare(const Bucket& bucket, int rank, int size) {
     here.state.eta.fill_(eta.value_or(0));
     if (!eta) here.measured.emplace();
   }
-  here.flag = at::zeros({1}, options.dtype(at::kInt));
-  here.flag_on_host = launch_.queue->host_memory(sizeof(std::int32_t));
+  here.flag = FiniteFlag(bucket, *launch_.queue);
   paths_.insert_or_assign(bucket.index, std::move(here));
 }
 
@@ -179,8 +178,7 @@ void FusedReducer::stage(Bucket& bucket, Communicator& communicator, const StepC
   host_is_behind_ = true;
   staged_.push_back(&here);
   lay_out_blocks(bucket, here);
-  // Above every slice's index; kernels take the minimum.
-  launch_.queue->fill(here.flag.data_ptr(), 0x7f, sizeof(std::int32_t));
+  here.flag.clear(*launch_.queue);
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
     if (here.staged_dense) {
       stage_dense<T>(bucket, here, communicator);
@@ -203,7 +201,7 @@ void FusedReducer::stage_dense(Bucket& bucket, Path& here, Communicator& communi
                                        .block_count = here.table.size(),
                                        .gradient = bucket.gradient.data_ptr<T>(),
                                        .ranks = communicator.size(),
-                                       .flag = here.flag.data_ptr<std::int32_t>()},
+                                       .flag = here.flag.data()},
                                       launch_.queue->stream());
 }
 
@@ -291,7 +289,7 @@ void FusedReducer::check_oldest() {
                                            .payload = from.payload,
                                            .stride = from.stride,
                                            .ranks = from.ranks,
-                                           .flag = here.flag.data_ptr<std::int32_t>()},
+                                           .flag = here.flag.data()},
                                           launch_.queue->stream());
     if (here.decoded.defined()) decode<T>(here, *next.segment, here.decoded);
   });
@@ -321,8 +319,7 @@ FusedReducer::Received FusedReducer::received(const Path& here, const Segment& s
 void FusedReducer::settle(Communicator&) {
   while (!gathered_.empty()) check_oldest();
   for (Path* here : staged_) {
-    launch_.queue->copy(here->flag_on_host.get(), here->flag.const_data_ptr(),
-                        sizeof(std::int32_t));
+    here->flag.fetch(*launch_.queue);
     if (here->measured && !here->staged_dense) {
       here->measured->fetch(here->state.eta, *launch_.queue);
     }
@@ -331,12 +328,10 @@ void FusedReducer::settle(Communicator&) {
 }
 
 std::optional<std::string> FusedReducer::non_finite(const Bucket& bucket) {
-  Path& here = path(bucket);
+  const Path& here = path(bucket);
   if (host_is_behind_) launch_.queue->synchronize(Clock::now() + here.timeout);
   host_is_behind_ = false;
-  const auto slice = static_cast<std::size_t>(*static_cast<std::int32_t*>(here.flag_on_host.get()));
-  if (slice >= bucket.slices.size()) return std::nullopt;
-  return bucket.slices[slice].name;
+  return here.flag.name(bucket);
 }
 
 void FusedReducer::commit(Bucket& bucket) {

@@ -10,6 +10,7 @@
 #include "collectives/compression/exchange/layout.h"
 #include "collectives/compression/kernels/kernels.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/finite_flag.h"
 #include "collectives/compression/reducer/measured_eta.h"
 #include "collectives/compression/reducer/slices.h"
 #include "collectives/queue_table.h"
@@ -67,8 +68,7 @@ class FusedReducer final : public GradientReducer {
     at::Tensor decoded;       // what came back, if it is decoded as it comes
     at::Tensor own_gradient;  // of a step that goes uncompressed
     at::Tensor messages, arrived, reply, received;
-    at::Tensor flag;                     // int32: the first slice that is not finite
-    std::shared_ptr<void> flag_on_host;  // its copy
+    FiniteFlag flag;
     std::chrono::milliseconds timeout{};
     at::ScalarType dtype = at::kFloat;
     bool staged_dense = false;

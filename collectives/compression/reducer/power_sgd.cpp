@@ -116,8 +116,7 @@ void PowerSgdReducer::prepare(const Bucket& bucket, int, int) {
   here.factor_numel = factors;
   if (feedback_) here.residual = at::zeros_like(bucket.gradient);
   if (power_.warm_start) here.factors = at::zeros({factors}, options);
-  here.flag = at::zeros({1}, options.dtype(at::kInt));
-  here.flag_on_host = launch_.queue->host_memory(sizeof(std::int32_t));
+  here.flag = FiniteFlag(bucket, *launch_.queue);
   paths_.insert_or_assign(bucket.index, std::move(here));
 }
 
@@ -165,8 +164,7 @@ void PowerSgdReducer::stage(Bucket& bucket, Communicator& communicator, const St
   here.staged_dense = step.transmission == Transmission::dense;
   host_is_behind_ = true;
   lay_out(bucket, here);
-  // Above every slice's index; kernels take the minimum.
-  launch_.queue->fill(here.flag.data_ptr(), 0x7f, sizeof(std::int32_t));
+  here.flag.clear(*launch_.queue);
   if (here.staged_dense) {
     launch(here, bucket.gradient, InFlight::mean, communicator);
   } else {
@@ -199,7 +197,7 @@ void PowerSgdReducer::receive(Path& here, int ranks) {
                                          .block_count = table.size(),
                                          .gradient = tensor.data_ptr<T>(),
                                          .ranks = ranks,
-                                         .flag = here.flag.data_ptr<std::int32_t>()},
+                                         .flag = here.flag.data()},
                                         launch_.queue->stream());
   });
 }
@@ -280,19 +278,16 @@ void PowerSgdReducer::settle(Communicator& communicator) {
   for (Path* here : underway_) send_right(*here, communicator);
   for (Path* here : underway_) {
     receive(*here, communicator.size());
-    launch_.queue->copy(here->flag_on_host.get(), here->flag.const_data_ptr(),
-                        sizeof(std::int32_t));
+    here->flag.fetch(*launch_.queue);
   }
   underway_.clear();
 }
 
 std::optional<std::string> PowerSgdReducer::non_finite(const Bucket& bucket) {
-  Path& here = path(bucket);
+  const Path& here = path(bucket);
   if (host_is_behind_) launch_.queue->synchronize(Clock::now() + here.timeout);
   host_is_behind_ = false;
-  const auto slice = static_cast<std::size_t>(*static_cast<std::int32_t*>(here.flag_on_host.get()));
-  if (slice >= bucket.slices.size()) return std::nullopt;
-  return bucket.slices[slice].name;
+  return here.flag.name(bucket);
 }
 
 void PowerSgdReducer::commit(Bucket& bucket) {

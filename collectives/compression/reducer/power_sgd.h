@@ -7,6 +7,7 @@
 
 #include "collectives/compression/kernels/low_rank.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/finite_flag.h"
 #include "collectives/compression/reducer/orthonormal.h"
 #include "collectives/queue_table.h"
 
@@ -96,8 +97,7 @@ class PowerSgdReducer final : public GradientReducer {
     InFlight in_flight = InFlight::nothing;
     std::unique_ptr<Work> work;
     bool staged_dense = false;
-    at::Tensor flag;                     // int32: the first slice that is not finite
-    std::shared_ptr<void> flag_on_host;  // its copy
+    FiniteFlag flag;
     std::chrono::milliseconds timeout{};
   };
 
