@@ -38,8 +38,8 @@ RingSum::Part RingSum::part(std::int64_t place, int first_owner) const {
   Part part;
   part.step = place / kGroup % steps_;
   part.piece = place / (kGroup * steps_) * kGroup + place % kGroup;
-  // From -1 - size on, as steps may be almost 2 size.
-  part.owner = static_cast<int>((first_owner - part.step + 3 * size_) % size_);
+  // From 1 - 2 size on.
+  part.owner = static_cast<int>((first_owner - part.step + 2 * size_) % size_);
   const auto owner = static_cast<std::size_t>(part.owner);
   part.count = std::clamp<std::int64_t>(offsets_[owner + 1] - offsets_[owner] - part.piece * piece_,
                                         0, piece_);

@@ -506,6 +506,7 @@ void MpiEnvironment::abort_job(int code) {
 }
 
 std::unique_ptr<Communicator> make_mpi_communicator(MPI_Comm parent, MpiOptions options) {
+  check(options.max_message_bytes >= 8, "a message has room for an element");
   return std::make_unique<MpiCommunicator>(std::make_shared<Link>(parent, options));
 }
 

@@ -136,8 +136,8 @@ void GradientBuckets::attach(std::size_t parameter) {
   const void* buffer = bucket.gradient.const_data_ptr();
   auto found = aliases.find(buffer);
   if (found == aliases.end()) {
-    // Two buffers take turns; more than that means that old ones are gone.
-    if (aliases.size() >= 2) aliases.clear();
+    // At most three buffers take turns; more than that means that old ones are gone.
+    if (aliases.size() >= 3) aliases.clear();
     found = aliases.emplace(buffer, make_alias(parameter)).first;
   }
   parameters_[parameter].tensor.mutable_grad() = found->second;

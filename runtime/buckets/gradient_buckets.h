@@ -66,7 +66,7 @@ class GradientBuckets {
   std::vector<Parameter> parameters_;
   std::vector<Place> places_;
   std::vector<Bucket> buckets_;
-  // Aliases by the buffer that they point into: a reducer swaps between two.
+  // Aliases by the buffer that they point into: a reducer swaps between two or three.
   std::vector<std::map<const void*, at::Tensor>> aliases_;
 };
 

@@ -237,7 +237,7 @@ void FusedReducer::stage_compressed(Bucket& bucket, Path& here, Communicator& co
       scattered_.push_back(std::move(next));
       if (scattered_.size() > kScattered) reduce_oldest<T>(communicator);
     }
-    while (gathered_.size() > kGathered) check_oldest();
+    while (gathered_.size() > kGathered) take_in_oldest();
   }
   while (!scattered_.empty()) reduce_oldest<T>(communicator);
 }
@@ -277,7 +277,7 @@ void FusedReducer::reduce_oldest(Communicator& communicator) {
   gathered_.push_back(std::move(next));
 }
 
-void FusedReducer::check_oldest() {
+void FusedReducer::take_in_oldest() {
   const InFlight next = std::move(gathered_.front());
   gathered_.pop_front();
   next.work->wait();
@@ -317,7 +317,7 @@ FusedReducer::Received FusedReducer::received(const Path& here, const Segment& s
 }
 
 void FusedReducer::settle(Communicator&) {
-  while (!gathered_.empty()) check_oldest();
+  while (!gathered_.empty()) take_in_oldest();
   for (Path* here : staged_) {
     here->flag.fetch(*launch_.queue);
     if (here->measured && !here->staged_dense) {

@@ -63,9 +63,9 @@ class FusedReducer final : public GradientReducer {
     // Error feedback has the residuals alone, no feedback nothing.
     EControlState state;
     std::optional<MeasuredEta> measured;
-    // Until the commit.
+    // From the stage to the commit.
     at::Tensor owner_next, mean_tracker_next;
-    at::Tensor decoded;       // what came back, if it is decoded as it comes
+    at::Tensor decoded;  // what came back, if it is decoded as it comes; afterwards a spare buffer
     at::Tensor own_gradient;  // of a step that goes uncompressed
     at::Tensor messages, arrived, reply, received;
     FiniteFlag flag;
@@ -104,7 +104,7 @@ class FusedReducer final : public GradientReducer {
                         const RoundingKeys& keys);
   template <typename T>
   void reduce_oldest(Communicator& communicator);
-  void check_oldest();
+  void take_in_oldest();
   Received received(const Path& here, const Segment& segment) const;
   // The segment's part of `into`.
   template <typename T>
