@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cstdio>
+#include <memory>
+#include <vector>
 
 #include "collectives/mpi/mpi_communicator.h"
 #include "runtime/base/error.h"
@@ -29,6 +31,26 @@ TEST_P(MpiConformance, HoldsInTinyMessages) {
 
 INSTANTIATE_TEST_SUITE_P(Mpi, MpiConformance, ::testing::ValuesIn(testing::kConformanceTests),
                          [](const auto& test) { return std::string(test.param.name); });
+
+// They go round the ring in pieces of the usual size, and several groups of them.
+TEST(Mpi, LargeSumsInFlightBesideSmallOnes) {
+  const auto communicator = make_mpi_communicator(MPI_COMM_WORLD);
+  const int size = communicator->size();
+  const auto terms = [](std::int64_t count, double factor, double more) {
+    return at::arange(count).remainder(1000).mul(factor).add(more).to(at::kFloat);
+  };
+  const std::vector<std::int64_t> counts{100, 10'000'000, 101, 700'001, 102};
+  std::vector<at::Tensor> tensors;
+  std::vector<std::unique_ptr<Work>> works;
+  for (const std::int64_t count : counts) {
+    tensors.push_back(terms(count, 1, communicator->rank()));
+    works.push_back(communicator->all_reduce(tensors.back(), ReduceOp::sum));
+  }
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    works[i]->wait();
+    EXPECT_TRUE(tensors[i].equal(terms(counts[i], size, size * (size - 1) / 2)));
+  }
+}
 
 // From here on the world is poisoned bit by bit: each test uses a duplicate of its own.
 TEST(Mpi, ADeadlineEndsAWaitOnEveryRank) {
