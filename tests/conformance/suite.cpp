@@ -222,7 +222,16 @@ void bytes_sent_are_those_of_direct_algorithms(Communicator& communicator) {
   work->wait();
   EXPECT_EQ(work->bytes_sent(),
             direct_bytes_sent(make_all_reduce(tensor, ReduceOp::sum, size), rank, size));
+  // In others only all of them together send as many bytes.
   tensor = input_of(rank, 1003);
+  work = communicator.all_reduce(tensor, ReduceOp::sum);
+  work->wait();
+  std::int64_t by_all = 0;
+  for (int peer = 0; peer < size; ++peer) {
+    by_all += direct_bytes_sent(make_all_reduce(tensor, ReduceOp::sum, size), peer, size);
+  }
+  EXPECT_EQ(all_reduce_sum(communicator, {static_cast<double>(work->bytes_sent())}).front(),
+            static_cast<double>(by_all));
   work = communicator.broadcast(tensor, 0);
   work->wait();
   EXPECT_EQ(work->bytes_sent(), direct_bytes_sent(make_broadcast(tensor, 0, size), rank, size));
