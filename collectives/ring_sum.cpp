@@ -13,17 +13,24 @@ RingSum::RingSum(const Operation& call, int rank, int size, std::int64_t piece_b
       width_(static_cast<std::int64_t>(call.input.element_size())),
       input_(static_cast<char*>(call.input.data_ptr())),
       output_(static_cast<char*>(call.output.data_ptr())),
-      piece_(std::max<std::int64_t>(1, piece_bytes / width_)) {
+      exchange_(size == 2 && call.kind == OperationKind::all_reduce) {
   const bool all = call.kind == OperationKind::all_reduce;
   const Counts& counts = all ? call.output_counts : call.input_counts;
-  offsets_ = offsets_of(counts);
-  result_ = all ? output_ + offsets_[static_cast<std::size_t>(rank)] * width_ : output_;
-  steps_ = (all ? 2 : 1) * (size - 1);
-  const std::int64_t largest = *std::max_element(counts.begin(), counts.end());
+  const Counts offsets = offsets_of(counts);
+  for (std::size_t owner = 0; owner < counts.size(); ++owner) {
+    shares_.push_back(exchange_ ? Share{0, offsets.back()} : Share{offsets[owner], counts[owner]});
+  }
+  result_ = all ? output_ + share(rank).begin * width_ : output_;
+  steps_ = exchange_ ? 1 : (all ? 2 : 1) * (size - 1);
+  std::int64_t largest = 0;
+  for (const Share& one : shares_) largest = std::max(largest, one.count);
+  piece_ = std::max<std::int64_t>(1, std::min(piece_bytes / width_, largest));
   const std::int64_t pieces = (largest + piece_ - 1) / piece_;
   places_ = (pieces + kGroup - 1) / kGroup * steps_ * kGroup;
-  sent_.resize(static_cast<std::size_t>(places_));
-  received_.resize(static_cast<std::size_t>(places_));
+  const auto places = static_cast<std::size_t>(places_);
+  sent_.resize(places);
+  received_.resize(places);
+  arrived_.resize(places);
   to_send_ = to_receive_ = places_;
   slots_ = std::make_unique_for_overwrite<char[]>(
       static_cast<std::size_t>(std::min(kSlots, places_) * piece_ * width_));
@@ -40,9 +47,7 @@ RingSum::Part RingSum::part(std::int64_t place, int first_owner) const {
   part.piece = place / (kGroup * steps_) * kGroup + place % kGroup;
   // From 1 - 2 size on.
   part.owner = static_cast<int>((first_owner - part.step + 2 * size_) % size_);
-  const auto owner = static_cast<std::size_t>(part.owner);
-  part.count = std::clamp<std::int64_t>(offsets_[owner + 1] - offsets_[owner] - part.piece * piece_,
-                                        0, piece_);
+  part.count = std::clamp<std::int64_t>(share(part.owner).count - part.piece * piece_, 0, piece_);
   return part;
 }
 
@@ -114,20 +119,34 @@ std::optional<RingSum::Message> RingSum::next_to_receive() {
 }
 
 void RingSum::sent(std::int64_t place) {
-  sent_[static_cast<std::size_t>(place)] = true;
+  const auto at = static_cast<std::size_t>(place);
+  sent_[at] = true;
   --to_send_;
+  if (arrived_[at] && !received_[at]) received(place);
 }
 
 void RingSum::received(std::int64_t place) {
-  received_[static_cast<std::size_t>(place)] = true;
-  --to_receive_;
+  const auto at = static_cast<std::size_t>(place);
+  arrived_[at] = true;
   const Part part = part_to_receive(place);
-  if (!grows(part.step)) return;
-  char* const arrived = slot(place);
-  reduce_into(dtype_, op_, arrived, input(part), part.count);
-  if (part.step == size_ - 2) {
-    std::memcpy(result(part), arrived, static_cast<std::size_t>(part.count * width_));
+  // The result overwrites what leaves from the same place.
+  if (exchange_ && !sent_[at] && result(part) == input(part)) return;
+  received_[at] = true;
+  --to_receive_;
+  if (grows(part.step)) take(part, slot(place));
+}
+
+// Adds this rank's terms to what has arrived.
+void RingSum::take(const Part& part, char* arrived) {
+  if (part.step < size_ - 2) {
+    reduce_into(dtype_, op_, arrived, input(part), part.count);
+    return;
   }
+  char* const sum = result(part);
+  if (sum != input(part)) {
+    std::memcpy(sum, input(part), static_cast<std::size_t>(part.count * width_));
+  }
+  reduce_into(dtype_, op_, sum, arrived, part.count);
 }
 
 }  // namespace thinwire

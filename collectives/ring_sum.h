@@ -15,6 +15,9 @@ namespace thinwire {
 // step until it is at its owner's; from there the result goes round to all. Pieces go in groups,
 // each through all steps, so that the wire is never idle and memory is bounded.
 //
+// Two ranks that both want the sum exchange their terms instead, whole: no more bytes, the same sum
+// (a + b is b + a), and one message's time rather than two. Each owns everything then.
+//
 // Both neighbours carry the messages in the order in which they are handed out here. Not
 // thread-safe; does not send anything itself.
 class RingSum {
@@ -31,7 +34,7 @@ class RingSum {
   // again when another message has been handed out, has left or has arrived.
   std::optional<Message> next_to_send();
   std::optional<Message> next_to_receive();
-  // The message has left, or has arrived.
+  // The message has left, or has arrived; either may let others go.
   void sent(std::int64_t place);
   void received(std::int64_t place);
 
@@ -42,6 +45,11 @@ class RingSum {
   static constexpr std::int64_t kGroup = 32;  // pieces
   static constexpr std::int64_t kSlots = 2 * kGroup;
 
+  // Elements of the sum that have one owner.
+  struct Share {
+    std::int64_t begin = 0;
+    std::int64_t count = 0;
+  };
   // A message's part of the work: a place, taken apart.
   struct Part {
     std::int64_t step = 0;
@@ -54,14 +62,16 @@ class RingSum {
   Part part_to_receive(std::int64_t place) const { return part(place, rank_ - 2); }
   // Whether the terms that arrive in this step are added to, rather than being results.
   bool grows(std::int64_t step) const { return step < size_ - 1; }
+  const Share& share(int owner) const { return shares_[static_cast<std::size_t>(owner)]; }
   std::int64_t element(const Part& part) const {
-    return offsets_[static_cast<std::size_t>(part.owner)] + part.piece * piece_;
+    return share(part.owner).begin + part.piece * piece_;
   }
   char* input(const Part& part) const { return input_ + element(part) * width_; }
   char* output(const Part& part) const { return output_ + element(part) * width_; }
   // Of this rank's own share.
   char* result(const Part& part) const { return result_ + part.piece * piece_ * width_; }
   void pass_over_absent();
+  void take(const Part& part, char* arrived);
   char* slot(std::int64_t place) const;
   bool slot_is_free(std::int64_t place) const;
 
@@ -69,17 +79,20 @@ class RingSum {
   ReduceOp op_;
   int rank_;
   int size_;
-  std::int64_t width_;  // bytes of an element
-  Counts offsets_;
+  std::int64_t width_;         // bytes of an element
+  std::vector<Share> shares_;  // by owner
   char* input_;
   char* output_;
   char* result_;
+  bool exchange_;
   std::int64_t piece_ = 1;  // elements
   std::int64_t steps_ = 0;
   std::int64_t places_ = 0;
   std::unique_ptr<char[]> slots_;
-  // By place; a place without a message counts as soon as it is passed over.
-  std::vector<bool> sent_, received_;
+  // By place; a place without a message counts as soon as it is passed over. What has arrived
+  // counts as received once it has been taken, which may have to wait until what it overwrites has
+  // left.
+  std::vector<bool> sent_, received_, arrived_;
   std::int64_t send_next_ = 0;
   std::int64_t receive_next_ = 0;
   std::int64_t to_send_ = 0;  // places

@@ -234,7 +234,7 @@ class MpiWork final : public Work {
       if (!ended && pending_->messages[i].peer >= 0) peers.insert(pending_->messages[i].peer);
     }
     if (peers.empty()) return "a peer did not take part";
-    if (pending_->ring) {
+    if (pending_->ring && link_->size > 2) {
       return fmt::format("nothing more comes from or goes to rank {}, which may itself be waiting",
                          fmt::join(peers, " or "));
     }
@@ -325,13 +325,13 @@ class MpiWork final : public Work {
   }
 
   // A large sum goes round the ring, so that no link carries two streams; a small one goes to the
-  // owners and back, which takes two messages' time on any number of ranks.
+  // owners and back, which takes two messages' time on any number of ranks. Two ranks exchange.
   void start_sum() {
     const Operation& call = pending_->call;
     const std::int64_t largest =
         *std::max_element(sum_counts().begin(), sum_counts().end()) * width();
     const std::int64_t piece = std::min(kPieceBytes, link_->options.max_message_bytes);
-    if (largest > piece) {
+    if (largest > piece || (link_->size == 2 && call.kind == OperationKind::all_reduce)) {
       pending_->ring.emplace(call, link_->rank, link_->size, piece);
       go_round();
       return;

@@ -3,7 +3,9 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
+#include <limits>
 #include <thread>
 
 #include "runtime/base/error.h"
@@ -65,19 +67,31 @@ LinkPoint measure(Communicator& communicator, const Start& start, std::int64_t r
   return {static_cast<double>(slowest[1]), 1e-9 * static_cast<double>(slowest[0])};
 }
 
-// Large messages all lose the same time to a shaper: that of the burst.
-double measure_burst(Communicator& communicator, const LinkCurve& curve, std::int64_t repeats) {
-  const std::vector<LinkPoint>& points = curve.points();
-  std::vector<double> saved;
-  for (std::size_t i = points.size() - std::min(kLargeSizes, points.size()); i < points.size();
-       ++i) {
-    const LinkPoint rested =
-        measure(communicator,
-                operation(communicator, "all_to_all", static_cast<std::int64_t>(points[i].bytes)),
-                repeats, kRest);
-    saved.push_back(points[i].seconds - rested.seconds);
+// What is within a latency has nothing to save.
+std::vector<LinkPoint> measure_savings(Communicator& communicator, const LinkCurve& curve,
+                                       std::int64_t repeats) {
+  std::vector<LinkPoint> savings;
+  for (const LinkPoint& point : curve.points()) {
+    if (point.seconds < 2 * curve.latency()) {
+      savings.push_back({point.bytes, 0});
+      continue;
+    }
+    const LinkPoint rested = measure(
+        communicator, operation(communicator, "all_to_all", static_cast<std::int64_t>(point.bytes)),
+        repeats, kRest);
+    savings.push_back({point.bytes, std::max(point.seconds - rested.seconds, 0.0)});
   }
-  return std::max(median(saved), 0.0);
+  return savings;
+}
+
+// Straight lines between the points, level before them, and the last line beyond.
+double on_lines(const std::vector<LinkPoint>& points, double bytes) {
+  if (bytes <= points.front().bytes || points.size() == 1) return points.front().seconds;
+  const auto above = std::find_if(points.begin() + 1, points.end() - 1,
+                                  [&](const LinkPoint& point) { return point.bytes >= bytes; });
+  const LinkPoint& low = *(above - 1);
+  const double slope = (above->seconds - low.seconds) / (above->bytes - low.bytes);
+  return std::max(low.seconds + slope * (bytes - low.bytes), 0.0);
 }
 
 }  // namespace
@@ -89,16 +103,38 @@ double median(std::vector<double> values) {
 }
 
 double LinkCurve::seconds(double bytes) const {
-  if (bytes <= points_.front().bytes || points_.size() == 1) return points_.front().seconds;
-  const auto above = std::find_if(points_.begin() + 1, points_.end() - 1,
-                                  [&](const LinkPoint& point) { return point.bytes >= bytes; });
-  const LinkPoint& low = *(above - 1);
-  const double slope = (above->seconds - low.seconds) / (above->bytes - low.bytes);
-  return std::max(low.seconds + slope * (bytes - low.bytes), 0.0);
+  return std::max(on_lines(points_, bytes), bytes * seconds_per_byte());
+}
+
+// The lower of the last two slopes: a single measurement may have been held up.
+double LinkCurve::seconds_per_byte() const {
+  double least = std::numeric_limits<double>::infinity();
+  for (std::size_t i = points_.size() - std::min(kLargeSizes, points_.size());
+       i + 1 < points_.size(); ++i) {
+    least = std::min(least, (points_[i + 1].seconds - points_[i].seconds) /
+                                (points_[i + 1].bytes - points_[i].bytes));
+  }
+  return std::isinf(least) ? 0 : std::max(least, 0.0);
 }
 
 double LinkCurve::bandwidth() const {
   return 8 * points_.back().bytes / points_.back().seconds;
+}
+
+Link::Link(std::map<std::string, LinkCurve> curves, std::vector<LinkPoint> savings)
+    : curves_(std::move(curves)), savings_(std::move(savings)) {
+  if (savings_.empty()) return;
+  // Of the large ones, which all save the same; not the most, as one may have been held up.
+  std::vector<double> large;
+  for (std::size_t i = savings_.size() - std::min(kLargeSizes, savings_.size());
+       i < savings_.size(); ++i) {
+    large.push_back(savings_[i].seconds);
+  }
+  burst_ = median(large);
+}
+
+double Link::saving(double bytes) const {
+  return savings_.empty() ? 0 : std::min(on_lines(savings_, bytes), burst_);
 }
 
 const LinkCurve& Link::curve(const std::string& operation) const {
@@ -118,7 +154,7 @@ Link measure_link(Communicator& communicator, std::int64_t largest, std::int64_t
     }
     curves.emplace(name, LinkCurve(points));
   }
-  return Link(curves, measure_burst(communicator, curves.at("all_to_all"), repeats));
+  return Link(curves, measure_savings(communicator, curves.at("all_to_all"), repeats));
 }
 
 }  // namespace thinwire

@@ -14,6 +14,7 @@ Run it as root on a machine that does nothing else, after a build (build.sh).
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -41,11 +42,13 @@ def split(compressors):
 def lab(options, rate, *command):
     # Over sockets nothing but the rank itself runs on a host.
     launcher = "mpirun" if options.backend == "mpi" else "each"
+    # One thread for arithmetic each: the hosts of the lab share this machine's cores, and more would
+    # wait for each other.
     subprocess.run([NETLAB, "--ranks", str(options.ranks), "--rate", rate, "--launcher", launcher,
                     "--burst", options.burst, "--", options.build / "thinwire",
                     *map(str, command), "--backend", options.backend, "--device", "cpu",
                     *options.training], check=True, text=True, stdout=subprocess.PIPE,
-                   stderr=subprocess.PIPE, timeout=1800)
+                   stderr=subprocess.PIPE, timeout=1800, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def advise(options, rate, folder):

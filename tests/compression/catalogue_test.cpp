@@ -279,7 +279,7 @@ double stationary_error(const Quadratics& quadratics, const CompressionOptions& 
 }
 
 TEST(Heterogeneous, ErrorFeedbackStallsWhereTrackersDoNot) {
-  const Quadratics quadratics(4, 20, 0);
+  const Quadratics quadratics(10, 20, 0);
   const TopK top1 = top(1, quadratics.problem);
   const auto error = [&](const CompressionOptions& options, double gamma, int steps) {
     return stationary_error(quadratics, options, gamma, steps - 500, steps);
@@ -343,14 +343,22 @@ double error_with_plain_owner(const Quadratics& quadratics, int kept, double eta
 
 // Noise of size 1, Top-2 of 20: the floor of EControl is little above that of plain SGD, through
 // two stages little above that of one; with plain error feedback at the owner it is not, nor is it
-// for EF21.
-TEST(Noisy, CodingTwiceCostsLittleIfTheOwnerRunsEControlToo) {
+// for EF21. Published for single, twice and a plain owner, on other quadratics of this kind:
+// .0104, .0111, .0499 for a gamma of .002; at .01 more is lost.
+struct Floors {
+  double gamma;
+  int from, to;
+  double single, twice, plain_owner, ef21;  // bounds of their ratios
+};
+class Noisy : public ::testing::TestWithParam<Floors> {};
+
+TEST_P(Noisy, CodingTwiceCostsLittleIfTheOwnerRunsEControlToo) {
   const Quadratics quadratics(4, 20, 1);
   const TopK top2 = top(2, quadratics.problem);
-  const double gamma = 0.01;
-  const int from = 1500, to = 7500;
+  const auto& [gamma, from, to, most_single, most_twice, least_plain_owner, least_ef21] =
+      GetParam();
   const auto error = [&](const CompressionOptions& options) {
-    return stationary_error(quadratics, options, gamma, from, to);
+    return stationary_error(quadratics, options, GetParam().gamma, GetParam().from, GetParam().to);
   };
   const double sgd = error({});
   const double single = error(with(top2, FeedbackKind::econtrol, 0.05));
@@ -358,20 +366,27 @@ TEST(Noisy, CodingTwiceCostsLittleIfTheOwnerRunsEControlToo) {
   const double ef21 = error(with(top2, FeedbackKind::econtrol, 0.0));
   const double plain_owner = error_with_plain_owner(quadratics, 2, 0.05, gamma, from, to);
   // gamma sigma^2 d / (2 mean curvature ranks) or so.
-  EXPECT_GT(sgd, 0.02);
-  EXPECT_LT(sgd, 0.12);
+  EXPECT_GT(sgd / gamma, 2);
+  EXPECT_LT(sgd / gamma, 12);
   EXPECT_GT(single / sgd, 1.0);
-  EXPECT_LT(single / sgd, 2.0);
+  EXPECT_LT(single / sgd, most_single);
   EXPECT_GT(twice / single, 1.0);
-  EXPECT_LT(twice / single, 1.8);
-  EXPECT_GT(plain_owner / twice, 1.5);
-  EXPECT_GT(ef21 / sgd, 3.0);
+  EXPECT_LT(twice / single, most_twice);
+  EXPECT_GT(plain_owner / twice, least_plain_owner);
+  EXPECT_GT(ef21 / sgd, least_ef21);
   RecordProperty("sgd", std::to_string(sgd));
   RecordProperty("single", std::to_string(single));
   RecordProperty("twice", std::to_string(twice));
   RecordProperty("ef21", std::to_string(ef21));
   RecordProperty("plain_owner", std::to_string(plain_owner));
 }
+
+INSTANTIATE_TEST_SUITE_P(StepSizes, Noisy,
+                         ::testing::Values(Floors{0.01, 1500, 7500, 2.0, 1.8, 1.5, 3.0},
+                                           Floors{0.002, 4000, 20000, 1.3, 1.25, 3.0, 5.0}),
+                         [](const auto& info) {
+                           return info.param.gamma < 0.005 ? "Small" : "Large";
+                         });
 
 }  // namespace
 }  // namespace thinwire

@@ -34,13 +34,13 @@ EXPERIMENTS = {
         "arguments": "--ranks 4 --model convnet --data fashion-mnist --batch-size 32 --epochs 4 "
                      "--lr 0.5 --lr-schedule cosine:warmup=200"},
     "resnet8": {
-        "title": "resnet8 on Fashion-MNIST, 2 ranks, 5 epochs", "score": "accuracy",
-        "arguments": "--ranks 2 --model resnet8 --data fashion-mnist --batch-size 64 --epochs 5 "
+        "title": "resnet8 on Fashion-MNIST, 2 ranks, 2 epochs", "score": "accuracy",
+        "arguments": "--ranks 2 --model resnet8 --data fashion-mnist --batch-size 64 --epochs 2 "
                      "--lr 0.5 --lr-schedule cosine:warmup=200"},
     "gpt": {
-        "title": "gpt of .8 million parameters on the Jargon File, 2 ranks, 2 epochs",
+        "title": "gpt of .8 million parameters on the Jargon File, 2 ranks, 1 epoch",
         "score": "loss",
-        "arguments": "--ranks 2 --model gpt --data text --batch-size 16 --epochs 2 --optimizer "
+        "arguments": "--ranks 2 --model gpt --data text --batch-size 16 --epochs 1 --optimizer "
                      "adamw --lr 0.002 --lr-schedule cosine:warmup=100 --weight-decay 0.01 "
                      "--clip-norm 1"},
 }

@@ -36,6 +36,10 @@ TEST(LinkCurve, StraightLinesAndTheLastOneBeyond) {
   EXPECT_EQ(curve.latency(), 1);
   EXPECT_EQ(curve.bandwidth(), 8 * 400 / 3.0);
   EXPECT_EQ(LinkCurve({{100, 1}}).seconds(1000), 1);
+  // The message of 20 bytes rode on a burst.
+  EXPECT_EQ(LinkCurve({{0, 0}, {20, 2}, {100, 100}, {200, 200}}).seconds(20), 20);
+  // One that was held up does not slow them all.
+  EXPECT_EQ(LinkCurve({{0, 0}, {100, 100}, {200, 900}}).seconds(50), 50);
 }
 
 // A link of one byte a second.
@@ -96,7 +100,7 @@ TEST(Timeline, OperationsInFlightShareTheLink) {
 
 // A token bucket of 3 seconds: what was saved up shortens the operations until it is used up.
 TEST(Timeline, ARestedLinkIsSooner) {
-  const Link link(slow_link().curves(), 3);
+  const Link link(slow_link().curves(), {{0, 3}});
   Timeline timeline;
   timeline.events = {{Kind::post, 0, "all_to_all", 2, 0},
                      {Kind::wait, 0, {}, 0, 0},
@@ -115,6 +119,22 @@ TEST(Timeline, ARestedLinkIsSooner) {
   timeline.events = {{Kind::post, 0, "all_gather", 1, 0}, {Kind::wait, 0, {}, 0, 0}};
   timeline.tail = 10;
   EXPECT_EQ(predict_step(timeline, link), 11);
+}
+
+// Messages of 2 bytes never find the speed of the burst, larger ones get some of it.
+TEST(Timeline, ASmallMessageSavesNothing) {
+  const Link link(slow_link().curves(), {{2, 0}, {6, 2}, {7, 2}, {9, 40}});
+  EXPECT_EQ(link.saving(1), 0);
+  EXPECT_EQ(link.saving(4), 1);
+  EXPECT_EQ(link.saving(7), 2);
+  EXPECT_EQ(link.saving(9), 2);  // held up when it was measured
+  Timeline timeline;
+  timeline.events = {{Kind::post, 0, "all_to_all", 2, 0},
+                     {Kind::wait, 0, {}, 0, 0},
+                     {Kind::post, 0, "all_to_all", 4, 0},
+                     {Kind::wait, 0, {}, 0, 1}};
+  timeline.tail = 10;
+  EXPECT_EQ(predict_step(timeline, link), 2 + 3 + 10);
 }
 
 Choice choice(const std::string& compressor, double wire, double arithmetic, double step) {
