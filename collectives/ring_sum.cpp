@@ -20,6 +20,7 @@ RingSum::RingSum(const Operation& call, int rank, int size, std::int64_t piece_b
   for (std::size_t owner = 0; owner < counts.size(); ++owner) {
     shares_.push_back(exchange_ ? Share{0, offsets.back()} : Share{offsets[owner], counts[owner]});
   }
+  own_ = {offsets[static_cast<std::size_t>(rank)], counts[static_cast<std::size_t>(rank)]};
   result_ = all ? output_ + share(rank).begin * width_ : output_;
   steps_ = exchange_ ? 1 : (all ? 2 : 1) * (size - 1);
   std::int64_t largest = 0;
@@ -33,7 +34,7 @@ RingSum::RingSum(const Operation& call, int rank, int size, std::int64_t piece_b
   arrived_.resize(places);
   to_send_ = to_receive_ = places_;
   slots_ = std::make_unique_for_overwrite<char[]>(
-      static_cast<std::size_t>(std::min(kSlots, places_) * piece_ * width_));
+      static_cast<std::size_t>(std::min(kSlots, exchange_ ? pieces : places_) * piece_ * width_));
   if (size > 1) return;
   const std::int64_t bytes = largest * width_;
   if (result_ != input_ && bytes > 0) {
@@ -136,17 +137,30 @@ void RingSum::received(std::int64_t place) {
   if (grows(part.step)) take(part, slot(place));
 }
 
-// Adds this rank's terms to what has arrived.
+// What arrived and this rank's terms make one, in the order of `in_ring`: a minimum, a maximum and
+// a NaN depend on it.
 void RingSum::take(const Part& part, char* arrived) {
-  if (part.step < size_ - 2) {
+  if (!exchange_) {
     reduce_into(dtype_, op_, arrived, input(part), part.count);
+    if (part.step < size_ - 2) return;
+    std::memcpy(result(part), arrived, static_cast<std::size_t>(part.count * width_));
     return;
   }
-  char* const sum = result(part);
-  if (sum != input(part)) {
-    std::memcpy(sum, input(part), static_cast<std::size_t>(part.count * width_));
+  if (output_ != input_) {
+    std::memcpy(output(part), input(part), static_cast<std::size_t>(part.count * width_));
   }
-  reduce_into(dtype_, op_, sum, arrived, part.count);
+  // The own share begins with the other rank's terms, the other's with these.
+  const std::int64_t begin = element(part);
+  const std::int64_t end = begin + part.count;
+  const std::int64_t own_begin = std::clamp(own_.begin, begin, end);
+  const std::int64_t own_end = std::clamp(own_.begin + own_.count, begin, end);
+  const auto here = [&](std::int64_t i) { return output_ + i * width_; };
+  const auto there = [&](std::int64_t i) { return arrived + (i - begin) * width_; };
+  reduce_into(dtype_, op_, here(begin), there(begin), own_begin - begin);
+  reduce_into(dtype_, op_, there(own_begin), here(own_begin), own_end - own_begin);
+  std::memcpy(here(own_begin), there(own_begin),
+              static_cast<std::size_t>((own_end - own_begin) * width_));
+  reduce_into(dtype_, op_, here(own_end), there(own_end), end - own_end);
 }
 
 }  // namespace thinwire

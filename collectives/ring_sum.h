@@ -15,8 +15,9 @@ namespace thinwire {
 // step until it is at its owner's; from there the result goes round to all. Pieces go in groups,
 // each through all steps, so that the wire is never idle and memory is bounded.
 //
-// Two ranks that both want the sum exchange their terms instead, whole: no more bytes, the same sum
-// (a + b is b + a), and one message's time rather than two. Each owns everything then.
+// Two ranks that both want the sum exchange their terms instead, whole: no more bytes, and one
+// message's time rather than two, for twice the additions. Each owns everything then; what is added
+// to what still goes by the shares.
 //
 // Both neighbours carry the messages in the order in which they are handed out here. Not
 // thread-safe; does not send anything itself.
@@ -81,6 +82,7 @@ class RingSum {
   int size_;
   std::int64_t width_;         // bytes of an element
   std::vector<Share> shares_;  // by owner
+  Share own_;                  // as the call has it
   char* input_;
   char* output_;
   char* result_;

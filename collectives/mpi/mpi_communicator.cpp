@@ -112,7 +112,7 @@ struct Message {
 // What an operation holds; outlives the Work when MPI may still touch it.
 struct Pending {
   Operation call;
-  std::optional<RingSum> ring;    // of a large sum
+  std::optional<RingSum> ring;    // of a large sum, or of one between two ranks
   std::unique_ptr<char[]> terms;  // of a small one: this rank's share of all ranks
   std::vector<MPI_Request> requests;
   std::vector<Message> messages;  // of each request

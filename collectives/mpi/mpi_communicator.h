@@ -33,11 +33,11 @@ struct MpiOptions {
 
 // A communicator over a duplicate of `parent`. Collective over `parent`.
 //
-// Messages go point to point, large sums round a ring: results have the same bits as those of the
-// threads backend, and the bytes counted are the bytes sent. MPI makes progress only inside `wait`,
-// which tests with yields and then short sleeps. A timeout names the peers that this rank waits
-// for; in a large sum those are its neighbours, which may be waiting themselves. The lifeline
-// (runtime/watch) knows who is behind.
+// Messages go point to point, large sums round a ring, those of two ranks straight across: results
+// have the same bits as those of the threads backend, and the bytes counted are the bytes sent. MPI
+// makes progress only inside `wait`, which tests with yields and then short sleeps. A timeout names
+// the peers that this rank waits for; in a large sum those are its neighbours, which may be waiting
+// themselves. The lifeline (runtime/watch) knows who is behind.
 std::unique_ptr<Communicator> make_mpi_communicator(MPI_Comm parent, MpiOptions options = {});
 
 }  // namespace thinwire

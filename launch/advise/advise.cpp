@@ -107,7 +107,6 @@ nlohmann::ordered_json as_json(const std::vector<LinkPoint>& points) {
 nlohmann::ordered_json as_json(const Link& link) {
   nlohmann::ordered_json json;
   for (const auto& [operation, curve] : link.curves()) json[operation] = as_json(curve.points());
-  json["saved_after_a_rest"] = as_json(link.savings());
   return json;
 }
 
@@ -118,7 +117,8 @@ void write_json(const AdviseOptions& options, const TrainRequest& training, int 
                               {"model", training.model},
                               {"data", training.data},
                               {"batch_size", training.batch_size},
-                              {"link", as_json(link)}};
+                              {"link", as_json(link)},
+                              {"saved_after_a_rest", as_json(link.savings())}};
   auto& rows = json["compressors"] = nlohmann::ordered_json::array();
   for (const Choice& choice : choices) {
     const auto bandwidth = break_even(choice, choices[index_of_none(choices)]);

@@ -72,19 +72,20 @@ std::vector<LinkPoint> measure_savings(Communicator& communicator, const LinkCur
                                        std::int64_t repeats) {
   std::vector<LinkPoint> savings;
   for (const LinkPoint& point : curve.points()) {
-    if (point.seconds < 2 * curve.latency()) {
-      savings.push_back({point.bytes, 0});
+    const double seconds = curve.seconds(point.bytes);
+    if (seconds < 2 * curve.latency()) {
+      savings = {{point.bytes, 0}};
       continue;
     }
     const LinkPoint rested = measure(
         communicator, operation(communicator, "all_to_all", static_cast<std::int64_t>(point.bytes)),
         repeats, kRest);
-    savings.push_back({point.bytes, std::max(point.seconds - rested.seconds, 0.0)});
+    savings.push_back({point.bytes, std::max(seconds - rested.seconds, 0.0)});
   }
   return savings;
 }
 
-// Straight lines between the points, level before them, and the last line beyond.
+// Straight lines between points of rising bytes, level before them, and the last line beyond.
 double on_lines(const std::vector<LinkPoint>& points, double bytes) {
   if (bytes <= points.front().bytes || points.size() == 1) return points.front().seconds;
   const auto above = std::find_if(points.begin() + 1, points.end() - 1,
@@ -102,19 +103,26 @@ double median(std::vector<double> values) {
   return (values[(values.size() - 1) / 2] + values[values.size() / 2]) / 2;
 }
 
+LinkCurve::LinkCurve(std::vector<LinkPoint> points) : points_(std::move(points)) {
+  check(!points_.empty(), "a link was measured with some size");
+}
+
 double LinkCurve::seconds(double bytes) const {
   return std::max(on_lines(points_, bytes), bytes * seconds_per_byte());
 }
 
-// The lower of the last two slopes: a single measurement may have been held up.
+// The least slope between two large points: one of them may have been held up.
 double LinkCurve::seconds_per_byte() const {
+  if (points_.size() < kLargeSizes) return 0;
   double least = std::numeric_limits<double>::infinity();
-  for (std::size_t i = points_.size() - std::min(kLargeSizes, points_.size());
-       i + 1 < points_.size(); ++i) {
-    least = std::min(least, (points_[i + 1].seconds - points_[i].seconds) /
-                                (points_[i + 1].bytes - points_[i].bytes));
+  for (std::size_t i = points_.size() - kLargeSizes; i < points_.size(); ++i) {
+    for (std::size_t j = i + 1; j < points_.size(); ++j) {
+      const double slope =
+          (points_[j].seconds - points_[i].seconds) / (points_[j].bytes - points_[i].bytes);
+      if (slope > 0) least = std::min(least, slope);
+    }
   }
-  return std::isinf(least) ? 0 : std::max(least, 0.0);
+  return std::isinf(least) ? 0 : least;
 }
 
 double LinkCurve::bandwidth() const {
@@ -134,7 +142,8 @@ Link::Link(std::map<std::string, LinkCurve> curves, std::vector<LinkPoint> savin
 }
 
 double Link::saving(double bytes) const {
-  return savings_.empty() ? 0 : std::min(on_lines(savings_, bytes), burst_);
+  if (savings_.empty()) return 0;
+  return std::min(on_lines(savings_, std::min(bytes, savings_.back().bytes)), burst_);
 }
 
 const LinkCurve& Link::curve(const std::string& operation) const {
@@ -148,9 +157,12 @@ Link measure_link(Communicator& communicator, std::int64_t largest, std::int64_t
     std::vector<LinkPoint> points;
     for (std::int64_t bytes = kSmallest; bytes < kFactor * largest; bytes *= kFactor) {
       const std::int64_t asked = std::min(bytes, std::max(largest, kSmallest));
-      points.push_back(
-          measure(communicator, operation(communicator, name, asked), repeats, kNoRest));
-      if (points.back().seconds > kLong) break;
+      const LinkPoint point =
+          measure(communicator, operation(communicator, name, asked), repeats, kNoRest);
+      // The last two may be the same size.
+      if (!points.empty() && point.bytes <= points.back().bytes) break;
+      points.push_back(point);
+      if (point.seconds > kLong) break;
     }
     curves.emplace(name, LinkCurve(points));
   }

@@ -22,7 +22,7 @@ struct LinkPoint {
 class LinkCurve {
  public:
   // By rising bytes; not empty.
-  explicit LinkCurve(std::vector<LinkPoint> points) : points_(std::move(points)) {}
+  explicit LinkCurve(std::vector<LinkPoint> points);
 
   double seconds(double bytes) const;
   // Of the smallest message.
@@ -32,7 +32,7 @@ class LinkCurve {
   const std::vector<LinkPoint>& points() const { return points_; }
 
  private:
-  double seconds_per_byte() const;  // of large messages
+  double seconds_per_byte() const;  // of large messages; 0 if only few sizes were measured
 
   std::vector<LinkPoint> points_;
 };

@@ -202,7 +202,7 @@ Verdict BucketReducer::finish() {
     while (launched_ < pending_.size()) launch(launched_++);
   }
   submit([this] {
-    const c10::NoGradGuard no_grad;
+    const c10::NoGradGuard no_grad_there;
     const auto start = Clock::now();
     reducer_.settle(path_.communicator);
     if (trace_) trace_->span("communication", "settle", start, Clock::now());

@@ -23,7 +23,7 @@ std::string format_bandwidth(double bits_per_second) {
 std::string format_count(double count) {
   std::string digits = fmt::format("{:.0f}", count);
   for (auto place = static_cast<std::ptrdiff_t>(digits.size()) - 3; place > 0; place -= 3) {
-    digits.insert(static_cast<std::size_t>(place), ",");
+    digits.insert(static_cast<std::size_t>(place), 1, ',');
   }
   return digits;
 }

@@ -383,9 +383,9 @@ TEST_P(Noisy, CodingTwiceCostsLittleIfTheOwnerRunsEControlToo) {
 
 INSTANTIATE_TEST_SUITE_P(StepSizes, Noisy,
                          ::testing::Values(Floors{0.01, 1500, 7500, 2.0, 1.8, 1.5, 3.0},
-                                           Floors{0.002, 4000, 20000, 1.3, 1.25, 3.0, 5.0}),
-                         [](const auto& info) {
-                           return info.param.gamma < 0.005 ? "Small" : "Large";
+                                           Floors{0.002, 7500, 20000, 1.3, 1.25, 3.0, 5.0}),
+                         [](const auto& floors) {
+                           return floors.param.gamma < 0.005 ? "Small" : "Large";
                          });
 
 }  // namespace

@@ -74,7 +74,10 @@ Residuals<T> random_residuals(Dice& dice, const Table& table) {
 
 template <typename T>
 std::vector<T> part(const std::vector<T>& all, std::int64_t begin, std::int64_t count) {
-  return {all.begin() + begin, all.begin() + begin + count};
+  // Not of two iterators: GCC 12 warns of its own vector then.
+  std::vector<T> some(static_cast<std::size_t>(count));
+  std::copy_n(all.begin() + begin, count, some.begin());
+  return some;
 }
 
 template <typename T>

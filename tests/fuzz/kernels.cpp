@@ -125,6 +125,7 @@ void try_messages(const Codec& codec, std::int64_t count, std::int32_t ranks, Ed
                       .arrived = payload,
                       .stride = stride,
                       .ranks = ranks,
+                      .residual = {},
                       .owner_next = next.tensor.template data_ptr<T>(),
                       .reply = reply.data,
                       .rounding_key = 7},

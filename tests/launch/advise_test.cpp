@@ -40,6 +40,9 @@ TEST(LinkCurve, StraightLinesAndTheLastOneBeyond) {
   EXPECT_EQ(LinkCurve({{0, 0}, {20, 2}, {100, 100}, {200, 200}}).seconds(20), 20);
   // One that was held up does not slow them all.
   EXPECT_EQ(LinkCurve({{0, 0}, {100, 100}, {200, 900}}).seconds(50), 50);
+  EXPECT_EQ(LinkCurve({{0, 0}, {20, 2}, {100, 100}, {200, 900}, {300, 300}}).seconds(20), 20);
+  // Two sizes say nothing of it.
+  EXPECT_EQ(LinkCurve({{100, 100}, {200, 900}}).seconds(100), 100);
 }
 
 // A link of one byte a second.
@@ -128,6 +131,7 @@ TEST(Timeline, ASmallMessageSavesNothing) {
   EXPECT_EQ(link.saving(4), 1);
   EXPECT_EQ(link.saving(7), 2);
   EXPECT_EQ(link.saving(9), 2);  // held up when it was measured
+  EXPECT_EQ(Link(slow_link().curves(), {{2, 4}, {4, 3}}).saving(100), 3);
   Timeline timeline;
   timeline.events = {{Kind::post, 0, "all_to_all", 2, 0},
                      {Kind::wait, 0, {}, 0, 0},

@@ -224,7 +224,7 @@ TEST(DataParallel, CompressionStartsAfterItsCommittedSteps) {
       parallel->visit(saved);
       parallel = std::make_unique<DataParallel>(*net, *communicator, options);
       struct Restore final : StateVisitor {
-        explicit Restore(const testing::Snapshot& from) : from(from) {}
+        explicit Restore(const testing::Snapshot& snapshot) : from(snapshot) {}
         void tensor(const StateEntry&) override {}
         void counter(const std::string& name, std::int64_t& value) override {
           for (const auto& [known, old] : from.counters) {
