@@ -155,7 +155,7 @@ template <typename T, typename Place>
 HWY_INLINE Row<T> load(const T* from, Place row) {
   return load_packed<T>(reinterpret_cast<const char*>(from), row);
 }
-// In halves of 64-byte vectors: Zen 4 is slower, a quarter of an encoding, when one store fills a
+// In halves of 64-byte vectors: Zen 4 is slower, by a tenth of an encoding, when one store fills a
 // line that has only just been asked for.
 template <typename T>
 HWY_INLINE void store(T* to, WholeRow row, const Row<T>& x) {
