@@ -93,20 +93,17 @@ std::string describe(const Link& link) {
     text += fmt::format("{}{} {:.2f} ms and {}", text.empty() ? "link: " : ", ", operation,
                         1e3 * curve.latency(), format_bandwidth(curve.bandwidth()));
   }
-  return text + fmt::format(", up to {:.2f} ms less after a rest\n", 1e3 * link.burst());
-}
-
-nlohmann::ordered_json as_json(const std::vector<LinkPoint>& points) {
-  auto json = nlohmann::ordered_json::array();
-  for (const LinkPoint& point : points) {
-    json.push_back({{"bytes", point.bytes}, {"seconds", point.seconds}});
-  }
-  return json;
+  return text + fmt::format(", {:.2f} ms less after a rest\n", 1e3 * link.burst());
 }
 
 nlohmann::ordered_json as_json(const Link& link) {
   nlohmann::ordered_json json;
-  for (const auto& [operation, curve] : link.curves()) json[operation] = as_json(curve.points());
+  for (const auto& [operation, curve] : link.curves()) {
+    auto& points = json[operation] = nlohmann::ordered_json::array();
+    for (const LinkPoint& point : curve.points()) {
+      points.push_back({{"bytes", point.bytes}, {"seconds", point.seconds}});
+    }
+  }
   return json;
 }
 
@@ -118,7 +115,7 @@ void write_json(const AdviseOptions& options, const TrainRequest& training, int 
                               {"data", training.data},
                               {"batch_size", training.batch_size},
                               {"link", as_json(link)},
-                              {"saved_after_a_rest", as_json(link.savings())}};
+                              {"burst_seconds", link.burst()}};
   auto& rows = json["compressors"] = nlohmann::ordered_json::array();
   for (const Choice& choice : choices) {
     const auto bandwidth = break_even(choice, choices[index_of_none(choices)]);

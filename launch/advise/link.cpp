@@ -67,22 +67,20 @@ LinkPoint measure(Communicator& communicator, const Start& start, std::int64_t r
   return {static_cast<double>(slowest[1]), 1e-9 * static_cast<double>(slowest[0])};
 }
 
-// What is within a latency has nothing to save.
-std::vector<LinkPoint> measure_savings(Communicator& communicator, const LinkCurve& curve,
-                                       std::int64_t repeats) {
-  std::vector<LinkPoint> savings;
-  for (const LinkPoint& point : curve.points()) {
-    const double seconds = curve.seconds(point.bytes);
-    if (seconds < 2 * curve.latency()) {
-      savings = {{point.bytes, 0}};
-      continue;
-    }
-    const LinkPoint rested = measure(
-        communicator, operation(communicator, "all_to_all", static_cast<std::int64_t>(point.bytes)),
-        repeats, kRest);
-    savings.push_back({point.bytes, std::max(seconds - rested.seconds, 0.0)});
+// Large messages all lose the same time to a shaper: that of the burst. The median, as one may have
+// been held up.
+double measure_burst(Communicator& communicator, const LinkCurve& curve, std::int64_t repeats) {
+  const std::vector<LinkPoint>& points = curve.points();
+  std::vector<double> saved;
+  for (std::size_t i = points.size() - std::min(kLargeSizes, points.size()); i < points.size();
+       ++i) {
+    const LinkPoint rested =
+        measure(communicator,
+                operation(communicator, "all_to_all", static_cast<std::int64_t>(points[i].bytes)),
+                repeats, kRest);
+    saved.push_back(points[i].seconds - rested.seconds);
   }
-  return savings;
+  return std::max(median(saved), 0.0);
 }
 
 // Straight lines between points of rising bytes, level before them, and the last line beyond.
@@ -129,23 +127,6 @@ double LinkCurve::bandwidth() const {
   return 8 * points_.back().bytes / points_.back().seconds;
 }
 
-Link::Link(std::map<std::string, LinkCurve> curves, std::vector<LinkPoint> savings)
-    : curves_(std::move(curves)), savings_(std::move(savings)) {
-  if (savings_.empty()) return;
-  // Of the large ones, which all save the same; not the most, as one may have been held up.
-  std::vector<double> large;
-  for (std::size_t i = savings_.size() - std::min(kLargeSizes, savings_.size());
-       i < savings_.size(); ++i) {
-    large.push_back(savings_[i].seconds);
-  }
-  burst_ = median(large);
-}
-
-double Link::saving(double bytes) const {
-  if (savings_.empty()) return 0;
-  return std::min(on_lines(savings_, std::min(bytes, savings_.back().bytes)), burst_);
-}
-
 const LinkCurve& Link::curve(const std::string& operation) const {
   const auto found = curves_.find(operation);
   return (found != curves_.end() ? found : curves_.find("all_to_all"))->second;
@@ -166,7 +147,7 @@ Link measure_link(Communicator& communicator, std::int64_t largest, std::int64_t
     }
     curves.emplace(name, LinkCurve(points));
   }
-  return Link(curves, measure_savings(communicator, curves.at("all_to_all"), repeats));
+  return Link(curves, measure_burst(communicator, curves.at("all_to_all"), repeats));
 }
 
 }  // namespace thinwire

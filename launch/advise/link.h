@@ -41,32 +41,28 @@ class LinkCurve {
 // that is never at rest.
 class Link {
  public:
-  // `savings`: how much sooner an operation of so many bytes ends after a long rest; none: nothing.
-  // Shapers, switches and clouds let a burst pass at once, and save it up again while the link
-  // rests. How much of it a message gets depends on its size: TCP has to find the speed first.
-  explicit Link(std::map<std::string, LinkCurve> curves, std::vector<LinkPoint> savings = {});
+  // `burst` in seconds: how much sooner an operation ends after a long rest. Shapers, switches and
+  // clouds let that much pass at once, and save it up again while the link rests.
+  explicit Link(std::map<std::string, LinkCurve> curves, double burst = 0)
+      : curves_(std::move(curves)), burst_(burst) {}
 
   // Of an operation that was not measured: the curve of all_to_all.
   const LinkCurve& curve(const std::string& operation) const;
   double seconds(const std::string& operation, double bytes) const {
     return curve(operation).seconds(bytes);
   }
-  double saving(double bytes) const;
-  // What a large operation saves, seconds.
   double burst() const { return burst_; }
-  const std::vector<LinkPoint>& savings() const { return savings_; }
   const std::map<std::string, LinkCurve>& curves() const { return curves_; }
 
  private:
   std::map<std::string, LinkCurve> curves_;
-  std::vector<LinkPoint> savings_;
-  double burst_ = 0;
+  double burst_;
 };
 
 // Collective: times each kind of operation over sizes of up to `largest` bytes sent by a rank, or
 // until one takes long; the median of `repeats` after two to warm up (TCP opens its window slowly),
-// on the slowest rank. Then all that take longer than a latency again after a rest each, for
-// the savings. The same on every rank.
+// on the slowest rank. Then the largest ones again after a rest each, for the burst. The same on
+// every rank.
 Link measure_link(Communicator& communicator, std::int64_t largest, std::int64_t repeats);
 
 double median(std::vector<double> values);

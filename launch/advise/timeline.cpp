@@ -17,8 +17,7 @@ double carry(LinkState& state, const Link& link, const TimelineEvent& operation,
   state.credit = std::min(link.burst(), state.credit + start - state.free);
   const LinkCurve& curve = link.curve(operation.operation);
   const double full = curve.seconds(operation.bytes);
-  const double saved =
-      std::clamp(std::min(full - curve.latency(), link.saving(operation.bytes)), 0.0, state.credit);
+  const double saved = std::clamp(full - curve.latency(), 0.0, state.credit);
   state.credit -= saved;
   state.free = start + full - saved;
   return state.free;

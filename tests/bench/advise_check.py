@@ -123,6 +123,8 @@ def parse():
                                 "--data synthetic:samples=8192,test_samples=64,size=28".split())
     options = parser.parse_args()
     options.specs = split(options.compressors)
+    if "none" not in options.specs:  # advise compares with it
+        options.specs.insert(0, "none")
     return options
 
 

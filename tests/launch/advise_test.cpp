@@ -103,7 +103,7 @@ TEST(Timeline, OperationsInFlightShareTheLink) {
 
 // A token bucket of 3 seconds: what was saved up shortens the operations until it is used up.
 TEST(Timeline, ARestedLinkIsSooner) {
-  const Link link(slow_link().curves(), {{0, 3}});
+  const Link link(slow_link().curves(), 3);
   Timeline timeline;
   timeline.events = {{Kind::post, 0, "all_to_all", 2, 0},
                      {Kind::wait, 0, {}, 0, 0},
@@ -122,23 +122,6 @@ TEST(Timeline, ARestedLinkIsSooner) {
   timeline.events = {{Kind::post, 0, "all_gather", 1, 0}, {Kind::wait, 0, {}, 0, 0}};
   timeline.tail = 10;
   EXPECT_EQ(predict_step(timeline, link), 11);
-}
-
-// Messages of 2 bytes never find the speed of the burst, larger ones get some of it.
-TEST(Timeline, ASmallMessageSavesNothing) {
-  const Link link(slow_link().curves(), {{2, 0}, {6, 2}, {7, 2}, {9, 40}});
-  EXPECT_EQ(link.saving(1), 0);
-  EXPECT_EQ(link.saving(4), 1);
-  EXPECT_EQ(link.saving(7), 2);
-  EXPECT_EQ(link.saving(9), 2);  // held up when it was measured
-  EXPECT_EQ(Link(slow_link().curves(), {{2, 4}, {4, 3}}).saving(100), 3);
-  Timeline timeline;
-  timeline.events = {{Kind::post, 0, "all_to_all", 2, 0},
-                     {Kind::wait, 0, {}, 0, 0},
-                     {Kind::post, 0, "all_to_all", 4, 0},
-                     {Kind::wait, 0, {}, 0, 1}};
-  timeline.tail = 10;
-  EXPECT_EQ(predict_step(timeline, link), 2 + 3 + 10);
 }
 
 Choice choice(const std::string& compressor, double wire, double arithmetic, double step) {
