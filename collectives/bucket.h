@@ -4,10 +4,13 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 namespace thinwire {
+
+struct CodedGradient;
 
 // One parameter's place in a bucket.
 struct Slice {
@@ -31,6 +34,8 @@ struct Bucket {
   at::Tensor weights;   // undefined where the weights belong to somebody else (attach)
   at::Tensor gradient;  // a reducer may exchange its storage at commit
   std::vector<Slice> slices;
+  // If set, the gradient is this, and what is in its buffer means nothing.
+  std::shared_ptr<const CodedGradient> coded;
 
   std::int64_t numel() const { return gradient.numel(); }
   // Elements that belong to parameters.

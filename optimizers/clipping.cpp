@@ -5,10 +5,19 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "collectives/compression/kernels/coded_gradient.h"
 #include "collectives/queue_table.h"
+#include "optimizers/kernels/bodies.h"
 
 namespace thinwire {
 namespace {
+
+void append_norm_blocks(std::int64_t begin, std::int64_t end, std::vector<NormBlock>& blocks) {
+  for (; begin < end; begin += norm_block) {
+    const std::int64_t count = std::min<std::int64_t>(norm_block, end - begin);
+    blocks.push_back({begin, static_cast<std::int32_t>(count)});
+  }
+}
 
 // Puts the bucket's squared norm into `result`, which is in the memory of the queue.
 template <typename T>
@@ -22,16 +31,34 @@ void launch_norm(const Bucket& bucket, const QueueTable<NormBlock>& blocks, at::
                                    launch.queue->stream());
 }
 
+// The same of a coded gradient: a tile is made of whole norm blocks, as a slice is.
+template <typename T>
+void norm_of_tiles(const CodedGradient& coded, double* result, const OptimizerLaunch& launch) {
+  static_assert(tile_step % norm_block == 0);
+  std::vector<NormBlock> blocks;
+  std::vector<double> sums;
+  double of_tile = 0;
+  for_each_tile<T>(coded, [&](const DecodedTile<T>& tile) {
+    blocks.clear();
+    append_norm_blocks(0, tile.count, blocks);
+    const std::size_t before = sums.size();
+    sums.resize(before + blocks.size());
+    launch.kernels<T>().squared_norm({.blocks = blocks.data(),
+                                      .block_count = static_cast<std::int64_t>(blocks.size()),
+                                      .values = tile.values,
+                                      .block_sums = sums.data() + before,
+                                      .result = &of_tile},
+                                     nullptr);
+  });
+  *result = bodies::sum_of_blocks<HostWarp>(sums.data(), static_cast<std::int64_t>(sums.size()));
+}
+
 }  // namespace
 
 std::vector<NormBlock> norm_blocks(const Bucket& bucket) {
   std::vector<NormBlock> blocks;
   for (const Slice& slice : bucket.slices) {
-    if (slice.frozen) continue;
-    for (std::int64_t begin = slice.offset; begin < slice.end(); begin += norm_block) {
-      const std::int64_t count = std::min<std::int64_t>(norm_block, slice.end() - begin);
-      blocks.push_back({begin, static_cast<std::int32_t>(count)});
-    }
+    if (!slice.frozen) append_norm_blocks(slice.offset, slice.end(), blocks);
   }
   return blocks;
 }
@@ -41,17 +68,20 @@ double squared_norm(std::span<const Bucket> buckets, const OptimizerLaunch& laun
   const auto options = buckets.front().gradient.options().dtype(at::kDouble);
   const at::Tensor results = at::empty({static_cast<std::int64_t>(buckets.size())}, options);
   std::vector<QueueTable<NormBlock>> tables(buckets.size());
-  std::vector<at::Tensor> sums;
+  std::vector<at::Tensor> sums(buckets.size());
   for (std::size_t i = 0; i < buckets.size(); ++i) {
     const Bucket& bucket = buckets[i];
-    tables[i].fill(norm_blocks(bucket), bucket.gradient, *launch.queue);
-    sums.push_back(at::empty({tables[i].size()}, options));
     double* result = results.data_ptr<double>() + i;
-    if (bucket.gradient.scalar_type() == at::kDouble) {
-      launch_norm<double>(bucket, tables[i], sums[i], result, launch);
-    } else {
-      launch_norm<float>(bucket, tables[i], sums[i], result, launch);
+    const bool is_double = bucket.gradient.scalar_type() == at::kDouble;
+    if (bucket.coded) {
+      is_double ? norm_of_tiles<double>(*bucket.coded, result, launch)
+                : norm_of_tiles<float>(*bucket.coded, result, launch);
+      continue;
     }
+    tables[i].fill(norm_blocks(bucket), bucket.gradient, *launch.queue);
+    sums[i] = at::empty({tables[i].size()}, options);
+    is_double ? launch_norm<double>(bucket, tables[i], sums[i], result, launch)
+              : launch_norm<float>(bucket, tables[i], sums[i], result, launch);
   }
   const auto on_host = launch.queue->host_memory(results.nbytes());
   launch.queue->copy(on_host.get(), results.const_data_ptr(), results.nbytes());

@@ -70,12 +70,16 @@ void SliceState::fill_table(const Bucket& bucket, BucketState& own, Queue& queue
   std::vector<StepSlice> slices;
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
     if (frozen[i]) continue;
-    slices.push_back({.offset = bucket.slices[i].offset,
-                      .numel = bucket.slices[i].numel,
-                      .weight_decay = own.groups[i].weight_decay,
-                      .lr_scale = own.groups[i].lr_scale});
+    slices.push_back(step_slice(own, i));
   }
   own.table.fill(std::move(slices), bucket.gradient, queue);
+}
+
+StepSlice SliceState::step_slice(const BucketState& own, std::size_t slice) {
+  return {.offset = own.slices[slice].offset,
+          .numel = own.slices[slice].numel,
+          .weight_decay = own.groups[slice].weight_decay,
+          .lr_scale = own.groups[slice].lr_scale};
 }
 
 void SliceState::round_from_master(Bucket& bucket, const at::Tensor& master) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "collectives/bucket.h"
+#include "collectives/compression/kernels/coded_gradient.h"
 #include "collectives/queue_table.h"
 #include "optimizers/groups.h"
 #include "optimizers/kernels/kernels.h"
@@ -20,7 +21,7 @@
 
 namespace thinwire {
 
-// What one bucket's update reads and writes; no two overlap.
+// What one update of a bucket, or of a part of it, reads and writes; no two overlap.
 template <typename T>
 struct BucketView {
   const StepSlice* slices;  // the slices that are not frozen, in the memory of the queue
@@ -45,8 +46,9 @@ class SliceState {
   SliceState(std::span<const Bucket> buckets, const GroupRules& rules, double weight_decay,
              std::vector<std::string> kinds, const Queue& queue);
 
-  // Calls `update` with the bucket's BucketView<float> or BucketView<double>. Different buckets may
-  // be updated at the same time.
+  // Calls `update` with the bucket's BucketView<float> or BucketView<double>; where the gradient is
+  // coded, with one view after another of parts of the bucket. Different buckets may be updated at
+  // the same time.
   template <typename Update>
   void update(Bucket& bucket, Queue& queue, const Update& update);
 
@@ -66,8 +68,11 @@ class SliceState {
   BucketState& of(const Bucket& bucket);
   static void fill_table(const Bucket& bucket, BucketState& own, Queue& queue);
   static void round_from_master(Bucket& bucket, const at::Tensor& master);
+  static StepSlice step_slice(const BucketState& own, std::size_t slice);
   template <typename T>
   static BucketView<T> view(Bucket& bucket, BucketState& own);
+  template <typename T, typename Update>
+  static void update_as(Bucket& bucket, BucketState& own, Queue& queue, const Update& update);
 
   std::vector<std::string> kinds_;
   std::vector<BucketState> buckets_;
@@ -76,13 +81,32 @@ class SliceState {
 template <typename Update>
 void SliceState::update(Bucket& bucket, Queue& queue, const Update& update) {
   BucketState& own = of(bucket);
-  fill_table(bucket, own, queue);
   if (bucket.gradient.scalar_type() == at::kDouble) {
-    update(view<double>(bucket, own));
+    update_as<double>(bucket, own, queue, update);
   } else {
-    update(view<float>(bucket, own));
+    update_as<float>(bucket, own, queue, update);
   }
   if (own.master.defined()) round_from_master(bucket, own.master);
+}
+
+template <typename T, typename Update>
+void SliceState::update_as(Bucket& bucket, BucketState& own, Queue& queue, const Update& update) {
+  fill_table(bucket, own, queue);
+  const BucketView<T> whole = view<T>(bucket, own);
+  if (!bucket.coded) {
+    update(whole);
+    return;
+  }
+  for_each_tile<T>(*bucket.coded, [&](const DecodedTile<T>& tile) {
+    StepSlice slice = step_slice(own, static_cast<std::size_t>(tile.slice));
+    slice.offset = 0;
+    slice.numel = tile.count;
+    BucketView<T> part{&slice, 1, tile.count, whole.weights + tile.begin, tile.values, {}};
+    for (std::size_t k = 0; k < own.tensors.size(); ++k) {
+      part.state[k] = whole.state[k] + tile.begin;
+    }
+    update(part);
+  });
 }
 
 template <typename T>

@@ -1,8 +1,17 @@
+// The loops on the host, compiled once per kind of vectors; the machine's best are found when the
+// program runs.
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL)
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "optimizers/kernels/host.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
 #include "optimizers/kernels/bodies.h"
+#include "optimizers/kernels/host.h"
 #include "optimizers/kernels/kernels.h"
 
-namespace thinwire {
-namespace {
+HWY_BEFORE_NAMESPACE();
+namespace thinwire::HWY_NAMESPACE {
 
 template <typename T>
 void sgd_slice_plain(const SgdArgs<T>& args, const StepSlice& slice) {
@@ -82,14 +91,43 @@ void squared_norm(const SquaredNormArgs<T>& args, StreamHandle) {
   *args.result = bodies::sum_of_blocks<HostWarp>(args.block_sums, args.block_count);
 }
 
-}  // namespace
-
 template <typename T>
-OptimizerKernels<T> host_optimizer_kernels() {
+OptimizerKernels<T> optimizer_kernels() {
   return {sgd<T>, adam<T>, squared_norm<T>};
 }
 
+}  // namespace thinwire::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace thinwire {
+
+template <typename T>
+std::vector<NamedOptimizerKernels<T>> host_optimizer_kernels_by_target() {
+  const std::int64_t here = hwy::SupportedTargets();
+  std::vector<NamedOptimizerKernels<T>> found;
+#if HWY_TARGETS & HWY_AVX3
+  if ((here & HWY_AVX3) != 0) found.push_back({"AVX-512", N_AVX3::optimizer_kernels<T>()});
+#endif
+#if HWY_TARGETS & HWY_AVX2
+  if ((here & HWY_AVX2) != 0) found.push_back({"AVX2", N_AVX2::optimizer_kernels<T>()});
+#endif
+#if HWY_STATIC_TARGET != HWY_AVX3 && HWY_STATIC_TARGET != HWY_AVX2
+  found.push_back(
+      {hwy::TargetName(HWY_STATIC_TARGET), HWY_STATIC_DISPATCH(optimizer_kernels<T>)()});
+#endif
+  return found;
+}
+
+template <typename T>
+OptimizerKernels<T> host_optimizer_kernels() {
+  return host_optimizer_kernels_by_target<T>().front().kernels;
+}
+
+template std::vector<NamedOptimizerKernels<float>> host_optimizer_kernels_by_target<float>();
+template std::vector<NamedOptimizerKernels<double>> host_optimizer_kernels_by_target<double>();
 template OptimizerKernels<float> host_optimizer_kernels<float>();
 template OptimizerKernels<double> host_optimizer_kernels<double>();
 
 }  // namespace thinwire
+#endif

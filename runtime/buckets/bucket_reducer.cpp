@@ -225,7 +225,9 @@ Verdict BucketReducer::finish() {
   // Whoever reads the estimates, or accumulates into their buffers next, comes after them.
   path_.compute.wait_for(*path_.communication.mark());
   for (std::size_t i = 0; i < touched_.size(); ++i) {
-    if (verdict.committed() && !buckets_.slice(i).frozen) {
+    // Nobody shall take for a gradient what is in the buffer of a coded one.
+    const bool is_coded = buckets_.buckets()[buckets_.place(i).bucket].coded != nullptr;
+    if (verdict.committed() && !buckets_.slice(i).frozen && !is_coded) {
       buckets_.attach(i);
     } else {
       buckets_.detach(i);

@@ -43,7 +43,8 @@ struct BucketReducerParts {
 // of its own, while backward goes on; `finish` ends the step on all ranks in the same way.
 //
 // After a committed step every parameter's grad() is an alias of the group's estimate. After a
-// rollback every grad() is undefined, so that an optimizer that steps anyway moves nothing. The
+// rollback, and where the estimate is coded, every grad() is undefined, so that an optimizer that
+// steps anyway moves nothing. The
 // first gradient that arrives after `finish` starts the next step: it zeroes its slot and attaches
 // its alias again, whatever the user's zero_grad() did in between.
 //

@@ -284,8 +284,11 @@ std::int64_t Trainer::total_steps() const {
 // Begins a step: its samples, and the ranks' question whether anybody wants to stop.
 RankBatch Trainer::next_step() {
   if (parts_.recorder) parts_.recorder->set_step(attempted_ + 1);
-  bucket_reducer_.set_step(
-      {.step = attempted_, .seed = options_.seed, .transmission = next_transmission()});
+  bucket_reducer_.set_step({.step = attempted_,
+                            .seed = options_.seed,
+                            .transmission = next_transmission(),
+                            // Only norms and updates read it.
+                            .estimate = EstimateForm::coded});
   bucket_reducer_.begin_step(parts_.stop_requested() ? 1 : 0);
   buffers_before_ = model_buffers_.clone();
   return partition_ ? partition_->next_batch(order_, position_, layout_)

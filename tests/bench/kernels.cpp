@@ -4,64 +4,19 @@
 // Rounds of all operations follow each other, so that a busy machine slows all of them; printed are
 // the medians, and the medians of the ratios within a round.
 #include <fmt/format.h>
-#include <sys/mman.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
-#include <functional>
 #include <memory>
-#include <new>
 #include <string>
 #include <vector>
 
 #include "collectives/compression/kernels/host.h"
 #include "runtime/base/philox.h"
+#include "tests/bench/rounds.h"
 
 namespace thinwire {
 namespace {
-
-struct Table {
-  std::vector<Block> blocks;
-  std::int64_t bytes = 0;
-  std::int64_t count() const { return static_cast<std::int64_t>(blocks.size()); }
-};
-
-Table table_of(std::int64_t numel, Format format, std::int32_t size) {
-  Table table;
-  for (std::int64_t begin = 0; begin < numel; begin += size) {
-    const auto count = static_cast<std::int32_t>(std::min<std::int64_t>(size, numel - begin));
-    format.kept = std::max(1, count / 100);
-    table.blocks.push_back(
-        {.begin = begin, .payload = table.bytes, .count = count, .format = format});
-    table.bytes += payload_bytes<float>(format, count);
-  }
-  return table;
-}
-
-struct Operation {
-  std::string name;
-  std::function<void()> run;
-  std::vector<double> seconds = {};
-};
-
-// In huge pages, as the command has libtorch put its large tensors.
-using Memory = std::unique_ptr<float[], decltype(&std::free)>;
-Memory memory(std::int64_t numel) {
-  constexpr std::size_t page = 2 << 20;
-  const std::size_t bytes =
-      (static_cast<std::size_t>(numel) * sizeof(float) + page - 1) / page * page;
-  Memory all(static_cast<float*>(std::aligned_alloc(page, bytes)), &std::free);
-  if (all == nullptr) throw std::bad_alloc();
-  madvise(all.get(), bytes, MADV_HUGEPAGE);  // may be refused
-  std::fill_n(all.get(), numel, 0.0F);
-  return all;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 // Memory of one bucket, and the operations on it.
 class Bench {
@@ -122,23 +77,7 @@ class Bench {
   }
 
   void run(int rounds) {
-    for (int round = 0; round < rounds + 1; ++round) {
-      for (Operation& operation : operations_) {
-        refresh();
-        const auto begin = std::chrono::steady_clock::now();
-        operation.run();
-        const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-        if (round > 0) operation.seconds.push_back(taken.count());
-      }
-    }
-    for (const Operation& operation : operations_) {
-      std::vector<double> ratios;
-      for (std::size_t i = 0; i < operation.seconds.size(); ++i) {
-        ratios.push_back(operation.seconds[i] / operations_.front().seconds[i]);
-      }
-      fmt::print("{:<44} {:7.3f} ns/element {:7.2f} x\n", operation.name,
-                 1e9 * median(operation.seconds) / static_cast<double>(numel_), median(ratios));
-    }
+    run_rounds(operations_, numel_, rounds, [this] { refresh(); });
   }
 
  private:

@@ -3,10 +3,13 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "collectives/checked.h"
+#include "collectives/compression/codec/typed.h"
+#include "collectives/compression/kernels/coded_gradient.h"
 #include "collectives/compression/options.h"
 #include "collectives/metered.h"
 #include "collectives/threads/thread_communicator.h"
@@ -81,6 +84,18 @@ std::vector<CompressionOptions> ways() {
   return all;
 }
 
+// What a commit left, in memory: zero where no slice moves.
+at::Tensor estimate(const Bucket& bucket) {
+  if (!bucket.coded) return bucket.gradient;
+  at::Tensor values = at::zeros_like(bucket.gradient);
+  with_type(values.scalar_type(), [&]<typename T>(T) {
+    for_each_tile<T>(*bucket.coded, [&](const DecodedTile<T>& tile) {
+      std::copy_n(tile.values, tile.count, values.data_ptr<T>() + tile.begin);
+    });
+  });
+  return values;
+}
+
 class FusedReducers : public ::testing::TestWithParam<std::tuple<int, at::ScalarType>> {};
 
 TEST_P(FusedReducers, DoWhatThePlainCompositionDoes) {
@@ -97,15 +112,21 @@ TEST_P(FusedReducers, DoWhatThePlainCompositionDoes) {
         const auto communicator = make_metered(make_checked(std::move(ranks)), meter);
         ReducerLaunch launch;
         launch.segment = segment;
-        Side sides[] = {{make_reducer(options, launch), make_buckets(dtype)},
-                        {make_reference_reducer(options), make_buckets(dtype)}};
+        // The third leaves its estimates coded, but for every fourth step.
+        constexpr int kSides = 3;
+        Side sides[kSides] = {{make_reference_reducer(options), make_buckets(dtype)},
+                              {make_reducer(options, launch), make_buckets(dtype)},
+                              {make_reducer(options, launch), make_buckets(dtype)}};
+        const bool can_be_coded = options.exchange == ExchangeKind::two_stage &&
+                                  options.feedback.kind != FeedbackKind::econtrol;
         for (Side& side : sides) {
           for (const Bucket& bucket : side.buckets) side.reducer->prepare(bucket, rank, size);
         }
         for (std::int64_t step = 0; step < 12; ++step) {
-          std::optional<std::string> verdicts[2];
-          std::int64_t bytes[2];
-          for (int i = 0; i < 2; ++i) {
+          std::optional<std::string> verdicts[kSides];
+          std::int64_t bytes[kSides];
+          const bool asks_for_coded = step % 4 != 1;
+          for (int i = 0; i < kSides; ++i) {
             auto& [reducer, buckets] = sides[i];
             const auto before = meter->total().bytes_sent;
             for (Bucket& bucket : buckets) {
@@ -113,6 +134,7 @@ TEST_P(FusedReducers, DoWhatThePlainCompositionDoes) {
               bucket.gradient.copy_(random_gradient(bucket, step, rank));
               if (bucket.index == 0) disturb(step, rank, size, bucket, context);
               if (step == 5 || step == 9) context.transmission = Transmission::dense;
+              if (i == 2 && asks_for_coded) context.estimate = EstimateForm::coded;
               reducer->stage(bucket, *communicator, context);
             }
             reducer->settle(*communicator);
@@ -128,21 +150,25 @@ TEST_P(FusedReducers, DoWhatThePlainCompositionDoes) {
               }
             }
           }
-          ASSERT_EQ(verdicts[0], verdicts[1]) << where << ", step " << step;
           ASSERT_EQ(verdicts[0].has_value(), step == 6 || step == 7 || step == 9);
-          EXPECT_EQ(bytes[0], bytes[1]) << where;
-          for (std::size_t b = 0; b < sides[0].buckets.size(); ++b) {
-            const Bucket& got = sides[0].buckets[b];
-            const Bucket& expected = sides[1].buckets[b];
-            if (!verdicts[0]) {
-              ASSERT_TRUE(same_bits(got.gradient, expected.gradient))
-                  << where << ": estimates of bucket " << b << " differ in step " << step;
+          for (int i = 1; i < kSides; ++i) {
+            ASSERT_EQ(verdicts[0], verdicts[i]) << where << ", step " << step;
+            EXPECT_EQ(bytes[0], bytes[i]) << where;
+            for (std::size_t b = 0; b < sides[0].buckets.size(); ++b) {
+              const Bucket& expected = sides[0].buckets[b];
+              const Bucket& got = sides[i].buckets[b];
+              if (!verdicts[0]) {
+                EXPECT_EQ(got.coded != nullptr,
+                          i == 2 && asks_for_coded && can_be_coded && step != 5);
+                ASSERT_TRUE(same_bits(estimate(got), expected.gradient))
+                    << where << ": estimates of bucket " << b << " differ in step " << step;
+              }
+              Snapshot states[2];
+              sides[0].reducer->visit(expected, states[0]);
+              sides[i].reducer->visit(got, states[1]);
+              ASSERT_TRUE(states[0] == states[1])
+                  << where << ": states of bucket " << b << " differ after step " << step;
             }
-            Snapshot states[2];
-            sides[0].reducer->visit(got, states[0]);
-            sides[1].reducer->visit(expected, states[1]);
-            ASSERT_TRUE(states[0] == states[1])
-                << where << ": states of bucket " << b << " differ after step " << step;
           }
         }
       });

@@ -4,7 +4,9 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <numeric>
 
 #include "collectives/compression/codec/typed.h"
@@ -135,6 +137,7 @@ void FusedReducer::lay_out_blocks(const Bucket& bucket, Path& here) {
   here.own_bytes = own_sent;
   if (here.measured) here.measured->set_blocks(table, here.state.eta, *launch_.queue);
   here.table.fill(table, bucket.gradient, *launch_.queue);
+  here.coded.reset();
 }
 
 // Scratch, kept from step to step.
@@ -157,16 +160,31 @@ void FusedReducer::reserve_buffers(const Bucket& bucket, Path& here) {
   if (here.state.tracker.defined()) reserve(here.mean_tracker_next, owned(here).count(), dtype);
 }
 
-// On the host what arrives is decoded while the rest is on the wire. What is written to must be of
-// no use after a rollback: with error feedback that takes a third buffer of the bucket's size,
-// which a device, fast at decoding, does without. Trackers are decoded into their states, after the
-// verdict.
-void FusedReducer::decode_on_arrival(const Bucket& bucket, Path& here) {
-  if (!launch_.queue->on_host() || here.state.tracker.defined()) return;
-  if (!here.state.residual.defined()) {
-    here.decoded = bucket.gradient;
-  } else if (!here.decoded.defined()) {
-    here.decoded = at::zeros_like(bucket.gradient);
+// On the host what arrives is decoded while the rest is on the wire. With error feedback that takes
+// a third buffer of the bucket's size, which a device, fast at decoding, does without. Trackers are
+// decoded into their states, after the verdict.
+FusedReducer::Decoding FusedReducer::decoding_of(const Path& here, EstimateForm form) const {
+  if (!launch_.queue->on_host() || here.state.tracker.defined()) return Decoding::at_commit;
+  // With an all-gather every reader would decode the messages of all ranks.
+  if (form == EstimateForm::coded && has_owners()) return Decoding::by_reader;
+  return Decoding::on_arrival;
+}
+
+void FusedReducer::prepare_decoding(const Bucket& bucket, Path& here) {
+  if (here.decoding == Decoding::by_reader) {
+    if (here.coded) return;
+    here.coded = std::make_shared<CodedGradient>();
+    const auto is_sent = [](const Block& block) { return block.format.coding != Coding::held; };
+    std::copy_if(here.table.data(), here.table.data() + here.table.size(),
+                 std::back_inserter(here.coded->blocks), is_sent);
+    std::ranges::sort(here.coded->blocks, {}, &Block::begin);
+    here.coded->payload = bytes_of(here.received);
+  } else if (here.decoding == Decoding::on_arrival) {
+    if (!here.state.residual.defined()) {
+      here.decoded = bucket.gradient;
+    } else if (!here.decoded.defined()) {
+      here.decoded = at::zeros_like(bucket.gradient);
+    }
   }
 }
 
@@ -175,6 +193,7 @@ void FusedReducer::stage(Bucket& bucket, Communicator& communicator, const StepC
   here.timeout = communicator.timeout();
   here.staged_dense =
       step.transmission == Transmission::dense || options_.exchange == ExchangeKind::all_reduce;
+  bucket.coded.reset();
   host_is_behind_ = true;
   staged_.push_back(&here);
   lay_out_blocks(bucket, here);
@@ -183,8 +202,7 @@ void FusedReducer::stage(Bucket& bucket, Communicator& communicator, const StepC
     if (here.staged_dense) {
       stage_dense<T>(bucket, here, communicator);
     } else {
-      stage_compressed<T>(bucket, here, communicator,
-                          rounding_keys(step, bucket, communicator.rank()));
+      stage_compressed<T>(bucket, here, communicator, step);
     }
   });
 }
@@ -207,9 +225,11 @@ void FusedReducer::stage_dense(Bucket& bucket, Path& here, Communicator& communi
 
 template <typename T>
 void FusedReducer::stage_compressed(Bucket& bucket, Path& here, Communicator& communicator,
-                                    const RoundingKeys& keys) {
+                                    const StepContext& step) {
+  const RoundingKeys keys = rounding_keys(step, bucket, communicator.rank());
   reserve_buffers(bucket, here);
-  decode_on_arrival(bucket, here);
+  here.decoding = decoding_of(here, step.estimate);
+  prepare_decoding(bucket, here);
   for (const Segment& segment : here.segments) {
     launch_.kernels<T>().encode(
         {.blocks = here.table.data() + segment.first_block,
@@ -291,7 +311,7 @@ void FusedReducer::take_in_oldest() {
                                            .ranks = from.ranks,
                                            .flag = here.flag.data()},
                                           launch_.queue->stream());
-    if (here.decoded.defined()) decode<T>(here, *next.segment, here.decoded);
+    if (here.decoding == Decoding::on_arrival) decode<T>(here, *next.segment, here.decoded);
   });
 }
 
@@ -371,7 +391,11 @@ void FusedReducer::commit_compressed(Bucket& bucket, Path& here) {
     std::swap(bucket.gradient, here.state.residual);
     std::swap(here.state.owner_residual, here.owner_next);
   }
-  if (here.decoded.defined()) {
+  if (here.decoding == Decoding::by_reader) {
+    bucket.coded = here.coded;
+    return;
+  }
+  if (here.decoding == Decoding::on_arrival) {
     std::swap(bucket.gradient, here.decoded);
     return;
   }

@@ -8,6 +8,7 @@
 
 #include "collectives/compression/exchange/exchange.h"
 #include "collectives/compression/exchange/layout.h"
+#include "collectives/compression/kernels/coded_gradient.h"
 #include "collectives/compression/kernels/kernels.h"
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/finite_flag.h"
@@ -50,6 +51,13 @@ class FusedReducer final : public GradientReducer {
     std::int64_t total = 0;
   };
 
+  // When what came back is decoded.
+  enum class Decoding {
+    on_arrival,  // while the rest is on the wire, to memory that is of no use after a rollback
+    at_commit,   // over what the verdict makes of no use
+    by_reader,   // where it is needed (EstimateForm::coded)
+  };
+
   // One bucket's state and buffers.
   struct Path {
     std::vector<Chunk> chunks;  // one per owner; a single one where nobody owns
@@ -57,6 +65,7 @@ class FusedReducer final : public GradientReducer {
     std::int64_t size = 1;
     std::vector<bool> frozen;  // as the table below knows them
     QueueTable<Block> table;
+    std::shared_ptr<CodedGradient> coded;  // the table's blocks; null if nobody asked for it
     std::vector<Segment> segments;
     std::int64_t bytes = 0;      // of the packed message
     std::int64_t own_bytes = 0;  // of them, of the blocks that this rank owns
@@ -65,7 +74,8 @@ class FusedReducer final : public GradientReducer {
     std::optional<MeasuredEta> measured;
     // From the stage to the commit.
     at::Tensor owner_next, mean_tracker_next;
-    at::Tensor decoded;  // what came back, if it is decoded as it comes; afterwards a spare buffer
+    Decoding decoding = Decoding::at_commit;
+    at::Tensor decoded;       // what is decoded on arrival; afterwards a spare buffer
     at::Tensor own_gradient;  // of a step that goes uncompressed
     at::Tensor messages, arrived, reply, received;
     FiniteFlag flag;
@@ -96,12 +106,13 @@ class FusedReducer final : public GradientReducer {
   }
   void lay_out_blocks(const Bucket& bucket, Path& here);
   void reserve_buffers(const Bucket& bucket, Path& here);
-  void decode_on_arrival(const Bucket& bucket, Path& here);
+  Decoding decoding_of(const Path& here, EstimateForm form) const;
+  void prepare_decoding(const Bucket& bucket, Path& here);
   template <typename T>
   void stage_dense(Bucket& bucket, Path& here, Communicator& communicator);
   template <typename T>
   void stage_compressed(Bucket& bucket, Path& here, Communicator& communicator,
-                        const RoundingKeys& keys);
+                        const StepContext& step);
   template <typename T>
   void reduce_oldest(Communicator& communicator);
   void take_in_oldest();

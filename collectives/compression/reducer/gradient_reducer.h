@@ -15,10 +15,16 @@ namespace thinwire {
 // Whether this step's quantity goes through the codec.
 enum class Transmission { dense, compressed };
 
+// What a commit leaves behind: values in the gradient buffer, or, where the reducer can, what came
+// over the wire, as Bucket::coded, which is of use until the bucket's next stage. That saves a pass
+// over memory and a buffer where all that follows is a norm and an update.
+enum class EstimateForm { values, coded };
+
 struct StepContext {
   std::int64_t step = 0;   // attempted steps before this one; with the seed it keys random rounding
   std::uint64_t seed = 0;  // the run's
   Transmission transmission = Transmission::compressed;
+  EstimateForm estimate = EstimateForm::values;
 };
 
 // How one parameter travels, for the line that a run prints at its start.
@@ -31,7 +37,7 @@ struct SlicePlan {
 };
 
 // In: this rank's quantity in a bucket's gradient buffer. After `commit`: the same estimate of the
-// mean over ranks on every rank, bit for bit.
+// mean over ranks on every rank, bit for bit, in the buffer or coded.
 //
 // Per step: `stage` for every bucket, `settle`, then `commit` or `rollback` for every bucket.
 // Between stage and commit the gradient buffer's content belongs to the reducer, and the bucket

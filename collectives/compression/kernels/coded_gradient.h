@@ -1,0 +1,42 @@
+// A gradient that nobody has written to memory yet.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "collectives/compression/kernels/kernels.h"
+
+namespace thinwire {
+
+// A bucket's estimate as it came over the wire, in host memory: one message, which is decoded where
+// its values are needed.
+struct CodedGradient {
+  std::vector<Block> blocks;      // by rising `begin`, without those that are held
+  const char* payload = nullptr;  // the whole packed message; somebody else's
+};
+
+// Consecutive elements of one slice.
+template <typename T>
+struct DecodedTile {
+  std::int32_t slice = 0;  // index into the bucket's slices
+  std::int64_t begin = 0;  // elements from the bucket's start
+  std::int64_t count = 0;
+  const T* values = nullptr;
+};
+
+// A tile begins this many elements, or a multiple, behind its slice's start.
+constexpr std::int64_t tile_step = 1024;
+
+// Decodes all of `coded` through memory that stays in the cache and calls `body` with each tile, by
+// rising `begin`. The values are those of `Kernels::decode`, bit for bit.
+template <typename T>
+void for_each_tile(const CodedGradient& coded,
+                   const std::function<void(const DecodedTile<T>&)>& body);
+
+extern template void for_each_tile<float>(const CodedGradient&,
+                                          const std::function<void(const DecodedTile<float>&)>&);
+extern template void for_each_tile<double>(const CodedGradient&,
+                                           const std::function<void(const DecodedTile<double>&)>&);
+
+}  // namespace thinwire

@@ -1,0 +1,133 @@
+// What an optimizer's update and the norm of a gradient take on one core, from values in memory and
+// from what came over the wire.
+//   update [elements [rounds]]
+//
+// "values" is a gradient that lies decoded in memory, "decode" what it took to get it there, and
+// "coded" the same result from the message. Multiples are of plain SGD from values.
+#include <ATen/ops/from_blob.h>
+#include <fmt/format.h>
+
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "collectives/compression/kernels/coded_gradient.h"
+#include "optimizers/clipping.h"
+#include "optimizers/factory.h"
+#include "runtime/base/philox.h"
+#include "tests/bench/rounds.h"
+
+namespace thinwire {
+namespace {
+
+struct Coded {
+  std::string name;
+  Format format;
+  std::int32_t block;
+};
+
+const std::vector<Coded>& codings() {
+  static const std::vector<Coded> all = {
+      {"sign", {.coding = Coding::sign}, 1024},
+      {"4 bits", {.coding = Coding::quantize, .bits = 4}, 512},
+      {"bf16", {.coding = Coding::cast, .half = Half::bf16}, 1024},
+      {"top-k 1 %", {.coding = Coding::top_k}, 4096}};
+  return all;
+}
+
+class Bench {
+ public:
+  explicit Bench(std::int64_t numel)
+      : numel_(numel), weights_(memory(numel)), gradient_(memory(numel)) {
+    for (std::int64_t i = 0; i < numel; ++i) {
+      gradient_[static_cast<std::size_t>(i)] =
+          static_cast<float>(philox(1, 0, static_cast<std::uint64_t>(i))[0] * 0x1p-32 - 0.5);
+    }
+    Bucket& bucket = buckets_.emplace_back();
+    bucket.weights = at::from_blob(weights_.get(), {numel});
+    bucket.gradient = at::from_blob(gradient_.get(), {numel});
+    bucket.slices = {{.name = "w", .shape = {numel}, .numel = numel}};
+    for (const Coded& coding : codings()) messages_.push_back(encode(coding));
+
+    add("sgd");
+    add("sgd:momentum=0.9");
+    add("adam");
+    add_all("squared norm", [this] { sum_ += squared_norm(buckets_); });
+    for (std::size_t c = 0; c < codings().size(); ++c) {
+      operations_.push_back({codings()[c].name + ": decode", [this, c] {
+                               const CodedGradient& coded = *messages_[c].coded;
+                               host_kernels<float>().decode(
+                                   {.blocks = coded.blocks.data(),
+                                    .block_count = static_cast<std::int64_t>(coded.blocks.size()),
+                                    .payload = coded.payload,
+                                    .into = gradient_.get()},
+                                   nullptr);
+                             }});
+    }
+  }
+
+  void run(int rounds) {
+    run_rounds(operations_, numel_, rounds, [] {});
+    fmt::print("norms add up to {}\n", sum_);
+  }
+
+ private:
+  struct Message {
+    std::vector<char> payload;
+    std::shared_ptr<CodedGradient> coded;
+  };
+
+  Message encode(const Coded& coding) {
+    Table table = table_of(numel_, coding.format, coding.block);
+    Message message{std::vector<char>(static_cast<std::size_t>(table.bytes)),
+                    std::make_shared<CodedGradient>()};
+    host_kernels<float>().encode({.blocks = table.blocks.data(),
+                                  .block_count = table.count(),
+                                  .gradient = gradient_.get(),
+                                  .residual = {},
+                                  .payload = message.payload.data()},
+                                 nullptr);
+    message.coded->blocks = std::move(table.blocks);
+    message.coded->payload = message.payload.data();
+    return message;
+  }
+
+  void add(const std::string& spec) {
+    optimizers_.push_back(make_optimizer(spec, {}, buckets_));
+    add_all(spec, [this, optimizer = optimizers_.back().get()] {
+      optimizer->after_reduce(buckets_[0], {.lr = 1e-6, .committed_step = step_++});
+    });
+  }
+
+  void add_all(const std::string& name, const std::function<void()>& body) {
+    operations_.push_back({name + ": values", [this, body] {
+                             buckets_[0].coded.reset();
+                             body();
+                           }});
+    for (std::size_t c = 0; c < codings().size(); ++c) {
+      operations_.push_back({name + ": coded, " + codings()[c].name, [this, body, c] {
+                               buckets_[0].coded = messages_[c].coded;
+                               body();
+                             }});
+    }
+  }
+
+  std::int64_t numel_;
+  Memory weights_;
+  Memory gradient_;
+  std::vector<Bucket> buckets_;
+  std::vector<Message> messages_;
+  std::vector<std::unique_ptr<Optimizer>> optimizers_;
+  std::vector<Operation> operations_;
+  std::int64_t step_ = 0;
+  double sum_ = 0;
+};
+
+}  // namespace
+}  // namespace thinwire
+
+int main(int argc, char** argv) {
+  thinwire::Bench(argc > 1 ? std::atoll(argv[1]) : 25'600'000)
+      .run(argc > 2 ? std::atoi(argv[2]) : 7);
+}
