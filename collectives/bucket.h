@@ -34,7 +34,7 @@ struct Bucket {
   at::Tensor weights;   // undefined where the weights belong to somebody else (attach)
   at::Tensor gradient;  // a reducer may exchange its storage at commit
   std::vector<Slice> slices;
-  // If set, the gradient is this, and what is in its buffer means nothing.
+  // If set, the group's estimate is this, and what is in the buffer means nothing.
   std::shared_ptr<const CodedGradient> coded;
 
   std::int64_t numel() const { return gradient.numel(); }

@@ -85,7 +85,7 @@ std::vector<Bucket> model_buckets(const std::vector<NamedShape>& shapes, std::in
       .buckets();
 }
 
-// The mean as the trainer makes it, one bucket after the other.
+// The mean as DataParallel makes it, one bucket after the other.
 class ReducedMean final : public Subject {
  public:
   ReducedMean(Communicator& communicator, const CompressionOptions& compression,

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "collectives/compression/kernels/coded_gradient.h"
+#include "collectives/compression/reducer/coded_gradient.h"
 #include "collectives/queue_table.h"
 #include "optimizers/kernels/bodies.h"
 
@@ -31,7 +31,7 @@ void launch_norm(const Bucket& bucket, const QueueTable<NormBlock>& blocks, at::
                                    launch.queue->stream());
 }
 
-// The same of a coded gradient: a tile is made of whole norm blocks, as a slice is.
+// The same of a coded gradient. Norm blocks are cut from a slice's start, and so are tiles.
 template <typename T>
 void norm_of_tiles(const CodedGradient& coded, double* result, const OptimizerLaunch& launch) {
   static_assert(tile_step % norm_block == 0);

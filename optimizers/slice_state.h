@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "collectives/bucket.h"
-#include "collectives/compression/kernels/coded_gradient.h"
+#include "collectives/compression/reducer/coded_gradient.h"
 #include "collectives/queue_table.h"
 #include "optimizers/groups.h"
 #include "optimizers/kernels/kernels.h"

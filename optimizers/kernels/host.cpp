@@ -82,8 +82,9 @@ void adam(const AdamArgs<T>& args, StreamHandle) {
   }
 }
 
+// In one piece with what it calls, which was not compiled for these vectors.
 template <typename T>
-void squared_norm(const SquaredNormArgs<T>& args, StreamHandle) {
+__attribute__((flatten)) void squared_norm(const SquaredNormArgs<T>& args, StreamHandle) {
   for (std::int64_t b = 0; b < args.block_count; ++b) {
     const NormBlock& block = args.blocks[b];
     args.block_sums[b] = bodies::squared_sum<HostWarp>(args.values + block.begin, block.count);

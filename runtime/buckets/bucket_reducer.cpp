@@ -186,6 +186,7 @@ void BucketReducer::stage(Bucket& bucket, const Queue::Mark& ready) {
   const auto start = Clock::now();
   path_.communication.wait_for(ready);
   if (recorder_) recorder_->set_bucket(static_cast<std::int64_t>(bucket.index));
+  bucket.coded.reset();
   if (before_reduce_) before_reduce_(bucket);
   reducer_.stage(bucket, path_.communicator, step_);
   if (recorder_) recorder_->set_bucket(std::nullopt);

@@ -15,8 +15,9 @@ std::optional<double> break_even_bandwidth(double bytes_saved, double seconds_ad
 
 // What a run says at its end, of this rank: bytes of a compressed step, seconds of its arithmetic,
 // the bandwidth below which they pay, and what was waited for. All of the arithmetic counts as
-// added, though a dense step has some too, and though backward may have hidden it: the true
-// bandwidth is no lower. Nothing on one rank.
+// added, though a dense step has some too, and though backward may have hidden it. Not in it is the
+// decoding that updates and norms do themselves, which costs no more than the values' way through
+// memory except with Adam, top-k, or a norm in every step. Nothing on one rank.
 std::vector<std::string> pay_off(const StepReport& whole_run);
 
 // "12.4 Gbit/s"

@@ -4,6 +4,7 @@
 //
 // "values" is a gradient that lies decoded in memory, "decode" what it took to get it there, and
 // "coded" the same result from the message. Multiples are of plain SGD from values.
+#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <fmt/format.h>
 
@@ -12,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "collectives/compression/kernels/coded_gradient.h"
+#include "collectives/compression/reducer/coded_gradient.h"
 #include "optimizers/clipping.h"
 #include "optimizers/factory.h"
 #include "runtime/base/philox.h"
@@ -55,15 +56,16 @@ class Bench {
     add("adam");
     add_all("squared norm", [this] { sum_ += squared_norm(buckets_); });
     for (std::size_t c = 0; c < codings().size(); ++c) {
-      operations_.push_back({codings()[c].name + ": decode", [this, c] {
-                               const CodedGradient& coded = *messages_[c].coded;
-                               host_kernels<float>().decode(
-                                   {.blocks = coded.blocks.data(),
-                                    .block_count = static_cast<std::int64_t>(coded.blocks.size()),
-                                    .payload = coded.payload,
-                                    .into = gradient_.get()},
-                                   nullptr);
-                             }});
+      operations_.push_back(
+          {codings()[c].name + ": decode", [this, c] {
+             const CodedGradient& coded = *messages_[c];
+             host_kernels<float>().decode(
+                 {.blocks = coded.blocks.data(),
+                  .block_count = static_cast<std::int64_t>(coded.blocks.size()),
+                  .payload = static_cast<const char*>(coded.message.const_data_ptr()),
+                  .into = gradient_.get()},
+                 nullptr);
+           }});
     }
   }
 
@@ -73,24 +75,18 @@ class Bench {
   }
 
  private:
-  struct Message {
-    std::vector<char> payload;
-    std::shared_ptr<CodedGradient> coded;
-  };
-
-  Message encode(const Coded& coding) {
+  std::shared_ptr<CodedGradient> encode(const Coded& coding) {
     Table table = table_of(numel_, coding.format, coding.block);
-    Message message{std::vector<char>(static_cast<std::size_t>(table.bytes)),
-                    std::make_shared<CodedGradient>()};
+    auto coded = std::make_shared<CodedGradient>();
+    coded->message = at::empty({table.bytes}, at::kByte);
     host_kernels<float>().encode({.blocks = table.blocks.data(),
                                   .block_count = table.count(),
                                   .gradient = gradient_.get(),
                                   .residual = {},
-                                  .payload = message.payload.data()},
+                                  .payload = static_cast<char*>(coded->message.data_ptr())},
                                  nullptr);
-    message.coded->blocks = std::move(table.blocks);
-    message.coded->payload = message.payload.data();
-    return message;
+    coded->blocks = std::move(table.blocks);
+    return coded;
   }
 
   void add(const std::string& spec) {
@@ -107,7 +103,7 @@ class Bench {
                            }});
     for (std::size_t c = 0; c < codings().size(); ++c) {
       operations_.push_back({name + ": coded, " + codings()[c].name, [this, body, c] {
-                               buckets_[0].coded = messages_[c].coded;
+                               buckets_[0].coded = messages_[c];
                                body();
                              }});
     }
@@ -117,7 +113,7 @@ class Bench {
   Memory weights_;
   Memory gradient_;
   std::vector<Bucket> buckets_;
-  std::vector<Message> messages_;
+  std::vector<std::shared_ptr<CodedGradient>> messages_;
   std::vector<std::unique_ptr<Optimizer>> optimizers_;
   std::vector<Operation> operations_;
   std::int64_t step_ = 0;

@@ -1,6 +1,6 @@
 // What is done with a gradient that came over the wire, tile by tile, against the same done with
 // its decoded values in memory: equal bits.
-#include "collectives/compression/kernels/coded_gradient.h"
+#include "collectives/compression/reducer/coded_gradient.h"
 
 #include <gtest/gtest.h>
 #include <torch/torch.h>
@@ -39,7 +39,7 @@ template <typename T>
 struct Case {
   std::vector<Bucket> values = std::vector<Bucket>(1);
   std::vector<Bucket> coded;
-  std::vector<char> message;
+  at::Tensor message;
 };
 
 // Slices of odd sizes with gaps of NaN between them, some of them frozen, in blocks of any coding
@@ -88,25 +88,26 @@ std::unique_ptr<Case<T>> random_case(Dice& dice, at::ScalarType dtype) {
     block.payload = table.bytes;
     table.bytes += payload_bytes<T>(block.format, block.count);
   }
-  made->message.resize(static_cast<std::size_t>(table.bytes));
+  made->message = torch::empty({table.bytes}, torch::kByte);
+  char* const payload = static_cast<char*>(made->message.data_ptr());
   const auto count = static_cast<std::int64_t>(table.blocks.size());
   host_kernels<T>().encode({.blocks = table.blocks.data(),
                             .block_count = count,
                             .gradient = bucket.gradient.template data_ptr<T>(),
                             .residual = {},
-                            .payload = made->message.data()},
+                            .payload = payload},
                            nullptr);
   made->coded = clone(made->values);
   host_kernels<T>().decode({.blocks = table.blocks.data(),
                             .block_count = count,
-                            .payload = made->message.data(),
+                            .payload = payload,
                             .into = bucket.gradient.template data_ptr<T>()},
                            nullptr);
   auto coded = std::make_shared<CodedGradient>();
   std::ranges::copy_if(table.blocks, std::back_inserter(coded->blocks),
                        [](const Block& block) { return block.format.coding != Coding::held; });
   std::ranges::sort(coded->blocks, {}, &Block::begin);
-  coded->payload = made->message.data();
+  coded->message = made->message;
   made->coded[0].coded = coded;
   made->coded[0].gradient.fill_(std::numeric_limits<T>::quiet_NaN());
   return made;

@@ -64,6 +64,41 @@ TEST(BucketReducer, ReducesInBucketOrderWhateverTheOrderOfArrival) {
   });
 }
 
+TEST(BucketReducer, NobodySeesTheBufferOfACodedEstimate) {
+  run_ranks(2, [](auto communicator) {
+    GradientBuckets buckets = make_buckets();
+    const auto reducer = make_reducer({Sign{64}});
+    BucketReducer bucket_reducer(
+        buckets, *reducer, *communicator,
+        {.before_reduce = [](Bucket& bucket) { EXPECT_EQ(bucket.coded, nullptr); }});
+    const StepContext steps[] = {
+        {.step = 0, .estimate = EstimateForm::coded},
+        {.step = 1, .transmission = Transmission::dense, .estimate = EstimateForm::coded},
+        {.step = 2},
+        {.step = 3, .estimate = EstimateForm::coded},
+        {.step = 4, .estimate = EstimateForm::coded}};
+    for (const StepContext& step : steps) {
+      const bool frozen = step.step == 3;
+      at::Tensor first = buckets.parameters()[0].tensor;
+      first.set_requires_grad(!frozen);
+      bucket_reducer.set_step(step);
+      for (std::size_t i = kParameters; i-- > 0;) {
+        if (i > 0 || !frozen) arrive(buckets, bucket_reducer, i, 1.0f);
+      }
+      ASSERT_TRUE(bucket_reducer.finish().committed());
+      const bool coded = step.step == 0 || step.step >= 3;
+      for (const Bucket& bucket : buckets.buckets()) EXPECT_EQ(bucket.coded != nullptr, coded);
+      for (std::size_t i = 0; i < kParameters; ++i) {
+        ASSERT_EQ(buckets.parameters()[i].tensor.grad().defined(), !coded)
+            << "parameter " << i << ", step " << step.step;
+        if (!coded) {
+          EXPECT_EQ(gradient_of(buckets, i), 1.0f);
+        }
+      }
+    }
+  });
+}
+
 TEST(BucketReducer, SignedGradientsWithFeedbackAreEqualOnAllRanks) {
   std::array<std::vector<float>, 4> results;
   run_ranks(4, [&](auto communicator) {

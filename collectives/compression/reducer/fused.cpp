@@ -22,6 +22,7 @@ constexpr std::int64_t kRawBlock = 1024;  // values; of a size that suits a GPU
 // the oldest is waited for.
 constexpr std::size_t kScattered = 4;
 constexpr std::size_t kGathered = 8;
+constexpr std::int32_t kMostForReaders = 16384;  // values of a block
 
 char* bytes_of(const at::Tensor& tensor) {
   return static_cast<char*>(tensor.data_ptr());
@@ -137,6 +138,8 @@ void FusedReducer::lay_out_blocks(const Bucket& bucket, Path& here) {
   here.own_bytes = own_sent;
   if (here.measured) here.measured->set_blocks(table, here.state.eta, *launch_.queue);
   here.table.fill(table, bucket.gradient, *launch_.queue);
+  here.largest_block = 0;
+  for (const Block& block : table) here.largest_block = std::max(here.largest_block, block.count);
   here.coded.reset();
 }
 
@@ -165,8 +168,11 @@ void FusedReducer::reserve_buffers(const Bucket& bucket, Path& here) {
 // decoded into their states, after the verdict.
 FusedReducer::Decoding FusedReducer::decoding_of(const Path& here, EstimateForm form) const {
   if (!launch_.queue->on_host() || here.state.tracker.defined()) return Decoding::at_commit;
-  // With an all-gather every reader would decode the messages of all ranks.
-  if (form == EstimateForm::coded && has_owners()) return Decoding::by_reader;
+  // With an all-gather every reader would decode the messages of all ranks, and a large block would
+  // go through memory after all.
+  if (form == EstimateForm::coded && has_owners() && here.largest_block <= kMostForReaders) {
+    return Decoding::by_reader;
+  }
   return Decoding::on_arrival;
 }
 
@@ -178,7 +184,7 @@ void FusedReducer::prepare_decoding(const Bucket& bucket, Path& here) {
     std::copy_if(here.table.data(), here.table.data() + here.table.size(),
                  std::back_inserter(here.coded->blocks), is_sent);
     std::ranges::sort(here.coded->blocks, {}, &Block::begin);
-    here.coded->payload = bytes_of(here.received);
+    here.coded->message = here.received;
   } else if (here.decoding == Decoding::on_arrival) {
     if (!here.state.residual.defined()) {
       here.decoded = bucket.gradient;

@@ -8,9 +8,9 @@
 
 #include "collectives/compression/exchange/exchange.h"
 #include "collectives/compression/exchange/layout.h"
-#include "collectives/compression/kernels/coded_gradient.h"
 #include "collectives/compression/kernels/kernels.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/coded_gradient.h"
 #include "collectives/compression/reducer/finite_flag.h"
 #include "collectives/compression/reducer/measured_eta.h"
 #include "collectives/compression/reducer/slices.h"
@@ -65,6 +65,7 @@ class FusedReducer final : public GradientReducer {
     std::int64_t size = 1;
     std::vector<bool> frozen;  // as the table below knows them
     QueueTable<Block> table;
+    std::int32_t largest_block = 0;        // values
     std::shared_ptr<CodedGradient> coded;  // the table's blocks; null if nobody asked for it
     std::vector<Segment> segments;
     std::int64_t bytes = 0;      // of the packed message

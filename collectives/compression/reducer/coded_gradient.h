@@ -1,6 +1,8 @@
 // A gradient that nobody has written to memory yet.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -12,8 +14,8 @@ namespace thinwire {
 // A bucket's estimate as it came over the wire, in host memory: one message, which is decoded where
 // its values are needed.
 struct CodedGradient {
-  std::vector<Block> blocks;      // by rising `begin`, without those that are held
-  const char* payload = nullptr;  // the whole packed message; somebody else's
+  std::vector<Block> blocks;  // by rising `begin`, without those that are held
+  at::Tensor message;         // packed; the reducer's, which overwrites it in the next stage
 };
 
 // Consecutive elements of one slice.
@@ -28,8 +30,8 @@ struct DecodedTile {
 // A tile begins this many elements, or a multiple, behind its slice's start.
 constexpr std::int64_t tile_step = 1024;
 
-// Decodes all of `coded` through memory that stays in the cache and calls `body` with each tile, by
-// rising `begin`. The values are those of `Kernels::decode`, bit for bit.
+// Decodes all of `coded` through memory for one tile or block, whichever is larger, and calls
+// `body` with each tile, by rising `begin`. The values are those of `Kernels::decode`, bit for bit.
 template <typename T>
 void for_each_tile(const CodedGradient& coded,
                    const std::function<void(const DecodedTile<T>&)>& body);

@@ -1,8 +1,9 @@
-#include "collectives/compression/kernels/coded_gradient.h"
+#include "collectives/compression/reducer/coded_gradient.h"
 
 #include <hwy/aligned_allocator.h>
 
 #include <algorithm>
+#include <new>
 
 namespace thinwire {
 
@@ -12,7 +13,8 @@ void for_each_tile(const CodedGradient& coded,
   const std::vector<Block>& blocks = coded.blocks;
   std::int64_t largest = 0;
   for (const Block& block : blocks) largest = std::max<std::int64_t>(largest, block.count);
-  const auto memory = hwy::AllocateAligned<T>(static_cast<std::size_t>(2 * tile_step + largest));
+  const auto memory = hwy::AllocateAligned<T>(static_cast<std::size_t>(tile_step + largest));
+  if (memory == nullptr) throw std::bad_alloc();
   T* const values = memory.get();
   const Kernels<T> kernels = host_kernels<T>();
 
@@ -30,7 +32,7 @@ void for_each_tile(const CodedGradient& coded,
     if (filled < tile_step && !ends) continue;
     kernels.decode({.blocks = batch.data(),
                     .block_count = static_cast<std::int64_t>(batch.size()),
-                    .payload = coded.payload,
+                    .payload = static_cast<const char*>(coded.message.const_data_ptr()),
                     .into = values},
                    nullptr);
     batch.clear();
