@@ -28,6 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 DENSE = "none"
 INTERNAL = 70  # exit code
 
+GPT = "--ranks 2 --model gpt:layers=2,heads=4,width=64 --data text --batch-size 16"
 EXPERIMENTS = {
     "convnet": {
         "title": "convnet on Fashion-MNIST, 4 ranks, 4 epochs", "score": "accuracy",
@@ -38,11 +39,15 @@ EXPERIMENTS = {
         "arguments": "--ranks 2 --model resnet8 --data fashion-mnist --batch-size 64 --epochs 2 "
                      "--lr 0.5 --lr-schedule cosine:warmup=200"},
     "gpt": {
-        "title": "gpt of .8 million parameters on the Jargon File, 2 ranks, 1 epoch",
+        "title": "gpt of .1 million parameters on the Jargon File, 2 ranks, SGD, 4 epochs",
         "score": "loss",
-        "arguments": "--ranks 2 --model gpt --data text --batch-size 16 --epochs 1 --optimizer "
-                     "adamw --lr 0.002 --lr-schedule cosine:warmup=100 --weight-decay 0.01 "
-                     "--clip-norm 1"},
+        "arguments": f"{GPT} --epochs 4 --optimizer sgd --lr 0.25 "
+                     "--lr-schedule cosine:warmup=100"},
+    "gpt-adamw": {
+        "title": "gpt of .1 million parameters on the Jargon File, 2 ranks, AdamW, 2 epochs",
+        "score": "loss",
+        "arguments": f"{GPT} --epochs 2 --optimizer adamw --lr 0.005 "
+                     "--lr-schedule cosine:warmup=100 --weight-decay 0.01 --clip-norm 1"},
 }
 METHODS = {
     DENSE: "--compressor none",
