@@ -53,6 +53,7 @@ METHODS = {
     DENSE: "--compressor none",
     "sign": "--compressor sign",
     "int4": "--compressor quantize:bits=4",
+    "int4, symmetric": "--compressor quantize:bits=4,grid=symmetric",
     "topk": "--compressor topk:density=0.01",
     "topk, EControl": "--compressor topk:density=0.01 --feedback econtrol",
     "powersgd": "--compressor powersgd:rank=4",
