@@ -44,9 +44,8 @@ struct BucketReducerParts {
 //
 // After a committed step every parameter's grad() is an alias of the group's estimate. After a
 // rollback, and where the estimate is coded, every grad() is undefined, so that an optimizer that
-// steps anyway moves nothing. The
-// first gradient that arrives after `finish` starts the next step: it zeroes its slot and attaches
-// its alias again, whatever the user's zero_grad() did in between.
+// steps anyway moves nothing. The first gradient that arrives after `finish` starts the next step:
+// it zeroes its slot and attaches its alias again, whatever the user's zero_grad() did in between.
 //
 // A parameter that gets no gradient counts as zero; one that does not require a gradient is frozen:
 // it is in no update and holds its residual. Before anything else of a step is sent, all ranks
