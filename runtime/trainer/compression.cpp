@@ -51,6 +51,14 @@ std::vector<std::string> notes_on_compression(const TrainOptions& options) {
         "compression; with --momentum 0 the same rate per step works",
         options.momentum));
   }
+  const auto* quantize = std::get_if<Quantize>(&compression.codec);
+  const bool is_fine = quantize != nullptr && quantize->bits >= 4;
+  if (loses_much(compression.codec) && !is_fine && options.optimizer.starts_with("adam")) {
+    notes.push_back(
+        "note: Adam's second moments follow what was sent, not the gradients, and models become "
+        "worse by a few per cent (PowerSGD) to nearly half (1 bit); sgd, or 4 bits and more, do "
+        "not");
+  }
   if (const auto note = eta_warning(compression)) notes.push_back("warning: " + *note);
   return notes;
 }

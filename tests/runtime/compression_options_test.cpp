@@ -59,8 +59,15 @@ TEST(NotesOnCompression, MomentumAndEta) {
   EXPECT_THAT(notes_on_compression(words),
               ::testing::ElementsAre(::testing::HasSubstr("momentum 0.9")));
   words.optimizer = "adamw";
+  EXPECT_THAT(notes_on_compression(words),
+              ::testing::ElementsAre(::testing::HasSubstr("second moments")));
+  words.compressor = "quantize:bits=4";
   EXPECT_TRUE(notes_on_compression(words).empty());
+  words.compressor = "quantize:bits=2";
+  EXPECT_FALSE(notes_on_compression(words).empty());
 
+  words.optimizer = "sgd";
+  words.momentum = 0;
   words.compressor = "topk:density=0.01";
   words.feedback = "econtrol:eta=0.5";
   EXPECT_THAT(
