@@ -298,10 +298,7 @@ std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
                                               const ReducerLaunch& launch) {
   const CompressionOptions chosen = resolve(options);
   if (std::holds_alternative<PowerSgd>(chosen.codec)) {
-    return std::make_unique<PowerSgdReducer>(chosen, launch,
-                                             launch.queue->on_host()
-                                                 ? PowerSgdReducer::Arithmetic::kernels
-                                                 : PowerSgdReducer::Arithmetic::tensor_operations);
+    return std::make_unique<PowerSgdReducer>(chosen, launch, PowerSgdReducer::Arithmetic::kernels);
   }
   return std::make_unique<FusedReducer>(chosen, make_codec(chosen.codec), launch);
 }

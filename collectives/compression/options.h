@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "collectives/compression/kernels/kernels.h"
+#include "collectives/compression/kernels/low_rank.h"
 #include "collectives/compression/policy.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
 #include "collectives/queue.h"
@@ -118,6 +119,8 @@ struct ReducerLaunch {
   // reduced. Small, so that the first are soon on the wire and the last soon off it; large against
   // what a message and a launch cost.
   std::int64_t segment = 1 << 19;
+  LowRankKernels<float> low_rank_for_float = host_low_rank_kernels<float>();
+  LowRankKernels<double> low_rank_for_double = host_low_rank_kernels<double>();
 
   template <typename T>
   const Kernels<T>& kernels() const {
@@ -125,6 +128,14 @@ struct ReducerLaunch {
       return for_double;
     } else {
       return for_float;
+    }
+  }
+  template <typename T>
+  const LowRankKernels<T>& low_rank() const {
+    if constexpr (std::is_same_v<T, double>) {
+      return low_rank_for_double;
+    } else {
+      return low_rank_for_float;
     }
   }
 };

@@ -88,10 +88,35 @@ __global__ void __launch_bounds__(threads) block_sums_kernel(SquaredNormArgs<T> 
   }
 }
 
-// One warp.
+constexpr int result_threads = 1024;
+constexpr int staged = 2 * result_threads;  // block sums
+
+// bodies::sum_of_blocks, one group: its first warp adds, in that order, what all threads fetch
+// meanwhile, as a warp alone would wait for memory.
 template <typename T>
-__global__ void result_kernel(SquaredNormArgs<T> args) {
-  const double sum = bodies::sum_of_blocks<DeviceWarp>(args.block_sums, args.block_count);
+__global__ void __launch_bounds__(result_threads) result_kernel(SquaredNormArgs<T> args) {
+  __shared__ double tiles[2][staged];
+  const auto fetch = [&](std::int64_t begin, double(&to)[staged]) {
+    for (int i = threadIdx.x; i < staged; i += result_threads) {
+      to[i] = begin + i < args.block_count ? args.block_sums[begin + i] : 0.0;
+    }
+  };
+  fetch(0, tiles[0]);
+  DeviceWarp::Lanes<double> sums{};
+  int turn = 0;
+  for (std::int64_t begin = 0; begin < args.block_count; begin += staged) {
+    __syncthreads();
+    fetch(begin + staged, tiles[1 - turn]);
+    if (threadIdx.x < warp_lanes) {
+      const std::int64_t rest = args.block_count - begin;
+      const int count = rest < staged ? static_cast<int>(rest) : staged;
+#pragma unroll 8
+      for (int i = threadIdx.x; i < count; i += warp_lanes) sums.value += tiles[turn][i];
+    }
+    turn = 1 - turn;
+  }
+  if (threadIdx.x >= warp_lanes) return;
+  const double sum = DeviceWarp::fold(sums);
   DeviceWarp::once([&] { *args.result = sum; });
 }
 
@@ -119,7 +144,7 @@ int squared_norm(const SquaredNormArgs<T>& args, StreamHandle stream) {
     block_sums_kernel<<<groups_for((args.block_count + warps - 1) / warps), threads, 0, stream>>>(
         args);
   }
-  result_kernel<<<1, warp_lanes, 0, stream>>>(args);
+  result_kernel<<<1, result_threads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "collectives/compression/kernels/low_rank.h"
-#include "collectives/compression/reducer/orthonormal.h"
+#include "collectives/compression/kernels/orthonormal.h"
 #include "runtime/base/philox.h"
 
 namespace thinwire {
@@ -59,13 +59,19 @@ struct Plain {
         const auto product = [&](std::int64_t i) {
           return at(left, i, k, shape.rank) * at(m, i, j, shape.columns);
         };
-        T sum = 0;
+        T total = 0;
         std::int64_t i = 0;
-        for (; i + 4 <= shape.rows; i += 4) {
-          sum += (product(i) + product(i + 1)) + (product(i + 2) + product(i + 3));
+        while (i < shape.rows) {
+          const std::int64_t end = std::min(shape.rows, i + 256);
+          const bool first = i == 0;
+          T sum = 0;
+          for (; i + 4 <= end; i += 4) {
+            sum += (product(i) + product(i + 1)) + (product(i + 2) + product(i + 3));
+          }
+          for (; i < end; ++i) sum += product(i);
+          total = first ? sum : total + sum;
         }
-        for (; i < shape.rows; ++i) sum += product(i);
-        result.push_back(sum);
+        result.push_back(total);
       }
     }
     return result;
@@ -147,6 +153,11 @@ TEST(LowRank, HasTheSameBitsWithAllVectors) {
           check_shape<double>({rows, columns, rank});
         }
       }
+    }
+    // More than one part of rows.
+    for (const std::int64_t rows : {256, 259, 512, 1001}) {
+      check_shape<float>({rows, 37, 5});
+      check_shape<double>({rows, 37, 5});
     }
   }
 }

@@ -34,6 +34,15 @@ class Device {
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
+  // Copies of `values` one behind another; times over zeros would be better than real ones.
+  void repeat(const std::vector<T>& values) {
+    for (std::size_t begin = 0; begin < count_; begin += values.size()) {
+      check_cuda(cudaMemcpy(data() + begin, values.data(),
+                            std::min(values.size(), count_ - begin) * sizeof(T),
+                            cudaMemcpyHostToDevice));
+    }
+  }
+
   T* data() { return static_cast<T*>(data_); }
   // Waits for what runs.
   std::vector<T> host() const {

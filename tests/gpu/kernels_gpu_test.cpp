@@ -16,6 +16,7 @@
 #include "tests/compression/kernel_cases.h"
 #include "tests/gpu/device.h"
 #include "tests/gpu/kernels_gpu_times.h"
+#include "tests/gpu/low_rank_gpu.h"
 
 namespace thinwire {
 namespace {
@@ -385,6 +386,7 @@ void compare_all(const char* type) {
       compare_mean_and_check<T>(dice, table);
       compare_optimizers<T>(dice);
       compare_squared_norm<T>(dice);
+      compare_low_rank<T>(dice);
     } catch (const std::exception& error) {
       throw std::runtime_error(fmt::format("{}, seed {}: {}", type, seed, error.what()));
     }
@@ -407,6 +409,7 @@ int run(std::int64_t largest) {
   for (const std::int64_t numel : {25'600'000, 335'000'000}) {
     if (numel <= largest) print_times(numel);
   }
+  if (largest >= 335'000'000) print_low_rank_times();
   return 0;
 }
 

@@ -22,6 +22,16 @@ Kernels<T> simulated_kernels() {
 }
 
 template <typename T>
+LowRankKernels<T> simulated_low_rank_kernels() {
+  constexpr auto host = &host_low_rank_kernels<T>;
+  return {later<host, &LowRankKernels<T>::orthonormal_left, OrthonormalArgs<T>>,
+          later<host, &LowRankKernels<T>::orthonormal_right, OrthonormalArgs<T>>,
+          later<host, &LowRankKernels<T>::project_left, ProjectLeftArgs<T>>,
+          later<host, &LowRankKernels<T>::project_right, ProjectRightArgs<T>>,
+          later<host, &LowRankKernels<T>::multiply_back, MultiplyBackArgs<T>>};
+}
+
+template <typename T>
 OptimizerKernels<T> simulated_optimizer_kernels() {
   constexpr auto host = &host_optimizer_kernels<T>;
   return {later<host, &OptimizerKernels<T>::sgd, SgdArgs<T>>,
@@ -39,7 +49,10 @@ KernelsOn::~KernelsOn() {
 }
 
 ReducerLaunch KernelsOn::reducer_launch(std::shared_ptr<Queue> queue) const {
-  return {simulated_kernels<float>(), simulated_kernels<double>(), std::move(queue)};
+  ReducerLaunch launch{simulated_kernels<float>(), simulated_kernels<double>(), std::move(queue)};
+  launch.low_rank_for_float = simulated_low_rank_kernels<float>();
+  launch.low_rank_for_double = simulated_low_rank_kernels<double>();
+  return launch;
 }
 OptimizerLaunch KernelsOn::optimizer_launch(std::shared_ptr<Queue> queue) const {
   return {simulated_optimizer_kernels<float>(), simulated_optimizer_kernels<double>(),

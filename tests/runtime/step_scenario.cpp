@@ -32,9 +32,10 @@ std::vector<Parameter> make_parameters() {
   return parameters;
 }
 
-CompressionOptions compression_of(bool dense) {
-  if (dense) return {};
-  return {Sign{16}, {FeedbackKind::error_feedback}, ExchangeKind::two_stage};
+CompressionOptions compression_of(std::uint64_t seed) {
+  if (seed % 3 == 0) return {Sign{16}, {FeedbackKind::error_feedback}, ExchangeKind::two_stage};
+  if (seed % 3 == 1) return {};
+  return {PowerSgd{.matrix_approximation_rank = 1}};
 }
 
 // A rank's gradient of parameter `place` in a step.
@@ -49,9 +50,9 @@ void write_gradient(float* to, std::int64_t count, std::int64_t step, int rank, 
 
 // What one rank's run needs; all of it outlives what the simulator has not run.
 struct Rank {
-  explicit Rank(bool dense)
+  explicit Rank(std::uint64_t seed)
       : buckets(make_parameters(), {.bucket_bytes = 300, .first_bucket_bytes = 200}),
-        compression(compression_of(dense)) {}
+        compression(compression_of(seed)) {}
   GradientBuckets buckets;
   CompressionOptions compression;
   std::unique_ptr<GradientReducer> reducer;
@@ -94,13 +95,14 @@ bool same(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
   return true;
 }
 
-// The weights after each step, as threads have them in plain code.
-std::vector<std::vector<at::Tensor>> expected_weights(bool dense) {
+// The weights after each step, as threads have them in plain code (PowerSGD: with host kernels).
+std::vector<std::vector<at::Tensor>> expected_weights(std::uint64_t seed) {
   std::vector<std::vector<at::Tensor>> weights;
   auto group = make_thread_group(kSize);
   const auto train = [&](Communicator& communicator) {
-    Rank mine(dense);
-    mine.reducer = make_reference_reducer(mine.compression);
+    Rank mine(seed);
+    mine.reducer =
+        seed % 3 == 2 ? make_reducer(mine.compression) : make_reference_reducer(mine.compression);
     mine.optimizer =
         std::make_unique<Sgd>(mine.buckets.buckets(), SgdOptions{.momentum = 0.5}, GroupRules{});
     BucketReducer bucket_reducer(mine.buckets, *mine.reducer, communicator);
@@ -122,10 +124,9 @@ std::vector<std::vector<at::Tensor>> expected_weights(bool dense) {
 }  // namespace
 
 ScenarioResult step_scenario(std::uint64_t seed, const std::optional<WaitSite>& ignored) {
-  const bool dense = seed % 2 == 1;
-  const auto expected = expected_weights(dense);
+  const auto expected = expected_weights(seed);
   std::vector<std::unique_ptr<Rank>> all;
-  for (int rank = 0; rank < kSize; ++rank) all.push_back(std::make_unique<Rank>(dense));
+  for (int rank = 0; rank < kSize; ++rank) all.push_back(std::make_unique<Rank>(seed));
   auto group = make_thread_group(kSize);
   Simulator simulator({.devices = kSize, .seed = seed});
   const KernelsOn kernels(simulator);

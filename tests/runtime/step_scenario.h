@@ -5,8 +5,9 @@
 
 namespace thinwire::testing {
 
-// Steps of BucketReducer, FusedReducer and Sgd, with 1-bit gradients and dense ones, among them one
-// with a NaN; the weights after every step are held to those of ranks that are threads.
+// Steps of BucketReducer, reducers and Sgd, with 1-bit gradients, dense ones and low rank in turn
+// by the seed, among them one with a NaN; the weights after every step are held to those of ranks
+// that are threads.
 ScenarioResult step_scenario(std::uint64_t seed, const std::optional<WaitSite>& ignored);
 
 }  // namespace thinwire::testing

@@ -43,8 +43,8 @@ THINWIRE_BODY Row<BitsOf<T>> magnitude_bits(const Row<T>& a) {
 
 // ---- What becomes of the message ----
 //
-// `first` forms the message of a row, `again` once more, any number of times; `absorb` ends it.
-// `only` is for a row that is seen but once.
+// `only` forms the message of a row and `keep` keeps what `again`, any number of times, needs to
+// form it once more; `first` is both. `absorb` ends it.
 // `expect` fetches what `first` will read `ahead` elements further on.
 // `message_stays`: absorbing a decoded zero would change nothing after `first`.
 
@@ -53,16 +53,18 @@ struct NoFeedback {
   static constexpr bool message_stays = true;
   T* gradient;
   template <typename Place>
-  THINWIRE_BODY Row<T> first(Place row) {
+  THINWIRE_BODY Row<T> only(Place row) {
     return load(gradient, row);
+  }
+  template <typename Place>
+  THINWIRE_BODY void keep(Place, const Row<T>&) {}
+  template <typename Place>
+  THINWIRE_BODY Row<T> first(Place row) {
+    return only(row);
   }
   template <typename Place>
   THINWIRE_BODY Row<T> again(Place row) {
-    return load(gradient, row);
-  }
-  template <typename Place>
-  THINWIRE_BODY Row<T> only(Place row) {
-    return load(gradient, row);
+    return only(row);
   }
   template <typename Place>
   THINWIRE_BODY void expect(Place row, std::int64_t ahead) const {
@@ -78,18 +80,22 @@ struct ErrorFeedback {
   T* gradient;
   const T* error;
   template <typename Place>
-  THINWIRE_BODY Row<T> first(Place row) {
-    const Row<T> message = load(gradient, row) + load(error, row);
+  THINWIRE_BODY Row<T> only(Place row) {
+    return load(gradient, row) + load_constant(error, row);
+  }
+  template <typename Place>
+  THINWIRE_BODY void keep(Place row, const Row<T>& message) {
     store(gradient, row, message);
+  }
+  template <typename Place>
+  THINWIRE_BODY Row<T> first(Place row) {
+    const Row<T> message = only(row);
+    keep(row, message);
     return message;
   }
   template <typename Place>
   THINWIRE_BODY Row<T> again(Place row) {
     return load(gradient, row);
-  }
-  template <typename Place>
-  THINWIRE_BODY Row<T> only(Place row) {
-    return load(gradient, row) + load(error, row);
   }
   template <typename Place>
   THINWIRE_BODY void expect(Place row, std::int64_t ahead) const {
@@ -110,16 +116,19 @@ struct Tracked {
   const T* tracker;
   T eta;
   template <typename Place>
+  THINWIRE_BODY Row<T> only(Place row) {
+    return (fill(eta) * load_constant(error, row) + load(gradient, row)) -
+           load_constant(tracker, row);
+  }
+  template <typename Place>
+  THINWIRE_BODY void keep(Place, const Row<T>&) {}
+  template <typename Place>
   THINWIRE_BODY Row<T> first(Place row) {
-    return (fill(eta) * load(error, row) + load(gradient, row)) - load(tracker, row);
+    return only(row);
   }
   template <typename Place>
   THINWIRE_BODY Row<T> again(Place row) {
-    return first(row);
-  }
-  template <typename Place>
-  THINWIRE_BODY Row<T> only(Place row) {
-    return first(row);
+    return only(row);
   }
   template <typename Place>
   THINWIRE_BODY void expect(Place row, std::int64_t ahead) const {
@@ -129,7 +138,8 @@ struct Tracked {
   }
   template <typename Place>
   THINWIRE_BODY void absorb(Place row, const Row<T>&, const Row<T>& decoded) {
-    const Row<T> unsent = (load(error, row) + load(gradient, row)) - load(tracker, row);
+    const Row<T> unsent =
+        (load_constant(error, row) + load(gradient, row)) - load_constant(tracker, row);
     store(gradient, row, unsent - decoded);
   }
 };
@@ -174,8 +184,8 @@ struct Task {
 
 template <typename T, typename Feedback>
 THINWIRE_WHOLE_BODY void code_raw(const Task<T>& task, Feedback feedback) {
-  rows(task.count, [&](auto row) {
-    const Row<T> m = feedback.only(row);
+  Messages<T, Feedback> messages(feedback, task.count);
+  messages.only([&](auto row, const Row<T>& m) {
     store_packed(task.payload, row, m);
     feedback.absorb(row, m, m);
   });
@@ -188,9 +198,9 @@ THINWIRE_WHOLE_BODY void code_raw(const Task<T>& task, Feedback feedback) {
 
 template <SignScale kind, typename T, typename Feedback>
 THINWIRE_WHOLE_BODY void code_sign(const Task<T>& task, Feedback feedback) {
+  Messages<T, Feedback> messages(feedback, task.count);
   Row<T> sums = zeros<T>();
-  rows(task.count, [&](auto row) {
-    const Row<T> m = feedback.first(row);
+  messages.first([&](auto, const Row<T>& m) {
     if constexpr (kind == SignScale::l1) {
       sums = sums + magnitude(m);
     } else {
@@ -205,14 +215,13 @@ THINWIRE_WHOLE_BODY void code_sign(const Task<T>& task, Feedback feedback) {
     scale = 0;
   }
   once([&] { store_one(task.payload, scale); });
-  char* const bits = task.payload + sizeof(T);
+  BitsWriter bits(task.payload + sizeof(T));
   const Row<T> plus = fill<T>(scale);
   const Row<T> minus = fill<T>(-scale);
   Energy<T> energy{task.energy};
-  rows(task.count, [&](auto row) {
-    const Row<T> m = feedback.again(row);
+  messages.again([&](auto row, const Row<T>& m) {
     const Mask<T> negative = less(m, zeros<T>());
-    store_bits(bits + row.begin / 8, row, ~ballot(negative, row) & lanes_there(row));
+    bits.append(row, ~ballot(negative, row) & lanes_there(row));
     const Row<T> decoded = select(negative, minus, plus);
     feedback.absorb(row, m, decoded);
     energy.add(row, m, decoded);
@@ -325,8 +334,8 @@ THINWIRE_WHOLE_BODY void code_quantize(const Task<T>& task, Feedback feedback) {
   Row<T> unfinite = zeros<T>();
   Row<T> least = fill<T>(grid == Grid::max_min ? infinity<T> : 0);
   Row<T> largest = fill<T>(grid == Grid::max_min ? -infinity<T> : 0);
-  rows(task.count, [&](auto row) {
-    const Row<T> m = feedback.first(row);
+  Messages<T, Feedback> messages(feedback, task.count);
+  messages.first([&](auto row, const Row<T>& m) {
     unfinite = unfinite + (m - m);
     if constexpr (grid == Grid::max_min) {
       least = least_of(least, there(row, m, least));
@@ -358,9 +367,8 @@ THINWIRE_WHOLE_BODY void code_quantize(const Task<T>& task, Feedback feedback) {
   Energy<T> energy{task.energy};
   if (inverse == 0) {
     const Row<T> decoded = levels.value(zeros<T>());
-    rows(task.count, [&](auto row) {
+    messages.again([&](auto row, const Row<T>& m) {
       store_planes(planes + row.begin / 8 * bits, row, zeros<T>(), bits);
-      const Row<T> m = feedback.again(row);
       feedback.absorb(row, m, decoded);
       energy.add(row, m, decoded);
     });
@@ -368,8 +376,7 @@ THINWIRE_WHOLE_BODY void code_quantize(const Task<T>& task, Feedback feedback) {
     return;
   }
   Draws<rounding, T> draws{task.rounding_key, task.draws_begin, {}};
-  rows(task.count, [&](auto row) {
-    const Row<T> m = feedback.again(row);
+  messages.again([&](auto row, const Row<T>& m) {
     Row<T> place;
     if constexpr (grid == Grid::max_min) {
       place = (m - fill(levels.least)) * fill(inverse) + draws.next(row);
@@ -448,8 +455,8 @@ THINWIRE_BODY Row<float> to_finite_float(const Row<double>& x) {
 template <Half half, typename T, typename Feedback>
 THINWIRE_WHOLE_BODY void code_cast(const Task<T>& task, Feedback feedback) {
   Energy<T> energy{task.energy};
-  rows(task.count, [&](auto row) {
-    const Row<T> m = feedback.only(row);
+  Messages<T, Feedback> messages(feedback, task.count);
+  messages.only([&](auto row, const Row<T>& m) {
     const Row<std::int32_t> bits = to_half<half>(to_finite_float(m));
     store_halves(task.payload, row, bits);
     const Row<T> decoded = from_float<T>(from_half<half>(bits));
@@ -694,7 +701,12 @@ THINWIRE_BODY void each_mean_of_rows(const Block& block, const char* payload, st
       return;
     }
   }
-  rows(block.count, [&](auto row) {
+  const std::int64_t summed = rows_of_sums<T>(
+      block.count, ranks,
+      [&](std::int32_t rank) { return Reader<T>(payload + rank * stride, block.format); },
+      [&](auto row, const Row<T>& sum) { absorb(row, ranks == 1 ? sum : sum / divisor); });
+  rows(block.count - summed, [&](auto rest) {
+    const auto row = moved(rest, summed);
     Row<T> sum = zeros<T>();
     for (std::int32_t rank = 0; rank < ranks; ++rank) {
       sum = sum + Reader<T>(payload + rank * stride, block.format).decoded(row);
@@ -901,8 +913,9 @@ THINWIRE_BODY void mean_and_check(const MeanAndCheckArgs<T>& args, const Block& 
   // x / 1 is x.
   const Row<T> ranks = fill(static_cast<T>(args.ranks));
   Row<T> unfinite = zeros<T>();
-  rows(block.count, [&](auto row) {
-    const Row<T> sum = load(gradient, row);
+  NoFeedback<T> nothing{gradient};
+  Messages<T, NoFeedback<T>> sums(nothing, block.count);
+  sums.only([&](auto row, const Row<T>& sum) {
     unfinite = unfinite + (sum - sum);
     store(gradient, row, sum / ranks);
   });

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include "collectives/compression/kernels/launch.h"
+#include "collectives/compression/kernels/low_rank_launch.h"
 #include "runtime/base/error.h"
 
 namespace thinwire {
@@ -24,7 +25,18 @@ Kernels<T> cuda_kernels() {
           launch::checked<launch::mean_and_check<T>, MeanAndCheckArgs<T>>};
 }
 
+template <typename T>
+LowRankKernels<T> cuda_low_rank_kernels() {
+  return {launch::checked<launch::orthonormal_left<T>, OrthonormalArgs<T>>,
+          launch::checked<launch::orthonormal_right<T>, OrthonormalArgs<T>>,
+          launch::checked<launch::project_left<T>, ProjectLeftArgs<T>>,
+          launch::checked<launch::project_right<T>, ProjectRightArgs<T>>,
+          launch::checked<launch::multiply_back<T>, MultiplyBackArgs<T>>};
+}
+
 template Kernels<float> cuda_kernels<float>();
 template Kernels<double> cuda_kernels<double>();
+template LowRankKernels<float> cuda_low_rank_kernels<float>();
+template LowRankKernels<double> cuda_low_rank_kernels<double>();
 
 }  // namespace thinwire

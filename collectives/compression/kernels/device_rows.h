@@ -39,14 +39,19 @@ __device__ inline int warp() {
   return static_cast<int>(threadIdx.x) / row_lanes;
 }
 
+// `place` among rows that are taken together, constant once loops are unrolled; `last` of them.
 struct WholeRow {
   std::int64_t begin;
+  int place = 0;
+  bool last = true;
   static constexpr int n = row_lanes;
   __device__ bool has_lane() const { return true; }
 };
 struct LastRow {
   std::int64_t begin;
   int n;
+  static constexpr int place = 0;
+  static constexpr bool last = true;
   __device__ bool has_lane() const { return lane() < n; }
 };
 
@@ -63,6 +68,36 @@ __device__ inline LastRow moved(LastRow row, std::int64_t by) {
   return {row.begin + by, row.n};
 }
 
+// Rows whose loads are made before anything is stored, so that memory has enough to do.
+constexpr int together = 8;
+
+// Calls `body(constant)` for the numbers 0 to n - 1, so that arrays which it indexes stay in
+// registers.
+template <int n, typename Body>
+__device__ inline void unrolled(Body body) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) body(i);
+}
+
+// For all rows of `count` elements: make(row) of several, and then use(row, what that made).
+template <typename Make, typename Use>
+__device__ inline void rows_together(std::int64_t count, Make make, Use use) {
+  std::int64_t begin = 0;
+  for (; begin + together * row_lanes <= count; begin += together * row_lanes) {
+    decltype(make(WholeRow{})) made[together];
+    unrolled<together>([&](int i) { made[i] = make(WholeRow{begin + i * row_lanes}); });
+    unrolled<together>([&](int i) {
+      use(WholeRow{begin + i * row_lanes, i, i == together - 1}, made[i]);
+    });
+  }
+  // Whole rows too, so that less is compiled.
+  for (; begin < count; begin += row_lanes) {
+    const std::int64_t rest = count - begin;
+    const LastRow row{begin, rest < row_lanes ? static_cast<int>(rest) : row_lanes};
+    use(row, make(row));
+  }
+}
+
 template <typename T>
 __device__ inline T fill(T value) {
   return value;
@@ -75,10 +110,20 @@ __device__ inline std::uint32_t lane_numbers() {
   return static_cast<std::uint32_t>(lane());
 }
 
+// Of a payload that came over the wire, which nothing writes; not aligned.
+__device__ inline unsigned char load_byte(const char* from) {
+  return __ldg(reinterpret_cast<const unsigned char*>(from));
+}
 template <typename T>
 __device__ inline T load_one(const char* from) {
+  if (reinterpret_cast<std::uintptr_t>(from) % sizeof(T) == 0) {
+    return __ldg(reinterpret_cast<const T*>(from));
+  }
+  unsigned char bytes[sizeof(T)];
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(T)); ++i) bytes[i] = load_byte(from + i);
   T value;
-  std::memcpy(&value, from, sizeof(T));
+  std::memcpy(&value, bytes, sizeof(T));
   return value;
 }
 template <typename T>
@@ -88,6 +133,16 @@ __device__ inline void store_one(char* to, T value) {
 template <typename T, typename Place>
 __device__ inline T load(const T* from, Place row) {
   return row.has_lane() ? from[row.begin + lane()] : T{0};
+}
+// By one lane, into the second level of the cache.
+template <typename T>
+__device__ inline void fetch(const T* from, WholeRow row) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from + row.begin));
+}
+// Through the cache for what nothing writes, so that the compiler may move it before stores.
+template <typename T, typename Place>
+__device__ inline T load_constant(const T* from, Place row) {
+  return row.has_lane() ? __ldg(from + row.begin + lane()) : T{0};
 }
 template <typename T, typename Place>
 __device__ inline void store(T* to, Place row, T x) {
@@ -182,8 +237,7 @@ template <typename Place>
 __device__ inline std::uint32_t load_bits(const char* from, Place row) {
   // The lane's own bit; `from_ballot` asks for no other.
   if (!row.has_lane()) return 0;
-  return static_cast<std::uint32_t>(static_cast<unsigned char>(from[lane() / 8]))
-         << (lane() / 8 * 8);
+  return static_cast<std::uint32_t>(load_byte(from + lane() / 8)) << (lane() / 8 * 8);
 }
 template <typename T, typename Place>
 __device__ inline void store_planes(char* to, Place row, T levels, int bits) {
@@ -291,6 +345,82 @@ __device__ inline float square_root(float x) {
 }
 __device__ inline double square_root(double x) {
   return sqrt(x);
+}
+
+// The words of rows that are taken together wait in the lanes, to be written at once.
+class BitsWriter {
+ public:
+  __device__ explicit BitsWriter(char* to) : to_(to) {}
+  template <typename Place>
+  __device__ void append(Place row, std::uint32_t word) {
+    if (lane() == row.place) waiting_ = word;
+    if (!row.last) return;
+    const std::int64_t bytes = 4 * row.place + plane_bytes(row);
+    char* const mine = to_ + 4 * lane();
+    if (4 * lane() + 4 <= bytes && reinterpret_cast<std::uintptr_t>(to_) % 4 == 0) {
+      *reinterpret_cast<std::uint32_t*>(mine) = waiting_;
+    } else {
+#pragma unroll
+      for (int byte = 0; byte < 4; ++byte) {
+        if (4 * lane() + byte < bytes) mine[byte] = static_cast<char>(waiting_ >> (8 * byte));
+      }
+    }
+    to_ += bytes;
+  }
+
+ private:
+  char* to_;
+  std::uint32_t waiting_ = 0;
+};
+
+template <typename T, typename Feedback>
+class Messages {
+ public:
+  __device__ Messages(Feedback& feedback, std::int64_t count)
+      : feedback_(feedback), count_(count) {}
+  template <typename Body>
+  __device__ void only(Body body) {
+    // A row for each lane: all of the block is underway at once. Two passes gain nothing by it.
+    for (std::int64_t begin = lane() * row_lanes; begin < count_; begin += row_lanes * row_lanes) {
+      feedback_.expect(WholeRow{begin}, 0);
+    }
+    rows_together(
+        count_, [&](auto row) { return feedback_.only(row); }, body);
+  }
+  template <typename Body>
+  __device__ void first(Body body) {
+    rows_together(
+        count_, [&](auto row) { return feedback_.only(row); },
+        [&](auto row, T message) {
+          feedback_.keep(row, message);
+          body(row, message);
+        });
+  }
+  template <typename Body>
+  __device__ void again(Body body) {
+    rows_together(
+        count_, [&](auto row) { return feedback_.again(row); }, body);
+  }
+
+ private:
+  Feedback& feedback_;
+  std::int64_t count_;
+};
+
+template <typename T, typename Reader, typename Absorb>
+__device__ inline std::int64_t rows_of_sums(std::int64_t count, std::int32_t ranks, Reader reader,
+                                            Absorb absorb) {
+  std::int64_t begin = 0;
+  for (; begin + together * row_lanes <= count; begin += together * row_lanes) {
+    T sums[together] = {};
+    for (std::int32_t rank = 0; rank < ranks; ++rank) {
+      const auto from = reader(rank);
+      unrolled<together>(
+          [&](int i) { sums[i] = sums[i] + from.decoded(WholeRow{begin + i * row_lanes}); });
+    }
+    unrolled<together>([&](int i) { absorb(WholeRow{begin + i * row_lanes}, sums[i]); });
+  }
+  return begin;
 }
 
 // The warp's part of its group's shared memory.

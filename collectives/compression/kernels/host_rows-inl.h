@@ -175,6 +175,12 @@ HWY_INLINE void store(T* to, LastRow row, const Row<T>& x) {
   store_packed(reinterpret_cast<char*>(to), row, x);
 }
 
+// From memory that nothing writes meanwhile.
+template <typename T, typename Place>
+HWY_INLINE Row<T> load_constant(const T* from, Place row) {
+  return load(from, row);
+}
+
 // The row will be read soon; it need not be there. Into the second level of the cache: the first
 // has a block to work on.
 template <typename T, typename Place>
@@ -622,6 +628,49 @@ class Scratch {
   std::vector<char> values_;
   std::vector<char> groups_;
 };
+
+// Writes the bits of a block's rows one behind another.
+class BitsWriter {
+ public:
+  explicit BitsWriter(char* to) : to_(to) {}
+  template <typename Place>
+  HWY_INLINE void append(Place row, std::uint32_t word) {
+    store_bits(to_ + row.begin / 8, row, word);
+  }
+
+ private:
+  char* to_;
+};
+
+// The messages of a block's rows, in one pass, or in two and more: `body(row, message)`.
+template <typename T, typename Feedback>
+class Messages {
+ public:
+  Messages(Feedback& feedback, std::int64_t count) : feedback_(feedback), count_(count) {}
+  template <typename Body>
+  HWY_INLINE void only(Body body) {
+    rows(count_, [&](auto row) { body(row, feedback_.only(row)); });
+  }
+  template <typename Body>
+  HWY_INLINE void first(Body body) {
+    rows(count_, [&](auto row) { body(row, feedback_.first(row)); });
+  }
+  template <typename Body>
+  HWY_INLINE void again(Body body) {
+    rows(count_, [&](auto row) { body(row, feedback_.again(row)); });
+  }
+
+ private:
+  Feedback& feedback_;
+  std::int64_t count_;
+};
+
+// Sums over ranks of so many elements as it likes, 0 + what reader(0) decodes + ...:
+// absorb(row, sum). Returns how many, a whole number of rows.
+template <typename T, typename Reader, typename Absorb>
+HWY_INLINE std::int64_t rows_of_sums(std::int64_t, std::int32_t, Reader, Absorb) {
+  return 0;
+}
 
 // How many of `n` numbers are at least `least`; a whole number of rows is there.
 template <typename Bits>

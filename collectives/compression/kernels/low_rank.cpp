@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "collectives/compression/kernels/orthonormal.h"
+
 // Enough of them: others would add nothing to these loops.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL)
 #undef HWY_TARGET_INCLUDE
@@ -70,9 +72,8 @@ class Packed {
   Packed(const LowRankShape& shape)
       : rank_(shape.rank),
         columns_(shape.columns),
-        values_(hwy::AllocateAligned<T>(
-            static_cast<std::size_t>((columns_ + kLanes - 1) / kLanes * kLanes * rank_))) {
-    std::fill_n(values_.get(), (columns_ + kLanes - 1) / kLanes * kLanes * rank_, T{0});
+        values_(hwy::AllocateAligned<T>(static_cast<std::size_t>(padded()))) {
+    clear();
   }
   Packed(const LowRankShape& shape, const T* factor) : Packed(shape) {
     each([&](T* packed, std::int64_t from, std::int64_t count) {
@@ -84,6 +85,21 @@ class Packed {
       std::copy_n(packed, count, factor + to);
     });
   }
+  void add_to(T* factor) {
+    each([&](const T* packed, std::int64_t to, std::int64_t count) {
+      for (std::int64_t lane = 0; lane < count; ++lane) factor[to + lane] += packed[lane];
+    });
+  }
+  // Adds left^T of one row of a matrix.
+  void add_row(const T* row, const T* left) {
+    for (std::int64_t j = 0; j < columns_; j += kLanes) {
+      const std::int64_t count = std::min(kLanes, columns_ - j);
+      for (std::int64_t k = 0; k < rank_; ++k) {
+        for (std::int64_t lane = 0; lane < count; ++lane) at(j, k)[lane] += left[k] * row[j + lane];
+      }
+    }
+  }
+  void clear() { std::fill_n(values_.get(), padded(), T{0}); }
   // Row k's columns from j on, a multiple of 16, to the next one.
   T* at(std::int64_t j, std::int64_t k) { return values_.get() + j * rank_ + k * kLanes; }
 
@@ -95,6 +111,8 @@ class Packed {
       for (std::int64_t k = 0; k < rank_; ++k) body(at(j, k), k * columns_ + j, count);
     }
   }
+
+  std::int64_t padded() const { return (columns_ + kLanes - 1) / kLanes * kLanes * rank_; }
 
   std::int64_t rank_;
   std::int64_t columns_;
@@ -238,18 +256,20 @@ void right_of(const LowRankShape& shape, const T* matrix, const T* left, T* righ
   const std::int64_t rank = shape.rank;
   Packed<T> packed(shape);
   std::int64_t i = 0;
-  for (; i + 4 <= shape.rows; i += 4) {
-    by_four(rank, [&]<int Rank>(std::int64_t k, std::integral_constant<int, Rank>) {
-      add_four_rows<Rank>(shape, matrix + i * columns, left + i * rank + k, packed, k);
-    });
-  }
-  packed.unpack(right);
-  for (; i < shape.rows; ++i) {
-    for (std::int64_t k = 0; k < rank; ++k) {
-      const T p = left[i * rank + k];
-      for (std::int64_t j = 0; j < columns; ++j) {
-        right[k * columns + j] += p * matrix[i * columns + j];
-      }
+  while (i < shape.rows) {
+    const std::int64_t end = std::min(shape.rows, i + low_rank_part);
+    if (i > 0) packed.clear();
+    const bool first = i == 0;
+    for (; i + 4 <= end; i += 4) {
+      by_four(rank, [&]<int Rank>(std::int64_t k, std::integral_constant<int, Rank>) {
+        add_four_rows<Rank>(shape, matrix + i * columns, left + i * rank + k, packed, k);
+      });
+    }
+    for (; i < end; ++i) packed.add_row(matrix + i * columns, left + i * rank);
+    if (first) {
+      packed.unpack(right);
+    } else {
+      packed.add_to(right);
     }
   }
 }
@@ -430,6 +450,112 @@ void split_matrix(const LowRankShape& shape, const T* left, const T* right, cons
                   T* estimate) {
   table<T>().split_matrix(shape, left, right, own, matrix, estimate);
 }
+
+namespace {
+
+template <typename Body>
+void each_matrix(const LowRankTables& tables, Body body) {
+  for (std::int64_t i = 0; i < tables.matrix_count; ++i) body(tables.matrices[i]);
+}
+
+template <typename T>
+void orthonormal_left(const OrthonormalArgs<T>& args, StreamHandle) {
+  Orthonormalizer orthonormal;
+  each_matrix(args.tables, [&](const LowRankMatrix& matrix) {
+    const auto [rows, columns, rank] = matrix.shape;
+    orthonormal.run({.count = rank, .length = rows, .vector = 1, .element = rank}, args.tolerance,
+                    args.factors + matrix.left, nullptr);
+  });
+}
+
+template <typename T>
+void orthonormal_right(const OrthonormalArgs<T>& args, StreamHandle) {
+  Orthonormalizer orthonormal;
+  each_matrix(args.tables, [&](const LowRankMatrix& matrix) {
+    const std::int64_t rank = matrix.shape.rank;
+    const std::int64_t columns = matrix.shape.columns;
+    T* factor = args.factors + matrix.right;
+    if (args.kept == nullptr) {
+      std::fill_n(factor, rank * columns, T{0});
+    } else {
+      std::copy_n(args.kept + matrix.factor, rank * columns, factor);
+    }
+    orthonormal.run({.count = rank, .length = columns, .vector = columns, .element = 1},
+                    args.tolerance, factor, [&](std::int64_t k, double* elements) {
+                      for (std::int64_t i = 0; i < columns; ++i) {
+                        elements[i] =
+                            low_rank_draw(args.draw_key, matrix.fresh, args.step, columns, k, i);
+                      }
+                    });
+  });
+}
+
+template <typename T>
+void project_left_all(const ProjectLeftArgs<T>& args, StreamHandle) {
+  each_matrix(args.tables, [&](const LowRankMatrix& matrix) {
+    project_left(matrix.shape, args.bucket + matrix.matrix,
+                 args.residual == nullptr ? nullptr : args.residual + matrix.matrix,
+                 args.right + matrix.right, args.left + matrix.left);
+  });
+}
+
+template <typename T>
+void project_right_all(const ProjectRightArgs<T>& args, StreamHandle) {
+  each_matrix(args.tables, [&](const LowRankMatrix& matrix) {
+    project_right(matrix.shape, args.bucket + matrix.matrix, args.left + matrix.left,
+                  args.right + matrix.right);
+  });
+}
+
+template <typename T>
+void multiply_back(const MultiplyBackArgs<T>& args, StreamHandle) {
+  each_matrix(args.tables, [&](const LowRankMatrix& matrix) {
+    const T* left = args.left + matrix.left;
+    const T* right = args.right + matrix.right;
+    T* estimate = args.estimate + matrix.matrix;
+    if (args.own == nullptr) {
+      multiply_factors(matrix.shape, left, right, estimate);
+    } else {
+      split_matrix(matrix.shape, left, right, args.own + matrix.right, args.bucket + matrix.matrix,
+                   estimate);
+    }
+  });
+}
+
+}  // namespace
+
+LowRankTiles make_tiles(std::vector<LowRankMatrix>& matrices) {
+  LowRankTiles made;
+  std::vector<LowRankTile> others;
+  for (std::size_t m = 0; m < matrices.size(); ++m) {
+    const auto index = static_cast<std::int32_t>(m);
+    const auto [rows, columns, rank] = matrices[m].shape;
+    made.largest_rank = std::max(made.largest_rank, rank);
+    for (std::int64_t row = 0; row < rows; row += low_rank_band) {
+      made.bands.push_back({.matrix = index, .row = row});
+    }
+    for (std::int64_t row = 0; row < rows; row += low_rank_part) {
+      for (std::int64_t column = 0; column < columns; column += low_rank_columns) {
+        (row == 0 ? made.tiles : others).push_back({.matrix = index, .row = row, .column = column});
+      }
+    }
+    if (rows <= low_rank_part) continue;
+    matrices[m].partial = made.partial;
+    made.partial += (rows + low_rank_part - 1) / low_rank_part * rank * columns;
+  }
+  made.top_tile_count = std::ssize(made.tiles);
+  made.tiles.insert(made.tiles.end(), others.begin(), others.end());
+  return made;
+}
+
+template <typename T>
+LowRankKernels<T> host_low_rank_kernels() {
+  return {orthonormal_left<T>, orthonormal_right<T>, project_left_all<T>, project_right_all<T>,
+          multiply_back<T>};
+}
+
+template LowRankKernels<float> host_low_rank_kernels<float>();
+template LowRankKernels<double> host_low_rank_kernels<double>();
 
 template void project_left<float>(const LowRankShape&, float*, const float*, const float*, float*);
 template void project_left<double>(const LowRankShape&, double*, const double*, const double*,

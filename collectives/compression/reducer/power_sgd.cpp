@@ -57,8 +57,8 @@ PowerSgdReducer::PowerSgdReducer(const CompressionOptions& options, const Reduce
       launch_(launch),
       arithmetic_(arithmetic) {
   check_power_sgd(power_);
-  check(arithmetic == Arithmetic::tensor_operations || launch_.queue->on_host(),
-        "the kernels run on the host");
+  check(arithmetic == Arithmetic::kernels || launch_.queue->on_host(),
+        "tensor operations run on the host");
 }
 
 double PowerSgdReducer::tolerance(at::ScalarType dtype) const {
@@ -66,24 +66,6 @@ double PowerSgdReducer::tolerance(at::ScalarType dtype) const {
     return std::max<double>(power_.orthogonalization_epsilon,
                             16 * std::numeric_limits<T>::epsilon());
   });
-}
-
-// Random elements of column k of a parameter's Q: sums of eight uniform draws, which are close to
-// normal and, other than those made by logarithms, the same bits on every machine. Their scale does
-// not matter.
-Orthonormalizer::Redraw PowerSgdReducer::draws(const StepContext& step, const std::string& name,
-                                               std::int64_t length) {
-  const Philox philox(step.seed, PhiloxStream::low_rank,
-                      hash64(name, static_cast<std::uint64_t>(step.step)));
-  return [philox, length](std::int64_t k, double* elements) {
-    for (std::int64_t i = 0; i < length; ++i) {
-      std::int64_t sum = 0;
-      for (const std::uint32_t word : philox.block(static_cast<std::uint64_t>(k * length + i))) {
-        sum += (word & 0xffff) + (word >> 16);
-      }
-      elements[i] = static_cast<double>(2 * sum - 8 * 0xffff);
-    }
-  };
 }
 
 PowerSgdReducer::Path& PowerSgdReducer::path(const Bucket& bucket) {
@@ -103,8 +85,6 @@ LowRankShape PowerSgdReducer::shape_of(const Slice& slice) const {
 }
 
 void PowerSgdReducer::prepare(const Bucket& bucket, int, int) {
-  check(bucket.gradient.is_cpu() == launch_.queue->on_host(),
-        "a bucket is in the memory of its reducer's queue");
   Path here;
   const auto options = bucket.gradient.options();
   std::int64_t factors = 0;
@@ -140,7 +120,13 @@ void PowerSgdReducer::lay_out(const Bucket& bucket, Path& here) {
     if (shape.rank == 0) {
       here.passengers.push_back({i, message});
     } else {
-      here.matrices.push_back({i, shape, message, right, here.factor[i]});
+      here.matrices.push_back({.shape = shape,
+                               .matrix = slice.offset,
+                               .left = message,
+                               .right = right,
+                               .factor = here.factor[i],
+                               .fresh = hash64(slice.name),
+                               .slice = static_cast<std::int32_t>(i)});
       count = shape.rows * shape.rank;
       add_blocks(second, i, right, shape.rank * shape.columns);
       right += shape.rank * shape.columns;
@@ -155,6 +141,37 @@ void PowerSgdReducer::lay_out(const Bucket& bucket, Path& here) {
   here.message = at::empty({message}, options);
   here.right = at::empty({right}, options);
   here.own_right = at::empty({right}, options);
+  lay_out_matrices(bucket, here);
+}
+
+// The kernels' tables and what else they need.
+void PowerSgdReducer::lay_out_matrices(const Bucket& bucket, Path& here) {
+  const LowRankTiles made = make_tiles(here.matrices);
+  here.table.fill(here.matrices, bucket.gradient, *launch_.queue);
+  here.bands.fill(made.bands, bucket.gradient, *launch_.queue);
+  here.tiles.fill(made.tiles, bucket.gradient, *launch_.queue);
+  here.largest_rank = made.largest_rank;
+  here.top_tile_count = made.top_tile_count;
+  if (launch_.queue->on_host()) return;
+  const auto options = bucket.gradient.options();
+  here.vectors =
+      at::empty({std::max(here.message.numel(), here.right.numel())}, options.dtype(at::kDouble));
+  here.partial = at::empty({made.partial}, options);
+}
+
+double* PowerSgdReducer::vectors(const Path& here) {
+  return here.vectors.defined() ? here.vectors.data_ptr<double>() : nullptr;
+}
+
+LowRankTables PowerSgdReducer::tables(const Path& here) {
+  return {.matrices = here.table.data(),
+          .matrix_count = here.table.size(),
+          .largest_rank = here.largest_rank,
+          .bands = here.bands.data(),
+          .band_count = here.bands.size(),
+          .tiles = here.tiles.data(),
+          .tile_count = here.tiles.size(),
+          .top_tile_count = here.top_tile_count};
 }
 
 void PowerSgdReducer::stage(Bucket& bucket, Communicator& communicator, const StepContext& step) {
@@ -239,38 +256,41 @@ void PowerSgdReducer::send_right(Path& here, Communicator& communicator) {
 
 void PowerSgdReducer::multiply_left(Bucket& bucket, Path& here, const StepContext& step) {
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
-    T* gradient = bucket.gradient.data_ptr<T>();
-    const T* residual = feedback_ ? here.residual.const_data_ptr<T>() : nullptr;
-    std::vector<T> start;
-    for (const Matrix& matrix : here.matrices) {
-      const Slice& slice = bucket.slices[matrix.slice];
-      const auto [rows, columns, rank] = matrix.shape;
-      start.assign(static_cast<std::size_t>(rank * columns), T{0});
-      if (power_.warm_start) {
-        std::copy_n(here.factors.const_data_ptr<T>() + matrix.factor, start.size(), start.data());
-      }
-      orthonormal_.run({.count = rank, .length = columns, .vector = columns, .element = 1},
-                       tolerance(bucket.gradient.scalar_type()), start.data(),
-                       draws(step, slice.name, columns));
-      project_left(matrix.shape, gradient + slice.offset,
-                   residual == nullptr ? nullptr : residual + slice.offset, start.data(),
-                   here.message.data_ptr<T>() + matrix.left);
-    }
+    const LowRankKernels<T>& run = launch_.low_rank<T>();
+    // The start is of no use once the right factors are made, and then they take its place.
+    T* start = here.own_right.data_ptr<T>();
+    run.orthonormal_right({.tables = tables(here),
+                           .kept = power_.warm_start ? here.factors.const_data_ptr<T>() : nullptr,
+                           .factors = start,
+                           .work = vectors(here),
+                           .tolerance = tolerance(bucket.gradient.scalar_type()),
+                           .draw_key = Philox(step.seed, PhiloxStream::low_rank, 0).key(),
+                           .step = static_cast<std::uint64_t>(step.step)},
+                          launch_.queue->stream());
+    run.project_left({.tables = tables(here),
+                      .bucket = bucket.gradient.data_ptr<T>(),
+                      .residual = feedback_ ? here.residual.const_data_ptr<T>() : nullptr,
+                      .right = start,
+                      .left = here.message.data_ptr<T>()},
+                     launch_.queue->stream());
   });
 }
 
 void PowerSgdReducer::multiply_right(Path& here) {
   with_type(here.message.scalar_type(), [&]<typename T>(T) {
-    for (const Matrix& matrix : here.matrices) {
-      const auto [rows, columns, rank] = matrix.shape;
-      T* left = here.message.data_ptr<T>() + matrix.left;
-      orthonormal_.run({.count = rank, .length = rows, .vector = 1, .element = rank},
-                       tolerance(here.message.scalar_type()), left, nullptr);
-      project_right(
-          matrix.shape,
-          here.bucket->gradient.const_data_ptr<T>() + here.bucket->slices[matrix.slice].offset,
-          left, here.own_right.data_ptr<T>() + matrix.right);
-    }
+    const LowRankKernels<T>& run = launch_.low_rank<T>();
+    T* left = here.message.data_ptr<T>();
+    run.orthonormal_left({.tables = tables(here),
+                          .factors = left,
+                          .work = vectors(here),
+                          .tolerance = tolerance(here.message.scalar_type())},
+                         launch_.queue->stream());
+    run.project_right({.tables = tables(here),
+                       .bucket = here.bucket->gradient.const_data_ptr<T>(),
+                       .left = left,
+                       .partial = here.partial.defined() ? here.partial.data_ptr<T>() : nullptr,
+                       .right = here.own_right.data_ptr<T>()},
+                      launch_.queue->stream());
   });
 }
 
@@ -300,11 +320,7 @@ void PowerSgdReducer::commit(Bucket& bucket) {
   }
   // With feedback the gradient buffer becomes the residual, and the old residual the estimate.
   const at::Tensor& estimate = feedback_ ? here.residual : bucket.gradient;
-  for (const Matrix& matrix : here.matrices) {
-    if (!power_.warm_start) break;
-    copy(here.factors, matrix.factor, here.right, matrix.right,
-         matrix.shape.rank * matrix.shape.columns);
-  }
+  if (power_.warm_start) keep_factors(here);
   for (const Passenger& passenger : here.passengers) {
     const Slice& slice = bucket.slices[passenger.slice];
     copy(estimate, slice.offset, here.message, passenger.begin, slice.numel);
@@ -320,20 +336,34 @@ void PowerSgdReducer::commit(Bucket& bucket) {
   if (feedback_) std::swap(bucket.gradient, here.residual);
 }
 
+// Neighbours in both buffers, which are all unless slices are frozen, go in one copy.
+void PowerSgdReducer::keep_factors(Path& here) {
+  std::int64_t to = 0;
+  std::int64_t from = 0;
+  std::int64_t count = 0;
+  for (const LowRankMatrix& matrix : here.matrices) {
+    if (matrix.factor != to + count || matrix.right != from + count) {
+      copy(here.factors, to, here.right, from, count);
+      to = matrix.factor;
+      from = matrix.right;
+      count = 0;
+    }
+    count += matrix.shape.rank * matrix.shape.columns;
+  }
+  copy(here.factors, to, here.right, from, count);
+}
+
 void PowerSgdReducer::multiply_back(Bucket& bucket, Path& here) {
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
     T* gradient = bucket.gradient.data_ptr<T>();
-    for (const Matrix& matrix : here.matrices) {
-      const std::int64_t offset = bucket.slices[matrix.slice].offset;
-      const T* left = here.message.const_data_ptr<T>() + matrix.left;
-      const T* right = here.right.const_data_ptr<T>() + matrix.right;
-      if (feedback_) {
-        split_matrix(matrix.shape, left, right, here.own_right.const_data_ptr<T>() + matrix.right,
-                     gradient + offset, here.residual.data_ptr<T>() + offset);
-      } else {
-        multiply_factors(matrix.shape, left, right, gradient + offset);
-      }
-    }
+    launch_.low_rank<T>().multiply_back(
+        {.tables = tables(here),
+         .left = here.message.const_data_ptr<T>(),
+         .right = here.right.const_data_ptr<T>(),
+         .own = feedback_ ? here.own_right.const_data_ptr<T>() : nullptr,
+         .bucket = gradient,
+         .estimate = feedback_ ? here.residual.data_ptr<T>() : gradient},
+        launch_.queue->stream());
   });
 }
 

@@ -8,7 +8,6 @@
 #include "collectives/compression/kernels/low_rank.h"
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/finite_flag.h"
-#include "collectives/compression/reducer/orthonormal.h"
 #include "collectives/queue_table.h"
 
 namespace thinwire {
@@ -44,8 +43,7 @@ void check_power_sgd(const PowerSgd& options);
 // replicated, Q^T of rank x columns (zero before the first step; what it is set to is used).
 class PowerSgdReducer final : public GradientReducer {
  public:
-  // Who multiplies. The second works on the stream that is libtorch's in the calling thread, which
-  // on a device must be the launch's queue; replicas have the same bits on devices of one model.
+  // Who multiplies. The second is what the kernels are compared with, on the host only.
   enum class Arithmetic { kernels, tensor_operations };
 
   // `options` are resolved and hold a PowerSgd. Throws `UsageError` for values that cannot be.
@@ -62,13 +60,6 @@ class PowerSgdReducer final : public GradientReducer {
   std::vector<SlicePlan> plan(const Bucket& bucket) const override;
 
  private:
-  struct Matrix {
-    std::size_t slice = 0;
-    LowRankShape shape;
-    std::int64_t left = 0;    // elements from the message's start
-    std::int64_t right = 0;   // elements from the start of the message of right factors
-    std::int64_t factor = 0;  // elements from the state's start
-  };
   // Uncompressed values in the first message.
   struct Passenger {
     std::size_t slice = 0;
@@ -83,15 +74,18 @@ class PowerSgdReducer final : public GradientReducer {
     at::Tensor residual;               // exchanges its storage with the gradient at commit
     at::Tensor factors;                // undefined without warm start
     std::int64_t factor_numel = 0;     // of all slices
-    at::Tensor fresh;                  // tensor operations: draws for dropped columns, float64
-    std::shared_ptr<void> fresh_on_host;
 
     // As the frozen slices are now.
     std::vector<bool> frozen;
-    std::vector<Matrix> matrices;
+    std::vector<LowRankMatrix> matrices;
     std::vector<Passenger> passengers;
     QueueTable<Block> whole, first, second;  // the bucket and both messages, to be checked
+    QueueTable<LowRankMatrix> table;
+    QueueTable<LowRankTile> bands, tiles;
+    std::int64_t largest_rank = 0;
+    std::int64_t top_tile_count = 0;
     at::Tensor message, right, own_right;
+    at::Tensor vectors, partial;  // what the kernels need on a device
 
     Bucket* bucket = nullptr;  // from stage to settle
     InFlight in_flight = InFlight::nothing;
@@ -105,9 +99,9 @@ class PowerSgdReducer final : public GradientReducer {
   // Of rank 0: uncompressed.
   LowRankShape shape_of(const Slice& slice) const;
   double tolerance(at::ScalarType dtype) const;
-  // What columns of a parameter's Q are drawn from.
-  static Orthonormalizer::Redraw draws(const StepContext& step, const std::string& name,
-                                       std::int64_t columns);
+  static LowRankTables tables(const Path& here);
+  static double* vectors(const Path& here);
+  void lay_out_matrices(const Bucket& bucket, Path& here);
   void lay_out(const Bucket& bucket, Path& here);
   void launch(Path& here, at::Tensor tensor, InFlight in_flight, Communicator& communicator);
   // Waits for what is in flight, divides the sum by the number of ranks, and flags what is not
@@ -123,6 +117,7 @@ class PowerSgdReducer final : public GradientReducer {
   void multiply_left(Bucket& bucket, Path& here, const StepContext& step);
   void multiply_right(Path& here);
   void multiply_back(Bucket& bucket, Path& here);
+  void keep_factors(Path& here);
   void tensors_left(Bucket& bucket, Path& here, const StepContext& step);
   void tensors_right(Path& here);
   void tensors_back(Bucket& bucket, Path& here);
@@ -132,7 +127,6 @@ class PowerSgdReducer final : public GradientReducer {
   bool feedback_;
   ReducerLaunch launch_;
   Arithmetic arithmetic_;
-  Orthonormalizer orthonormal_;
   std::vector<Path*> underway_;  // of this step, in the order of their stages
   bool host_is_behind_ = false;  // the host has not waited for what was staged last
   std::map<int, Path> paths_;    // by bucket index

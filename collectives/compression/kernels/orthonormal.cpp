@@ -1,4 +1,4 @@
-#include "collectives/compression/reducer/orthonormal.h"
+#include "collectives/compression/kernels/orthonormal.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,17 +6,21 @@
 namespace thinwire {
 namespace {
 
-constexpr std::int64_t kLanes = 8;
-
 double dot(std::int64_t count, const double* a, const double* b) {
-  double lanes[kLanes] = {};
+  double lanes[orthonormal_lanes] = {};
   std::int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (std::int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
+  for (; i + orthonormal_lanes <= count; i += orthonormal_lanes) {
+    for (std::int64_t lane = 0; lane < orthonormal_lanes; ++lane) {
+      lanes[lane] += a[i + lane] * b[i + lane];
+    }
   }
   for (std::int64_t lane = 0; i + lane < count; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
-  for (std::int64_t width = kLanes / 2; width > 0; width /= 2) {
-    for (std::int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  // Lanes beyond the vector's end are zero.
+  for (std::int64_t width = 1; width < orthonormal_lanes && width < count; width *= 2) {
+    for (std::int64_t lane = 0; lane + width < orthonormal_lanes && lane < count;
+         lane += 2 * width) {
+      lanes[lane] += lanes[lane + width];
+    }
   }
   return lanes[0];
 }
@@ -29,9 +33,13 @@ bool Orthonormalizer::free_of_earlier(std::int64_t k, std::int64_t length, doubl
   double* vector = vectors_.data() + k * length;
   const double before = std::sqrt(dot(length, vector, vector));
   for (int pass = 0; pass < 2; ++pass) {
+    shares_.clear();
+    for (std::int64_t earlier = 0; earlier < k; ++earlier) {
+      shares_.push_back(dot(length, vectors_.data() + earlier * length, vector));
+    }
     for (std::int64_t earlier = 0; earlier < k; ++earlier) {
       const double* direction = vectors_.data() + earlier * length;
-      const double share = dot(length, direction, vector);
+      const double share = shares_[static_cast<std::size_t>(earlier)];
       for (std::int64_t i = 0; i < length; ++i) vector[i] -= share * direction[i];
     }
   }

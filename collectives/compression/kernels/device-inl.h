@@ -1,3 +1,7 @@
+// The kernels of a GPU, for one type of values each (device_float.cu, device_double.cu): compiling
+// them takes minutes, so that two at once matter.
+#pragma once
+
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -11,6 +15,10 @@ namespace {
 
 constexpr int warps = on_device::warps_per_group;
 constexpr int threads = warps * on_device::row_lanes;
+// Groups that a multiprocessor runs at once: more hide more of memory's latency, but have fewer
+// registers. Measured.
+constexpr int groups_together = 4;
+constexpr int groups_that_encode = 3;
 constexpr std::int64_t most_groups = 1 << 20;
 
 // Every warp takes one block of the table, then the one that lies as many warps further on.
@@ -25,35 +33,38 @@ __device__ void for_each_block(const Args& args, Body body) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(threads) encode_kernel(EncodeArgs<T> args) {
+__global__ void __launch_bounds__(threads, groups_that_encode) encode_kernel(EncodeArgs<T> args) {
   for_each_block(args, [&](const Block& block, std::int64_t b) {
     on_device::Scratch none;
     on_device::encode(args, block, b, none);
   });
 }
 template <typename T>
-__global__ void __launch_bounds__(threads) owner_reduce_kernel(OwnerReduceArgs<T> args) {
+__global__ void __launch_bounds__(threads, groups_together)
+    owner_reduce_kernel(OwnerReduceArgs<T> args) {
   for_each_block(args, [&](const Block& block, std::int64_t) {
     on_device::Scratch none;
     on_device::owner_reduce(args, block, none);
   });
 }
 template <typename T>
-__global__ void __launch_bounds__(threads) first_non_finite_kernel(FirstNonFiniteArgs<T> args) {
+__global__ void __launch_bounds__(threads, groups_together)
+    first_non_finite_kernel(FirstNonFiniteArgs<T> args) {
   for_each_block(
       args, [&](const Block& block, std::int64_t) { on_device::first_non_finite(args, block); });
 }
 template <typename T>
-__global__ void __launch_bounds__(threads) decode_kernel(DecodeArgs<T> args) {
+__global__ void __launch_bounds__(threads, groups_together) decode_kernel(DecodeArgs<T> args) {
   for_each_block(args, [&](const Block& block, std::int64_t) { on_device::decode(args, block); });
 }
 template <typename T>
-__global__ void __launch_bounds__(threads) integrate_kernel(DecodeArgs<T> args) {
+__global__ void __launch_bounds__(threads, groups_together) integrate_kernel(DecodeArgs<T> args) {
   for_each_block(args,
                  [&](const Block& block, std::int64_t) { on_device::integrate(args, block); });
 }
 template <typename T>
-__global__ void __launch_bounds__(threads) mean_and_check_kernel(MeanAndCheckArgs<T> args) {
+__global__ void __launch_bounds__(threads, groups_together)
+    mean_and_check_kernel(MeanAndCheckArgs<T> args) {
   for_each_block(args,
                  [&](const Block& block, std::int64_t) { on_device::mean_and_check(args, block); });
 }
@@ -94,19 +105,6 @@ template <typename T>
 int mean_and_check(const MeanAndCheckArgs<T>& args, StreamHandle stream) {
   return run(mean_and_check_kernel<T>, args, stream);
 }
-
-template int encode(const EncodeArgs<float>&, StreamHandle);
-template int encode(const EncodeArgs<double>&, StreamHandle);
-template int owner_reduce(const OwnerReduceArgs<float>&, StreamHandle);
-template int owner_reduce(const OwnerReduceArgs<double>&, StreamHandle);
-template int first_non_finite(const FirstNonFiniteArgs<float>&, StreamHandle);
-template int first_non_finite(const FirstNonFiniteArgs<double>&, StreamHandle);
-template int decode(const DecodeArgs<float>&, StreamHandle);
-template int decode(const DecodeArgs<double>&, StreamHandle);
-template int integrate(const DecodeArgs<float>&, StreamHandle);
-template int integrate(const DecodeArgs<double>&, StreamHandle);
-template int mean_and_check(const MeanAndCheckArgs<float>&, StreamHandle);
-template int mean_and_check(const MeanAndCheckArgs<double>&, StreamHandle);
 
 }  // namespace launch
 }  // namespace thinwire

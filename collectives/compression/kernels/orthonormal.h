@@ -21,9 +21,13 @@ struct VectorLayout {
 template <typename T>
 constexpr double shortest_vector = std::max<double>(std::numeric_limits<T>::min(), 1e-150);
 
+// Sums over elements are formed in so many lanes, element i in lane i % lanes, and the lanes are
+// folded, neighbours first: lane += lane + width for width 1, 2, ..., lanes / 2.
+constexpr std::int64_t orthonormal_lanes = 1024;
+
 // Makes vectors orthonormal in place, the first one first, in float64 and in a fixed order, so that
-// equal input gives equal bits on every machine. Each vector is freed of those before it twice,
-// which is enough (Giraud, Langou, Rozloznik 2005).
+// equal input gives equal bits on every machine. Each vector is freed of all those before it at
+// once, and that twice, which is enough (Giraud, Langou, Rozloznik 2005).
 class Orthonormalizer {
  public:
   // Fills the `length` elements of vector k anew.
@@ -39,6 +43,7 @@ class Orthonormalizer {
   bool free_of_earlier(std::int64_t k, std::int64_t length, double tolerance, double shortest);
 
   std::vector<double> vectors_;  // one after another
+  std::vector<double> shares_;
 };
 
 extern template void Orthonormalizer::run<float>(const VectorLayout&, double, float*,
