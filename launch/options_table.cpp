@@ -119,7 +119,7 @@ std::vector<Option> options_table() {
 
       {"compressor", communication,
        "none | fp16 | bf16 | sign[:block=N,scale=l1|rms] | "
-       "quantize:bits=N[,block=N,grid=max_min|symmetric,rounding=nearest|stochastic] | "
+       "quantize:bits=N[,block=N,grid=auto|max_min|symmetric,rounding=nearest|stochastic] | "
        "topk:density=X[,block=N,select=threshold|exact] | "
        "powersgd:rank=N[,min_compression_rate=X,warm_start=true|false,"
        "orthogonalization_epsilon=X]",

@@ -147,8 +147,9 @@ CodecOptions parse_codec(const std::string& text) {
     Quantize quantize;
     quantize.bits = static_cast<int>(spec.integer("bits", quantize.bits, 1, 8));
     quantize.block = spec.integer("block", quantize.block, 32, kLargestBlock);
-    quantize.grid =
-        choose<Grid>(spec, "grid", {{"max_min", Grid::max_min}, {"symmetric", Grid::symmetric}});
+    quantize.grid = choose<std::optional<Grid>>(
+        spec, "grid",
+        {{"auto", std::nullopt}, {"max_min", Grid::max_min}, {"symmetric", Grid::symmetric}});
     quantize.rounding = choose<Rounding>(
         spec, "rounding", {{"nearest", Rounding::nearest}, {"stochastic", Rounding::stochastic}});
     options = quantize;

@@ -27,7 +27,9 @@ struct Sign {
 struct Quantize {
   int bits = 4;              // 1 to 8
   std::int64_t block = 512;  // values per range, a multiple of 32
-  Grid grid = Grid::max_min;
+  // None: symmetric, as a grid with a zero leaves gradients that are mostly zeros alone (those of
+  // embeddings); max_min at 1 bit, where a symmetric grid has one value.
+  std::optional<Grid> grid = std::nullopt;
   Rounding rounding = Rounding::nearest;
 };
 // 16 bits per value (codec/cast.h).
@@ -86,7 +88,7 @@ struct CompressionOptions {
 // From words:
 //   compressor  "none"
 //               "sign:block=1024,scale=l1|rms"
-//               "quantize:bits=4,block=512,grid=max_min|symmetric,rounding=nearest|stochastic"
+//               "quantize:bits=4,block=512,grid=auto|max_min|symmetric,rounding=nearest|stochastic"
 //               "fp16", "bf16"
 //               "topk:density=0.01,block=4096,select=threshold|exact"
 //               "powersgd:matrix_approximation_rank=4,min_compression_rate=2,warm_start=true|false,

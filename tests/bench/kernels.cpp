@@ -110,7 +110,8 @@ void run(std::int64_t numel, int rounds) {
                rounds);
     Bench bench(numel, kernels);
     bench.add("sign, 1024", {.coding = Coding::sign}, 1024);
-    bench.add("4 bits, 512", {.coding = Coding::quantize, .bits = 4}, 512);
+    bench.add("4 bits, 512", {.coding = Coding::quantize, .grid = Grid::symmetric, .bits = 4}, 512);
+    bench.add("4 bits, max-min, 512", {.coding = Coding::quantize, .bits = 4}, 512);
     bench.add("8 bits, 512", {.coding = Coding::quantize, .bits = 8}, 512);
     bench.add("4 bits, 512, stochastic",
               {.coding = Coding::quantize, .rounding = Rounding::stochastic, .bits = 4}, 512);

@@ -30,7 +30,7 @@ TEST(Quantize, PayloadByHand) {
   for (const auto& [place, value] : {std::pair{0, -1.f}, {1, 2.f}, {2, 1.f}, {9, .4f}, {33, .6f}}) {
     x[place] = value;
   }
-  const QuantizeCodec codec({.bits = 2, .block = 64});
+  const QuantizeCodec codec({.bits = 2, .block = 64, .grid = Grid::max_min});
   const at::Tensor payload = encode(codec, x);
   ASSERT_EQ(payload.numel(), 8 + 2 * (4 + 1));
   EXPECT_EQ(payload.narrow(0, 0, 4).view(at::kFloat).item<float>(), -1);
@@ -102,7 +102,7 @@ TEST(Quantize, EqualsTheDefinition) {
 
 TEST(Quantize, NearestIsWithinHalfAUnitAndTheEndsAreExact) {
   for (const int bits : {1, 2, 4, 8}) {
-    const QuantizeCodec codec({.bits = bits, .block = 512});
+    const QuantizeCodec codec({.bits = bits, .block = 512, .grid = Grid::max_min});
     const at::Tensor x = normal_values(512, at::kDouble, 9);
     const at::Tensor error = coded(codec, x) - x;
     const double unit = (x.max() - x.min()).item<double>() / ((1 << bits) - 1);
@@ -207,7 +207,7 @@ TEST(Quantize, ARangeThatOverflowsIsNotFinite) {
   at::Tensor x = at::zeros({64});
   x[0] = -huge;
   x[1] = huge;
-  const QuantizeCodec max_min({.bits = 4, .block = 64});
+  const QuantizeCodec max_min({.bits = 4, .block = 64, .grid = Grid::max_min});
   EXPECT_FALSE(max_min.finite(encode(max_min, x), 64, at::kFloat));
   EXPECT_TRUE(coded(max_min, x).isnan().all().item<bool>());
   // What is said to be finite decodes to finite values.
@@ -223,6 +223,18 @@ TEST(Quantize, ARangeThatOverflowsIsNotFinite) {
       }
     }
   }
+}
+
+TEST(Quantize, ItsGridHasAZeroUnlessItHasOneBit) {
+  for (int bits = 2; bits <= 8; ++bits) {
+    EXPECT_EQ(QuantizeCodec({.bits = bits}).format(512).grid, Grid::symmetric);
+  }
+  EXPECT_EQ(QuantizeCodec({.bits = 1}).format(512).grid, Grid::max_min);
+  const QuantizeCodec codec({.bits = 4, .block = 64});
+  at::Tensor mostly_zeros = at::zeros({64});
+  mostly_zeros[7] = 3.0;
+  mostly_zeros[9] = -1.7;
+  EXPECT_EQ(coded(codec, mostly_zeros).eq(0).sum().item<std::int64_t>(), 62);
 }
 
 TEST(Quantize, OptionsThatCannotBeSayWhatCan) {

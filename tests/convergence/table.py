@@ -52,8 +52,8 @@ EXPERIMENTS = {
 METHODS = {
     DENSE: "--compressor none",
     "sign": "--compressor sign",
-    "int4": "--compressor quantize:bits=4",
-    "int4, symmetric": "--compressor quantize:bits=4,grid=symmetric",
+    "int4": "--compressor quantize:bits=4,grid=symmetric",
+    "int4, max-min": "--compressor quantize:bits=4,grid=max_min",
     "topk": "--compressor topk:density=0.01",
     "topk, EControl": "--compressor topk:density=0.01 --feedback econtrol",
     "powersgd": "--compressor powersgd:rank=4",

@@ -139,11 +139,13 @@ void decode_add_block(const char* payload, const CodedBlock& block, T weight, T*
 
 }  // namespace
 
-QuantizeCodec::QuantizeCodec(const Quantize& options) : options_(options) {
+QuantizeCodec::QuantizeCodec(const Quantize& options)
+    : options_(options),
+      grid_(options.grid.value_or(options.bits > 1 ? Grid::symmetric : Grid::max_min)) {
   if (options.bits < 1 || options.bits > 8) {
     throw UsageError(fmt::format("compressor quantize: bits is {}; give 1 to 8", options.bits));
   }
-  if (options.grid == Grid::symmetric && options.bits < 2) {
+  if (grid_ == Grid::symmetric && options.bits < 2) {
     throw UsageError(
         "compressor quantize: a symmetric grid of 1 bit has one value; give 2 bits or "
         "more, or grid=max_min");
@@ -157,13 +159,13 @@ QuantizeCodec::QuantizeCodec(const Quantize& options) : options_(options) {
 
 std::string QuantizeCodec::describe() const {
   return fmt::format("{} bits per value, {} grid of {} values, {} rounding", options_.bits,
-                     options_.grid == Grid::max_min ? "max-min" : "symmetric", options_.block,
+                     grid_ == Grid::max_min ? "max-min" : "symmetric", options_.block,
                      options_.rounding == Rounding::nearest ? "nearest" : "stochastic");
 }
 
 Format QuantizeCodec::format(std::int64_t) const {
   return {.coding = Coding::quantize,
-          .grid = options_.grid,
+          .grid = grid_,
           .rounding = options_.rounding,
           .bits = static_cast<std::uint8_t>(options_.bits)};
 }

@@ -36,6 +36,7 @@ class QuantizeCodec final : public Codec {
 
  private:
   Quantize options_;
+  Grid grid_;
 };
 
 }  // namespace thinwire
