@@ -27,8 +27,9 @@ struct Sign {
 struct Quantize {
   int bits = 4;              // 1 to 8
   std::int64_t block = 512;  // values per range, a multiple of 32
-  // None: symmetric, as a grid with a zero leaves gradients that are mostly zeros alone (those of
-  // embeddings); max_min at 1 bit, where a symmetric grid has one value.
+  // None: symmetric from 4 bits on, as a grid with a zero leaves gradients that are mostly zeros
+  // alone (those of embeddings); max_min below, where a symmetric grid's unused level is a large
+  // share.
   std::optional<Grid> grid = std::nullopt;
   Rounding rounding = Rounding::nearest;
 };
@@ -116,13 +117,13 @@ std::optional<std::string> eta_warning(const CompressionOptions& options);
 struct ReducerLaunch {
   Kernels<float> for_float = host_kernels<float>();
   Kernels<double> for_double = host_kernels<double>();
+  LowRankKernels<float> low_rank_for_float = host_low_rank_kernels<float>();
+  LowRankKernels<double> low_rank_for_double = host_low_rank_kernels<double>();
   std::shared_ptr<Queue> queue = make_host_queue();
   // Values that travel together: while some are on the wire, the next are encoded and those before
   // reduced. Small, so that the first are soon on the wire and the last soon off it; large against
   // what a message and a launch cost.
   std::int64_t segment = 1 << 19;
-  LowRankKernels<float> low_rank_for_float = host_low_rank_kernels<float>();
-  LowRankKernels<double> low_rank_for_double = host_low_rank_kernels<double>();
 
   template <typename T>
   const Kernels<T>& kernels() const {

@@ -31,7 +31,7 @@ struct Coded {
 const std::vector<Coded>& codings() {
   static const std::vector<Coded> all = {
       {"sign", {.coding = Coding::sign}, 1024},
-      {"4 bits", {.coding = Coding::quantize, .bits = 4}, 512},
+      {"4 bits", {.coding = Coding::quantize, .grid = Grid::symmetric, .bits = 4}, 512},
       {"bf16", {.coding = Coding::cast, .half = Half::bf16}, 1024},
       {"top-k 1 %", {.coding = Coding::top_k}, 4096}};
   return all;

@@ -63,6 +63,7 @@ std::vector<CompressionOptions> ways() {
       Sign{1000},
       Sign{64, SignScale::rms},
       Quantize{.bits = 8, .block = 96, .grid = Grid::symmetric},
+      Quantize{.bits = 4, .block = 64, .grid = Grid::max_min},
       Quantize{.bits = 3, .block = 256, .rounding = Rounding::stochastic},
       Quantize{.bits = 2, .block = 64, .grid = Grid::symmetric, .rounding = Rounding::stochastic},
       Cast{Half::fp16},

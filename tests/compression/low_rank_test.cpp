@@ -3,8 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <hwy/targets.h>
+
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "collectives/compression/kernels/low_rank.h"
@@ -206,6 +209,75 @@ TEST(Orthonormal, SpansWhatItWasGivenInOrder) {
       for (std::size_t i = 0; i < 50; ++i) left[i] -= share * after[50 * j + i];
     }
     for (const double x : left) EXPECT_NEAR(x, 0, 1e-14);
+  }
+}
+
+// A GPU forms the same sums: this order is part of what replicas agree on.
+TEST(Orthonormal, SumsAreFormedInTheOrderOfTheHeader) {
+  for (const std::int64_t length : {1, 2, 31, 33, 1000, 1023, 1024, 1025, 3000}) {
+    const std::vector<double> before = draws<double>(length, 1);
+    std::vector<double> lanes(1024);
+    for (std::int64_t i = 0; i < length; ++i) {
+      const double x = before[static_cast<std::size_t>(i)];
+      lanes[static_cast<std::size_t>(i % 1024)] += x * x;
+    }
+    for (std::size_t width = 1; width < 1024; width *= 2) {
+      for (std::size_t lane = 0; lane < 1024; lane += 2 * width) lanes[lane] += lanes[lane + width];
+    }
+    std::vector<double> after = before;
+    Orthonormalizer().run({.count = 1, .length = length, .vector = length, .element = 1}, 1e-9,
+                          after.data(), nullptr);
+    for (std::size_t i = 0; i < before.size(); ++i) {
+      ASSERT_EQ(after[i], before[i] / std::sqrt(lanes[0])) << length;
+    }
+  }
+}
+
+TEST(LowRank, DrawsAreSumsOfPhilox) {
+  const Philox philox(3, PhiloxStream::low_rank, 77);
+  const auto words = philox.block((std::uint64_t{5} << 32) + 2 * 100 + 9);
+  double sum = 0;
+  for (const std::uint32_t word : words) sum += 2.0 * (word % 65536 + word / 65536) - 2.0 * 65535;
+  EXPECT_EQ(low_rank_draw(philox.key(), 77, 5, 100, 2, 9), sum);
+}
+
+// Only GPUs use tiles.
+TEST(LowRank, TilesCoverEveryElementOnce) {
+  std::vector<LowRankMatrix> matrices;
+  for (const auto& [rows, columns] : std::vector<std::pair<std::int64_t, std::int64_t>>{
+           {1, 1}, {64, 300}, {256, 256}, {257, 1000}, {1000, 3}, {513, 257}}) {
+    matrices.push_back({.shape = {rows, columns, 2}});
+  }
+  const LowRankTiles made = make_tiles(matrices);
+  std::int64_t partial = 0;
+  for (std::size_t m = 0; m < matrices.size(); ++m) {
+    const auto [rows, columns, rank] = matrices[m].shape;
+    std::vector<int> by_tiles(static_cast<std::size_t>(rows * columns));
+    std::vector<int> by_bands(static_cast<std::size_t>(rows));
+    for (const LowRankTile& tile : made.tiles) {
+      if (tile.matrix != static_cast<std::int32_t>(m)) continue;
+      for (std::int64_t i = tile.row; i < std::min(rows, tile.row + low_rank_part); ++i) {
+        const std::int64_t end = std::min(columns, tile.column + low_rank_columns);
+        for (std::int64_t j = tile.column; j < end; ++j) {
+          ++by_tiles[static_cast<std::size_t>(i * columns + j)];
+        }
+      }
+    }
+    for (const LowRankTile& band : made.bands) {
+      if (band.matrix != static_cast<std::int32_t>(m)) continue;
+      for (std::int64_t i = band.row; i < std::min(rows, band.row + low_rank_band); ++i) {
+        ++by_bands[static_cast<std::size_t>(i)];
+      }
+    }
+    EXPECT_EQ(std::count(by_tiles.begin(), by_tiles.end(), 1), std::ssize(by_tiles));
+    EXPECT_EQ(std::count(by_bands.begin(), by_bands.end(), 1), std::ssize(by_bands));
+    if (rows <= low_rank_part) continue;
+    EXPECT_EQ(matrices[m].partial, partial);
+    partial += (rows + low_rank_part - 1) / low_rank_part * rank * columns;
+  }
+  EXPECT_EQ(made.partial, partial);
+  for (std::int64_t t = 0; t < std::ssize(made.tiles); ++t) {
+    EXPECT_EQ(made.tiles[static_cast<std::size_t>(t)].row == 0, t < made.top_tile_count);
   }
 }
 

@@ -213,7 +213,7 @@ double distance(const at::Tensor& a, const at::Tensor& b) {
   return (a - b).to(at::kDouble).norm().item<double>();
 }
 
-// What devices run, on the host: the same but for rounding, and the same verdicts.
+// The same but for rounding, and the same verdicts.
 TEST(PowerSgdStep, TensorOperationsDoWhatTheKernelsDo) {
   for (const auto& options : {power_sgd(4), power_sgd(3, FeedbackKind::none), kCold}) {
     run_ranks(2, [&](auto communicator) {

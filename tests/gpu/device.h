@@ -34,7 +34,7 @@ class Device {
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
-  // Copies of `values` one behind another; times over zeros would be better than real ones.
+  // Copies of `values` one behind another; over zeros, times would flatter.
   void repeat(const std::vector<T>& values) {
     for (std::size_t begin = 0; begin < count_; begin += values.size()) {
       check_cuda(cudaMemcpy(data() + begin, values.data(),

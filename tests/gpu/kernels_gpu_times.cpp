@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 #include <vector>
 
@@ -213,7 +212,8 @@ void time_signs_and_steps(std::int64_t numel) {
 
 void print_times(std::int64_t numel) {
   time_signs_and_steps(numel);
-  time_coding("4 bits", numel, {.coding = Coding::quantize, .bits = 4}, 512);
+  time_coding("4 bits", numel, {.coding = Coding::quantize, .grid = Grid::symmetric, .bits = 4},
+              512);
   time_coding("bf16", numel, {.coding = Coding::cast}, 1024);
   time_coding("top-k 1 %", numel, {.coding = Coding::top_k}, 4096);
 }

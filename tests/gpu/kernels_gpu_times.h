@@ -6,7 +6,8 @@
 
 namespace thinwire::on_gpu {
 
-// Prints the median of ten launches; `bytes` are those that must pass through memory, 0: unknown.
+// Prints the median of eleven launches; `bytes` are those that must pass through memory, 0:
+// unknown.
 void report(const char* name, double bytes, const std::function<void()>& launch);
 
 // Prints the milliseconds of every kernel over `numel` floats, and the bytes per second that must

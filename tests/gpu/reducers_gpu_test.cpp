@@ -1,5 +1,5 @@
 // Every combination of codec, feedback and exchange, by ranks that share a GPU, against the same on
-// the host: estimates and state are equal, bit for bit, at every step.
+// the host: estimates of every step and the state at the end are equal, bit for bit.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/zeros.h>

@@ -49,10 +49,9 @@ KernelsOn::~KernelsOn() {
 }
 
 ReducerLaunch KernelsOn::reducer_launch(std::shared_ptr<Queue> queue) const {
-  ReducerLaunch launch{simulated_kernels<float>(), simulated_kernels<double>(), std::move(queue)};
-  launch.low_rank_for_float = simulated_low_rank_kernels<float>();
-  launch.low_rank_for_double = simulated_low_rank_kernels<double>();
-  return launch;
+  return {simulated_kernels<float>(), simulated_kernels<double>(),
+          simulated_low_rank_kernels<float>(), simulated_low_rank_kernels<double>(),
+          std::move(queue)};
 }
 OptimizerLaunch KernelsOn::optimizer_launch(std::shared_ptr<Queue> queue) const {
   return {simulated_optimizer_kernels<float>(), simulated_optimizer_kernels<double>(),

@@ -141,7 +141,7 @@ void decode_add_block(const char* payload, const CodedBlock& block, T weight, T*
 
 QuantizeCodec::QuantizeCodec(const Quantize& options)
     : options_(options),
-      grid_(options.grid.value_or(options.bits > 1 ? Grid::symmetric : Grid::max_min)) {
+      grid_(options.grid.value_or(options.bits >= 4 ? Grid::symmetric : Grid::max_min)) {
   if (options.bits < 1 || options.bits > 8) {
     throw UsageError(fmt::format("compressor quantize: bits is {}; give 1 to 8", options.bits));
   }

@@ -1,8 +1,9 @@
 // Products of a matrix with factors of a few columns: what PowerSGD (reducer/power_sgd.h) does to
-// memory on the host, a pass over the matrix each.
+// memory, a pass over the matrix each; first of one matrix on the host, then of all of a bucket.
 //
 // All matrices are row by row: M is rows x columns, a left factor P is rows x rank, a right factor
-// is kept transposed, Q^T of rank x columns. Nothing may overlap. T is float or double.
+// is kept transposed, Q^T of rank x columns. Nothing may overlap unless a comment says so.
+// T is float or double.
 //
 // Equal bits on every machine, host or GPU: a product and its addition are rounded apart, and sums
 // have a fixed order. Over columns they are formed in 16 lanes, column j in lane j % 16, and the
@@ -56,7 +57,6 @@ struct LowRankMatrix {
   std::int64_t factor = 0;   // Q^T, among those that are kept from step to step
   std::int64_t partial = 0;  // the sums of its parts of rows, where it has more than one
   std::uint64_t fresh = 0;   // Philox's substream of its draws
-  std::int32_t slice = 0;
 };
 
 // A piece of a matrix for one group of a GPU's threads.
@@ -88,7 +88,7 @@ struct LowRankTiles {
   std::int64_t partial = 0;
   std::int64_t largest_rank = 0;
 };
-// Says also in the matrices where their parts' sums lie.
+// Fills in `partial` of each matrix.
 LowRankTiles make_tiles(std::vector<LowRankMatrix>& matrices);
 
 // Element i of column k of a matrix's Q where it is drawn anew: a sum of eight uniform draws, which
@@ -110,7 +110,7 @@ struct OrthonormalArgs {
   LowRankTables tables;
   const T* kept = nullptr;  // of Q: kept factors; null: zeros
   T* factors = nullptr;     // P: left factors, in and out; Q: right factors, out
-  double* work = nullptr;   // as many elements as `factors` has; the host needs none
+  double* work = nullptr;   // as long as the factors are; the host needs none
   double tolerance = 0;     // of orthonormal.h
   // Of Q, for `low_rank_draw`.
   std::uint64_t draw_key = 0;

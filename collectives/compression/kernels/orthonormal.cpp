@@ -2,12 +2,18 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace thinwire {
 namespace {
 
 double dot(std::int64_t count, const double* a, const double* b) {
-  double lanes[orthonormal_lanes] = {};
+  // Lanes beyond the vector's end would add nothing.
+  std::int64_t used = 1;
+  while (used < count && used < orthonormal_lanes) used *= 2;
+  double lanes[orthonormal_lanes];
+  double halves[orthonormal_lanes / 2];
+  std::fill_n(lanes, used, 0.0);
   std::int64_t i = 0;
   for (; i + orthonormal_lanes <= count; i += orthonormal_lanes) {
     for (std::int64_t lane = 0; lane < orthonormal_lanes; ++lane) {
@@ -15,14 +21,16 @@ double dot(std::int64_t count, const double* a, const double* b) {
     }
   }
   for (std::int64_t lane = 0; i + lane < count; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
-  // Lanes beyond the vector's end are zero.
-  for (std::int64_t width = 1; width < orthonormal_lanes && width < count; width *= 2) {
-    for (std::int64_t lane = 0; lane + width < orthonormal_lanes && lane < count;
-         lane += 2 * width) {
-      lanes[lane] += lanes[lane + width];
+  // Neighbours become one lane.
+  double* from = lanes;
+  double* to = halves;
+  for (; used > 1; used /= 2) {
+    for (std::int64_t lane = 0; lane < used / 2; ++lane) {
+      to[lane] = from[2 * lane] + from[2 * lane + 1];
     }
+    std::swap(from, to);
   }
-  return lanes[0];
+  return from[0];
 }
 
 }  // namespace

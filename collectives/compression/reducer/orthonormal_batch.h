@@ -1,4 +1,4 @@
-// Gram and Schmidt's process through tensor operations, for devices.
+// Gram and Schmidt's process through tensor operations: a second truth.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -85,6 +85,8 @@ LowRankShape PowerSgdReducer::shape_of(const Slice& slice) const {
 }
 
 void PowerSgdReducer::prepare(const Bucket& bucket, int, int) {
+  check(bucket.gradient.is_cpu() || !launch_.queue->on_host(),
+        "a bucket on a device has a reducer of that device");
   Path here;
   const auto options = bucket.gradient.options();
   std::int64_t factors = 0;
@@ -93,7 +95,6 @@ void PowerSgdReducer::prepare(const Bucket& bucket, int, int) {
     here.factor.push_back(factors);
     factors += shape.rank * shape.columns;
   }
-  here.factor_numel = factors;
   if (feedback_) here.residual = at::zeros_like(bucket.gradient);
   if (power_.warm_start) here.factors = at::zeros({factors}, options);
   here.flag = FiniteFlag(bucket, *launch_.queue);
@@ -116,22 +117,26 @@ void PowerSgdReducer::lay_out(const Bucket& bucket, Path& here) {
     add_blocks(whole, i, slice.offset, slice.numel);
     if (frozen[i]) continue;
     const LowRankShape shape = shape_of(slice);
-    std::int64_t count = slice.numel;
     if (shape.rank == 0) {
-      here.passengers.push_back({i, message});
-    } else {
-      here.matrices.push_back({.shape = shape,
-                               .matrix = slice.offset,
-                               .left = message,
-                               .right = right,
-                               .factor = here.factor[i],
-                               .fresh = hash64(slice.name),
-                               .slice = static_cast<std::int32_t>(i)});
-      count = shape.rows * shape.rank;
-      add_blocks(second, i, right, shape.rank * shape.columns);
-      right += shape.rank * shape.columns;
+      here.passengers.push_back({.slice = i});
+      continue;
     }
-    add_blocks(first, i, message, count);
+    here.matrices.push_back({.shape = shape,
+                             .matrix = slice.offset,
+                             .left = message,
+                             .right = right,
+                             .factor = here.factor[i],
+                             .fresh = hash64(slice.name)});
+    add_blocks(first, i, message, shape.rows * shape.rank);
+    message += shape.rows * shape.rank;
+    add_blocks(second, i, right, shape.rank * shape.columns);
+    right += shape.rank * shape.columns;
+  }
+  here.left_numel = message;
+  for (Passenger& passenger : here.passengers) {
+    const std::int64_t count = bucket.slices[passenger.slice].numel;
+    passenger.begin = message;
+    add_blocks(first, passenger.slice, message, count);
     message += count;
   }
   here.whole.fill(whole, bucket.gradient, *launch_.queue);
@@ -155,7 +160,7 @@ void PowerSgdReducer::lay_out_matrices(const Bucket& bucket, Path& here) {
   if (launch_.queue->on_host()) return;
   const auto options = bucket.gradient.options();
   here.vectors =
-      at::empty({std::max(here.message.numel(), here.right.numel())}, options.dtype(at::kDouble));
+      at::empty({std::max(here.left_numel, here.right.numel())}, options.dtype(at::kDouble));
   here.partial = at::empty({made.partial}, options);
 }
 

@@ -73,7 +73,6 @@ class PowerSgdReducer final : public GradientReducer {
     std::vector<std::int64_t> factor;  // per slice: its factor's place in the state
     at::Tensor residual;               // exchanges its storage with the gradient at commit
     at::Tensor factors;                // undefined without warm start
-    std::int64_t factor_numel = 0;     // of all slices
 
     // As the frozen slices are now.
     std::vector<bool> frozen;
@@ -84,6 +83,7 @@ class PowerSgdReducer final : public GradientReducer {
     QueueTable<LowRankTile> bands, tiles;
     std::int64_t largest_rank = 0;
     std::int64_t top_tile_count = 0;
+    std::int64_t left_numel = 0;  // of the message; the passengers are behind
     at::Tensor message, right, own_right;
     at::Tensor vectors, partial;  // what the kernels need on a device
 
