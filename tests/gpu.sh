@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What only a GPU can show: builds; kernels against their host instance, bit for bit, with the bytes
 # per second that they reach; every combination of codec, feedback and exchange against the host;
-# the conformance suite on real NCCL; training on the GPU, alone and with ranks that share it. Ends with a table. Where there is no GPU it says so and passes.
+# the conformance suite on real NCCL; training on the GPU, alone and with ranks that share it. Ends
+# with a table. Where there is no GPU it says so and passes.
 #
 #   tests/gpu.sh [BUILD_FOLDER]      default: build
 #   CMAKE_ARGUMENTS="..."            for the first configuration, e.g. -DTHINWIRE_CUDA_ARCHITECTURES=90
