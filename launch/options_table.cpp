@@ -126,7 +126,7 @@ std::vector<Option> options_table() {
        Word{&R::compressor}},
       {"feedback", communication,
        "what becomes of what was not sent: auto | none | error_feedback | ef21 | "
-       "econtrol[:eta=auto|X]",
+       "econtrol[:eta=auto|X,momentum=Y]",
        Word{&R::feedback}},
       {"exchange", communication,
        "how messages become one mean: auto | all_reduce | two_stage | all_gather",

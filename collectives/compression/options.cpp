@@ -13,6 +13,7 @@
 #include "collectives/compression/codec/top_k.h"
 #include "collectives/compression/reducer/composed.h"
 #include "collectives/compression/reducer/fused.h"
+#include "collectives/compression/reducer/momentum.h"
 #include "collectives/compression/reducer/power_sgd.h"
 #include "runtime/base/error.h"
 #include "runtime/base/spec.h"
@@ -183,6 +184,7 @@ CodecOptions parse_codec(const std::string& text) {
 }
 
 FeedbackOptions parse_feedback(const std::string& text) {
+  constexpr double largest_momentum = 0.9999;
   Spec spec("--feedback", text);
   FeedbackOptions options;
   if (spec.name() == "auto") {
@@ -195,8 +197,9 @@ FeedbackOptions parse_feedback(const std::string& text) {
     options.kind = FeedbackKind::econtrol;
     const std::string eta = spec.text("eta", "auto");
     if (eta != "auto") options.eta = parse_number("--feedback econtrol: 'eta'", eta, 0, 1);
+    options.momentum = spec.number("momentum", 0, 0, largest_momentum);
   } else if (spec.name() == "ef21") {
-    options = {FeedbackKind::econtrol, 0.0};
+    options = {FeedbackKind::econtrol, 0.0, spec.number("momentum", 0, 0, largest_momentum)};
   } else {
     spec.unknown_name({"auto", "none", "error_feedback", "econtrol", "ef21"});
   }
@@ -235,6 +238,17 @@ CompressionOptions resolve(CompressionOptions options) {
   if (options.feedback.eta && !(*options.feedback.eta >= 0 && *options.feedback.eta <= 1)) {
     throw UsageError(
         fmt::format("feedback econtrol: eta is {}; give 0 to 1, or auto", *options.feedback.eta));
+  }
+  const double momentum = options.feedback.momentum;
+  if (!(momentum >= 0 && momentum < 1)) {
+    throw UsageError(
+        fmt::format("feedback econtrol: momentum is {}; give 0 to less than 1", momentum));
+  }
+  if (momentum > 0 && options.feedback.kind != FeedbackKind::econtrol) {
+    throw UsageError(
+        fmt::format("feedback {} has a momentum of {}; only econtrol and ef21 take one: give 0, or "
+                    "momentum to the optimizer",
+                    name(options.feedback.kind), momentum));
   }
   require_valid(options.policy);
   if (options.start_iter < 0) {
@@ -295,13 +309,25 @@ CompressionOptions parse_compression(const std::string& compressor, const std::s
   return resolve(options);
 }
 
+namespace {
+
+std::unique_ptr<GradientReducer> with_momentum(std::unique_ptr<GradientReducer> reducer,
+                                               const FeedbackOptions& feedback,
+                                               const ReducerLaunch& launch) {
+  if (feedback.momentum == 0) return reducer;
+  return std::make_unique<MomentumReducer>(std::move(reducer), feedback.momentum, launch);
+}
+
+}  // namespace
+
 std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
                                               const ReducerLaunch& launch) {
   const CompressionOptions chosen = resolve(options);
   if (std::holds_alternative<PowerSgd>(chosen.codec)) {
     return std::make_unique<PowerSgdReducer>(chosen, launch, PowerSgdReducer::Arithmetic::kernels);
   }
-  return std::make_unique<FusedReducer>(chosen, make_codec(chosen.codec), launch);
+  return with_momentum(std::make_unique<FusedReducer>(chosen, make_codec(chosen.codec), launch),
+                       chosen.feedback, launch);
 }
 
 std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions& options) {
@@ -310,8 +336,9 @@ std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions
     return std::make_unique<PowerSgdReducer>(chosen, ReducerLaunch{},
                                              PowerSgdReducer::Arithmetic::tensor_operations);
   }
-  return std::make_unique<ComposedReducer>(make_codec(chosen.codec), chosen.feedback,
-                                           chosen.exchange, chosen.policy);
+  return with_momentum(std::make_unique<ComposedReducer>(make_codec(chosen.codec), chosen.feedback,
+                                                         chosen.exchange, chosen.policy),
+                       chosen.feedback, {});
 }
 
 }  // namespace thinwire

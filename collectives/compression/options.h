@@ -66,6 +66,9 @@ struct FeedbackOptions {
   // econtrol: weight of the error in the message. 0 is EF21. None: half the density of top_k; for
   // others a tenth of the contraction measured while training.
   std::optional<double> eta = std::nullopt;
+  // econtrol: share of the average of this rank's gradients that is kept, below 1; the average is
+  // what is tracked (reducer/momentum.h). 0: the gradient itself is.
+  double momentum = 0;
 };
 
 enum class ExchangeKind {
@@ -94,7 +97,9 @@ struct CompressionOptions {
 //               "topk:density=0.01,block=4096,select=threshold|exact"
 //               "powersgd:matrix_approximation_rank=4,min_compression_rate=2,warm_start=true|false,
 //                orthogonalization_epsilon=1e-8"; `rank` is short for the first
-//   feedback    "auto", "none", "error_feedback", "econtrol:eta=auto|X" with X in [0, 1], "ef21"
+//   feedback    "auto", "none", "error_feedback", "econtrol:eta=auto|X,momentum=Y" with X in [0,
+//   1], Y in
+//               [0, 1), "ef21:momentum=Y"
 //   exchange    "auto", "all_reduce", "two_stage", "all_gather"
 // Throws `UsageError` for unknown words and combinations that do not make sense.
 CompressionOptions parse_compression(const std::string& compressor, const std::string& feedback,

@@ -54,6 +54,14 @@ class Bench {
     operations_.push_back({name + ": encode, error feedback", [=, this, &table] {
                              encode(table, payload, {.error = residual_.get()});
                            }});
+    if (format.coding == Coding::sign) {
+      sent_.assign(static_cast<std::size_t>(table.count()), 0.25F);
+      sent_next_ = sent_;
+      operations_.push_back({name + ": encode, error feedback, messages kept", [=, this, &table] {
+                               encode(table, payload,
+                                      {.error = residual_.get(), .sent = sent_.data()});
+                             }});
+    }
     operations_.push_back({name + ": encode", [=, this, &table] { encode(table, payload, {}); }});
     operations_.push_back({name + ": owner reduce of 2, half", [=, this, &table] {
                              kernels_.owner_reduce({.blocks = table.blocks.data(),
@@ -88,7 +96,8 @@ class Bench {
                      .gradient = gradient_.get(),
                      .residual = residual,
                      .payload = payload,
-                     .rounding_key = 1},
+                     .rounding_key = 1,
+                     .sent_next = residual.sent == nullptr ? nullptr : sent_next_.data()},
                     nullptr);
   }
 
@@ -99,6 +108,7 @@ class Bench {
   Memory residual_;
   Memory next_;
   std::vector<char> reply_;
+  std::vector<float> sent_, sent_next_;
   std::vector<std::unique_ptr<Table>> tables_;
   std::vector<std::unique_ptr<std::vector<char>>> payloads_;
   std::vector<Operation> operations_;

@@ -166,6 +166,8 @@ TEST_P(FusedReducers, DoWhatThePlainCompositionDoes) {
                 ASSERT_TRUE(same_bits(estimate(got), expected.gradient))
                     << where << ": estimates of bucket " << b << " differ in step " << step;
               }
+              // To look at a state changes how it is kept, so the third is seen now and then only.
+              if (i == 2 && step % 4 != 3) continue;
               Snapshot states[2];
               sides[0].reducer->visit(expected, states[0]);
               sides[i].reducer->visit(got, states[1]);

@@ -315,15 +315,29 @@ struct Coded {
   std::vector<char> payload;
   std::vector<T> next;
   T energy[2] = {0, 0};
+  T sent = 0;
 };
 
-// `residual` begins with the block's first element, as the gradient does.
+// What a residual of kept messages has left of one.
+template <typename T>
+std::vector<T> form_error(std::vector<T> messages, T sent) {
+  for (T& m : messages) m -= m < 0 ? -sent : sent;
+  return messages;
+}
+
+// `residual` begins with the block's first element, as the gradient does, `sent` with the block's.
 template <typename T>
 Coded<T> code(const Block& block, const std::vector<T>& g, const Residual<T>& residual,
               std::uint64_t key) {
   Coded<T> coded;
   coded.next = g;
+  const bool keeps_messages = residual.sent != nullptr && block.format.coding == Coding::sign;
+  std::vector<T> left_of_messages;
   const T* e = residual.error;
+  if (keeps_messages) {
+    left_of_messages = form_error(std::vector<T>(e, e + block.count), *residual.sent);
+    e = left_of_messages.data();
+  }
   const T* h = residual.tracker;
   if (block.format.coding == Coding::held) {
     if (e != nullptr) coded.next.assign(e, e + block.count);
@@ -343,11 +357,12 @@ Coded<T> code(const Block& block, const std::vector<T>& g, const Residual<T>& re
   std::vector<T> squares;
   std::vector<T> left;
   for (std::size_t i = 0; i < m.size(); ++i) {
-    if (e != nullptr) coded.next[i] -= d[i];
+    if (e != nullptr && !keeps_messages) coded.next[i] -= d[i];
     squares.push_back(m[i] * m[i]);
     left.push_back((m[i] - d[i]) * (m[i] - d[i]));
   }
   if (block.format.coding == Coding::raw) return coded;
+  if (keeps_messages) coded.sent = get<T>(coded.payload.data());
   coded.energy[0] = sum_in_lanes(squares);
   coded.energy[1] = sum_in_lanes(left);
   return coded;

@@ -46,7 +46,9 @@ std::string describe(const Block& block) {
       f.kept);
 }
 
-enum class Feedbacks { none, errors, tracked };
+enum class Feedbacks { none, errors, messages, tracked };
+constexpr Feedbacks all_feedbacks[] = {Feedbacks::none, Feedbacks::errors, Feedbacks::messages,
+                                       Feedbacks::tracked};
 
 // The residuals of a bucket or of a chunk.
 template <typename T>
@@ -54,9 +56,14 @@ struct Residuals {
   std::vector<T> error;
   std::vector<T> tracker;
   std::vector<T> eta;
-  Residual<T> from(std::int64_t begin, Feedbacks kind) const {
+  std::vector<T> sent;
+  // From an element of the bucket and a block of the table on.
+  Residual<T> from(std::int64_t begin, std::size_t block, Feedbacks kind) const {
     if (kind == Feedbacks::none) return {};
     if (kind == Feedbacks::errors) return {.error = error.data() + begin};
+    if (kind == Feedbacks::messages) {
+      return {.error = error.data() + begin, .sent = sent.data() + block};
+    }
     return {.error = error.data() + begin, .tracker = tracker.data() + begin, .eta = eta.data()};
   }
 };
@@ -68,6 +75,9 @@ Residuals<T> random_residuals(Dice& dice, const Table& table) {
   residuals.tracker = random_values<T>(dice, table, Values::finite);
   for (int slice = 0; slice < 12; ++slice) {
     residuals.eta.push_back(static_cast<T>(dice.uniform()));
+  }
+  for (std::size_t b = 0; b < table.blocks.size(); ++b) {
+    residuals.sent.push_back(dice.below(4) == 0 ? T{0} : static_cast<T>(dice.uniform()));
   }
   return residuals;
 }
@@ -98,14 +108,17 @@ void expect_encoded(const Kernels<T>& kernels, Dice& dice, const Table& table, V
   std::vector<T> gradient = start;
   std::vector<T> energy(2 * table.blocks.size(), T{7});
   std::vector<char> payload = guarded(table.bytes);
-  const bool with_energy = dice.below(2) == 0;
+  const bool keeps_messages = kind == Feedbacks::messages;
+  const bool with_energy = !keeps_messages && dice.below(2) == 0;
+  std::vector<T> sent_next(table.blocks.size(), T{7});
   kernels.encode({.blocks = table.blocks.data(),
                   .block_count = std::ssize(table.blocks),
                   .gradient = gradient.data(),
-                  .residual = residuals.from(0, kind),
+                  .residual = residuals.from(0, 0, kind),
                   .payload = payload.data() + guard,
                   .rounding_key = key,
-                  .energy = with_energy ? energy.data() : nullptr},
+                  .energy = with_energy ? energy.data() : nullptr,
+                  .sent_next = keeps_messages ? sent_next.data() : nullptr},
                  nullptr);
   expect_guards(payload);
 
@@ -115,12 +128,14 @@ void expect_encoded(const Kernels<T>& kernels, Dice& dice, const Table& table, V
     if (block.count == 0) continue;
     SCOPED_TRACE(testing::Message() << "block " << b << ": " << describe(block));
     const auto coded = kernel_oracle::code(block, part(start, block.begin, block.count),
-                                           residuals.from(block.begin, kind), key);
+                                           residuals.from(block.begin, b, kind), key);
     const auto sent = part(payload, guard + block.payload, std::ssize(coded.payload));
     const Table alone{{{.count = block.count, .format = block.format}}, block.count, 0};
     EXPECT_EQ(payload_difference<T>(alone, sent.data(), coded.payload.data()), "");
     expect_equal(part(gradient, block.begin, block.count), coded.next, "gradient");
     std::copy(coded.next.begin(), coded.next.end(), expected.begin() + block.begin);
+    if (keeps_messages)
+      expect_equal(part(sent_next, static_cast<std::int64_t>(b), 1), {coded.sent}, "sent");
     if (!with_energy) continue;
     expect_equal(part(energy, 2 * static_cast<std::int64_t>(b), 2),
                  std::vector<T>(coded.energy, coded.energy + 2), "energy");
@@ -131,7 +146,7 @@ void expect_encoded(const Kernels<T>& kernels, Dice& dice, const Table& table, V
 
 TYPED_TEST(KernelCodingsTest, EncodeIsTheDefinition) {
   for (const auto& [target, kernels] : this->targets) {
-    for (const Feedbacks kind : {Feedbacks::none, Feedbacks::errors, Feedbacks::tracked}) {
+    for (const Feedbacks kind : all_feedbacks) {
       for (std::uint64_t seed = 0; seed < 40; ++seed) {
         SCOPED_TRACE(testing::Message()
                      << target << ", feedback " << static_cast<int>(kind) << ", seed " << seed);
@@ -211,6 +226,7 @@ void expect_owner_reduced(const Kernels<T>& kernels, Dice& dice, std::int32_t ra
   std::vector<T> tracker_next(size, T{7});
   std::vector<char> reply = guarded(chunk.bytes);
   const bool tracked = kind == Feedbacks::tracked;
+  std::vector<T> sent_next(chunk.blocks.size(), T{7});
   // The kernel's pointers begin with the chunk.
   kernels.owner_reduce({.blocks = owned.blocks(),
                         .block_count = std::ssize(chunk.blocks),
@@ -219,18 +235,20 @@ void expect_owner_reduced(const Kernels<T>& kernels, Dice& dice, std::int32_t ra
                         .arrived = arrived.data(),
                         .stride = stride,
                         .ranks = ranks,
-                        .residual = residuals.from(owned.begin, kind),
+                        .residual = residuals.from(owned.begin, 0, kind),
                         .owner_next = next.data() + owned.begin,
                         .mean_tracker = tracked ? tracker.data() + owned.begin : nullptr,
                         .mean_tracker_next = tracked ? tracker_next.data() + owned.begin : nullptr,
                         .reply = reply.data() + guard,
-                        .rounding_key = 99},
+                        .rounding_key = 99,
+                        .sent_next = kind == Feedbacks::messages ? sent_next.data() : nullptr},
                        nullptr);
   expect_guards(reply);
 
   std::vector<T> expected_next(size, T{7});
   std::vector<T> expected_tracker(size, T{7});
-  for (const Block& block : chunk.blocks) {
+  for (std::size_t b = 0; b < chunk.blocks.size(); ++b) {
+    const Block& block = chunk.blocks[b];
     if (block.count == 0) continue;
     SCOPED_TRACE(describe(block));
     const auto kept_tracker = part(tracker, block.begin, block.count);
@@ -242,7 +260,10 @@ void expect_owner_reduced(const Kernels<T>& kernels, Dice& dice, std::int32_t ra
     if (tracked && block.format.coding != Coding::held) {
       for (std::size_t i = 0; i < g.size(); ++i) g[i] = estimate[i] = kept_tracker[i] + g[i];
     }
-    const auto coded = kernel_oracle::code(block, g, residuals.from(block.begin, kind), 99);
+    const auto coded = kernel_oracle::code(block, g, residuals.from(block.begin, b, kind), 99);
+    if (kind == Feedbacks::messages) {
+      expect_equal(part(sent_next, static_cast<std::int64_t>(b), 1), {coded.sent}, "sent");
+    }
     const auto sent = part(reply, guard + block.payload, std::ssize(coded.payload));
     const Table alone{{{.count = block.count, .format = block.format}}, block.count, 0};
     EXPECT_EQ(payload_difference<T>(alone, sent.data(), coded.payload.data()), "");
@@ -254,10 +275,43 @@ void expect_owner_reduced(const Kernels<T>& kernels, Dice& dice, std::int32_t ra
   expect_equal(tracker_next, expected_tracker, "mean tracker");
 }
 
+TYPED_TEST(KernelCodingsTest, FormErrorIsTheDefinition) {
+  using T = TypeParam;
+  for (const auto& [target, kernels] : this->targets) {
+    for (std::uint64_t seed = 0; seed < 20; ++seed) {
+      SCOPED_TRACE(testing::Message() << target << ", seed " << seed);
+      Dice dice(seed);
+      const OwnedChunk owned = random_chunk<T>(dice, random_format);
+      const Table& chunk = owned.chunk;
+      const Residuals<T> residuals = random_residuals<T>(dice, chunk);
+      std::vector<T> error = residuals.error;
+      std::vector<T> sent = residuals.sent;
+      kernels.form_error({.blocks = owned.blocks(),
+                          .block_count = std::ssize(chunk.blocks),
+                          .error = error.data() + owned.begin,
+                          .sent = sent.data(),
+                          .begin = owned.begin},
+                         nullptr);
+      std::vector<T> expected = residuals.error;
+      for (std::size_t b = 0; b < chunk.blocks.size(); ++b) {
+        const Block& block = chunk.blocks[b];
+        const auto formed = kernel_oracle::form_error(
+            part(residuals.error, block.begin, block.count), residuals.sent[b]);
+        std::copy(formed.begin(), formed.end(), expected.begin() + block.begin);
+        if (block.count > 0) {
+          ASSERT_EQ(sent[b], 0);
+        }
+      }
+      expect_equal(error, expected, "error");
+      if (this->HasFailure()) return;
+    }
+  }
+}
+
 TYPED_TEST(KernelCodingsTest, OwnerReduceIsTheDefinition) {
   for (const auto& [target, kernels] : this->targets) {
     for (const std::int32_t ranks : {1, 2, 3, 7}) {
-      for (const Feedbacks kind : {Feedbacks::none, Feedbacks::errors, Feedbacks::tracked}) {
+      for (const Feedbacks kind : all_feedbacks) {
         for (std::uint64_t seed = 0; seed < 10; ++seed) {
           SCOPED_TRACE(testing::Message() << target << ", " << ranks << " ranks, feedback "
                                           << static_cast<int>(kind) << ", seed " << seed);

@@ -85,6 +85,9 @@ TEST(ParseCompression, ChoosesTheFeedbackAndExchangeThatACodecIsMadeFor) {
   EXPECT_EQ(parse_compression("topk", "econtrol:eta=auto").feedback.eta, std::nullopt);
   EXPECT_EQ(parse_compression("topk", "ef21").feedback.eta, 0.0);
   EXPECT_EQ(parse_compression("topk", "ef21").feedback.kind, FeedbackKind::econtrol);
+  EXPECT_EQ(parse_compression("topk", "econtrol").feedback.momentum, 0);
+  EXPECT_EQ(parse_compression("topk", "econtrol:momentum=0.95").feedback.momentum, 0.95);
+  EXPECT_EQ(parse_compression("topk", "ef21:momentum=0.9").feedback.momentum, 0.9);
 }
 
 std::string message_of(const std::string& codec, const std::string& feedback = "auto",
@@ -119,6 +122,9 @@ TEST(ParseCompression, SaysWhatIsWrongAndWhatToDo) {
   says(message_of("topk", "econtrol:eta=1.5"), "from 0 to 1");
   says(message_of("topk", "ef12"), "did you mean 'ef21'");
   says(message_of("topk", "auto", "allgather"), "did you mean 'all_gather'");
+  says(message_of("topk", "econtrol:momentum=1"), "from 0 to 0.9999");
+  EXPECT_THROW(resolve({TopK{}, {FeedbackKind::econtrol, 0.0, 1.0}}), UsageError);
+  EXPECT_THROW(resolve({TopK{}, {FeedbackKind::error_feedback, {}, 0.5}}), UsageError);
   says(message_of("bf16", "econtrol"), "choose from cast x error_feedback x two_stage");
   says(message_of("sign", "auto", "all_reduce"), "choose from sign x error_feedback x two_stage");
   says(message_of("quantize:bits=1,rounding=stochastic"), "or feedback none");

@@ -23,32 +23,45 @@ namespace {
 
 using namespace on_gpu;
 
-// What was not sent, on host and GPU: none, of error feedback, or of EControl.
+// What was not sent, on host and GPU: none, of error feedback, of EControl, or of error feedback
+// that keeps messages.
 template <typename T>
 class Residuals {
  public:
   // Of the elements [begin, end) of a bucket.
   Residuals(Dice& dice, const Table& table, std::int64_t begin, std::int64_t end)
-      : kind_(dice.below(3)),
+      : kind_(dice.below(4)),
         error_(part(random_values<T>(dice, table, Values::finite), begin, end)),
         tracker_(part(random_values<T>(dice, table, Values::finite), begin, end)),
         eta_(12),
+        sent_(table.blocks.size()),
         device_error_(error_),
         device_tracker_(tracker_),
-        device_eta_(fill(dice, eta_)) {}
+        device_eta_(fill(dice, eta_)),
+        device_sent_(fill(dice, sent_)),
+        sent_next_(sent_.size(), T{7}),
+        device_sent_next_(sent_next_) {}
 
   bool tracked() const { return kind_ == 2; }
+  bool keeps_messages() const { return kind_ == 3; }
   Residual<T> host() const {
     if (kind_ == 0) return {};
     if (kind_ == 1) return {.error = error_.data()};
+    if (keeps_messages()) return {.error = error_.data(), .sent = sent_.data()};
     return {.error = error_.data(), .tracker = tracker_.data(), .eta = eta_.data()};
   }
   Residual<T> device() {
     if (kind_ == 0) return {};
     if (kind_ == 1) return {.error = device_error_.data()};
+    if (keeps_messages()) return {.error = device_error_.data(), .sent = device_sent_.data()};
     return {.error = device_error_.data(),
             .tracker = device_tracker_.data(),
             .eta = device_eta_.data()};
+  }
+  T* host_sent_next() { return keeps_messages() ? sent_next_.data() : nullptr; }
+  T* device_sent_next() { return keeps_messages() ? device_sent_next_.data() : nullptr; }
+  void expect_equal_sent() const {
+    expect_equal("scales sent", device_sent_next_.host(), sent_next_);
   }
 
  private:
@@ -64,9 +77,13 @@ class Residuals {
   std::vector<T> error_;
   std::vector<T> tracker_;
   std::vector<T> eta_;
+  std::vector<T> sent_;
   Device<T> device_error_;
   Device<T> device_tracker_;
   Device<T> device_eta_;
+  Device<T> device_sent_;
+  std::vector<T> sent_next_;
+  Device<T> device_sent_next_;
 };
 
 template <typename T>
@@ -85,14 +102,17 @@ std::vector<char> compare_encode(Dice& dice, const Table& table) {
                      .residual = residuals.host(),
                      .payload = payload.data(),
                      .rounding_key = 0x123456789abcdef0u,
-                     .energy = energy.data()};
+                     .energy = residuals.keeps_messages() ? nullptr : energy.data(),
+                     .sent_next = residuals.host_sent_next()};
   host_kernels<T>().encode(args, nullptr);
   args.blocks = blocks.data();
   args.gradient = device_gradient.data();
   args.residual = residuals.device();
   args.payload = device_payload.data();
-  args.energy = device_energy.data();
+  args.energy = residuals.keeps_messages() ? nullptr : device_energy.data();
+  args.sent_next = residuals.device_sent_next();
   cuda_kernels<T>().encode(args, nullptr);
+  residuals.expect_equal_sent();
   expect_equal_payloads<T>("encode's payload", table, device_payload.host(), payload);
   expect_equal("encode's gradient", device_gradient.host(), gradient);
   expect_equal("encode's energy", device_energy.host(), energy);
@@ -204,7 +224,8 @@ void compare_owner_reduce(Dice& dice) {
                           .mean_tracker = tracked ? tracker.data() : nullptr,
                           .mean_tracker_next = tracked ? tracker_next.data() : nullptr,
                           .reply = reply.data(),
-                          .rounding_key = 77};
+                          .rounding_key = 77,
+                          .sent_next = residuals.host_sent_next()};
   host_kernels<T>().owner_reduce(args, nullptr);
   args.blocks = blocks.data() + (owned.blocks() - owned.bucket.blocks.data());
   args.arrived = device_arrived.data();
@@ -213,10 +234,49 @@ void compare_owner_reduce(Dice& dice) {
   args.mean_tracker = tracked ? device_tracker.data() : nullptr;
   args.mean_tracker_next = tracked ? device_tracker_next.data() : nullptr;
   args.reply = device_reply.data();
+  args.sent_next = residuals.device_sent_next();
   cuda_kernels<T>().owner_reduce(args, nullptr);
+  residuals.expect_equal_sent();
   expect_equal_payloads<T>("owner_reduce's reply", chunk, device_reply.host(), reply);
   expect_equal("owner_reduce's residual", device_next.host(), next);
   expect_equal("owner_reduce's tracker", device_tracker_next.host(), tracker_next);
+}
+
+template <typename T>
+void compare_form_error_and_average(Dice& dice, const Table& table) {
+  std::vector<T> error = random_values<T>(dice, table, Values::finite);
+  std::vector<T> momentum = random_values<T>(dice, table, Values::finite);
+  std::vector<T> next(error.size(), T{7});
+  std::vector<T> sent(table.blocks.size());
+  for (T& scale : sent) scale = dice.below(3) == 0 ? T{0} : static_cast<T>(dice.uniform());
+  Device<Block> blocks(table.blocks);
+  Device<T> device_error(error), device_momentum(momentum), device_next(next), device_sent(sent);
+  FormErrorArgs<T> form{.blocks = table.blocks.data(),
+                        .block_count = std::ssize(table.blocks),
+                        .error = error.data(),
+                        .sent = sent.data()};
+  host_kernels<T>().form_error(form, nullptr);
+  form.blocks = blocks.data();
+  form.error = device_error.data();
+  form.sent = device_sent.data();
+  cuda_kernels<T>().form_error(form, nullptr);
+  expect_equal("form_error's error", device_error.host(), error);
+  expect_equal("form_error's scales", device_sent.host(), sent);
+  AverageArgs<T> average{.blocks = table.blocks.data(),
+                         .block_count = std::ssize(table.blocks),
+                         .gradient = error.data(),
+                         .momentum = momentum.data(),
+                         .momentum_next = next.data(),
+                         .keep = static_cast<T>(0.9),
+                         .share = static_cast<T>(0.1)};
+  host_kernels<T>().average(average, nullptr);
+  average.blocks = blocks.data();
+  average.gradient = device_error.data();
+  average.momentum = device_momentum.data();
+  average.momentum_next = device_next.data();
+  cuda_kernels<T>().average(average, nullptr);
+  expect_equal("average's gradient", device_error.host(), error);
+  expect_equal("average's momentum", device_next.host(), next);
 }
 
 template <typename T>
@@ -383,6 +443,7 @@ void compare_all(const char* type) {
       const Table table = random_table<T>(dice, random_format);
       compare_all_received<T>(dice, table);
       compare_owner_reduce<T>(dice);
+      compare_form_error_and_average<T>(dice, table);
       compare_mean_and_check<T>(dice, table);
       compare_optimizers<T>(dice);
       compare_squared_norm<T>(dice);

@@ -119,12 +119,15 @@ void time_signs_and_steps(std::int64_t numel) {
   const auto packed = static_cast<double>(bytes);
 
   fmt::print("{:.1f} M elements, float, blocks of 1024\n", static_cast<double>(numel) / 1e6);
+  const std::vector<float> scales(static_cast<std::size_t>(count), 0.25F);
+  Device<float> sent(scales), sent_next(scales);
   report("encode, sign, error feedback", 3 * values + packed, [&] {
     kernels.encode({.blocks = blocks.data(),
                     .block_count = count,
                     .gradient = gradient.data(),
-                    .residual = {.error = residual.data()},
-                    .payload = payload.data()},
+                    .residual = {.error = residual.data(), .sent = sent.data()},
+                    .payload = payload.data(),
+                    .sent_next = sent_next.data()},
                    nullptr);
   });
   report("encode, sign", values + packed, [&] {
@@ -150,9 +153,10 @@ void time_signs_and_steps(std::int64_t numel) {
                                  .arrived = arrived.data(),
                                  .stride = own_bytes,
                                  .ranks = ranks,
-                                 .residual = {.error = residual.data()},
+                                 .residual = {.error = residual.data(), .sent = sent.data()},
                                  .owner_next = first.data(),
-                                 .reply = reply.data()},
+                                 .reply = reply.data(),
+                                 .sent_next = sent_next.data()},
                                 nullptr);
          });
   report("first non-finite, sign", 4 * static_cast<double>(count), [&] {

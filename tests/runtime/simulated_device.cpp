@@ -13,8 +13,10 @@ void later(const Args& args, StreamHandle stream) {
 template <typename T>
 Kernels<T> simulated_kernels() {
   constexpr auto host = &host_kernels<T>;
-  return {later<host, &Kernels<T>::encode, EncodeArgs<T>>,
+  return {later<host, &Kernels<T>::average, AverageArgs<T>>,
+          later<host, &Kernels<T>::encode, EncodeArgs<T>>,
           later<host, &Kernels<T>::owner_reduce, OwnerReduceArgs<T>>,
+          later<host, &Kernels<T>::form_error, FormErrorArgs<T>>,
           later<host, &Kernels<T>::first_non_finite, FirstNonFiniteArgs<T>>,
           later<host, &Kernels<T>::decode, DecodeArgs<T>>,
           later<host, &Kernels<T>::integrate, DecodeArgs<T>>,

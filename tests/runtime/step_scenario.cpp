@@ -88,6 +88,17 @@ std::vector<at::Tensor> weights_of(const Rank& rank) {
   return weights;
 }
 
+// A copy of the reducer's state.
+std::vector<at::Tensor> state_of(Rank& rank) {
+  struct Copies final : StateVisitor {
+    void tensor(const StateEntry& entry) override { all.push_back(entry.tensor.clone()); }
+    void counter(const std::string&, std::int64_t&) override {}
+    std::vector<at::Tensor> all;
+  } copies;
+  for (const Bucket& bucket : rank.buckets.buckets()) rank.reducer->visit(bucket, copies);
+  return copies.all;
+}
+
 bool same(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
   for (std::size_t i = 0; i < a.size(); ++i) {
     if (std::memcmp(a[i].const_data_ptr(), b[i].const_data_ptr(), a[i].nbytes()) != 0) return false;
@@ -95,9 +106,15 @@ bool same(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
   return true;
 }
 
-// The weights after each step, as threads have them in plain code (PowerSGD: with host kernels).
-std::vector<std::vector<at::Tensor>> expected_weights(std::uint64_t seed) {
-  std::vector<std::vector<at::Tensor>> weights;
+struct Expected {
+  std::vector<std::vector<at::Tensor>> weights;  // after each step
+  std::vector<std::vector<at::Tensor>> states;   // of each rank, at the end
+};
+
+// As threads have it in plain code (PowerSGD: with host kernels).
+Expected expected_results(std::uint64_t seed) {
+  Expected expected;
+  expected.states.resize(kSize);
   auto group = make_thread_group(kSize);
   const auto train = [&](Communicator& communicator) {
     Rank mine(seed);
@@ -111,20 +128,21 @@ std::vector<std::vector<at::Tensor>> expected_weights(std::uint64_t seed) {
       run_step(mine, bucket_reducer, step, [&](const at::Tensor& slot, std::size_t place) {
         write_gradient(slot.data_ptr<float>(), slot.numel(), step, rank, place);
       });
-      if (rank == 0) weights.push_back(weights_of(mine));
+      if (rank == 0) expected.weights.push_back(weights_of(mine));
     }
+    expected.states[static_cast<std::size_t>(rank)] = state_of(mine);
   };
   // Not run_ranks: it asks libtorch for threads, which a forked process has no more.
   std::vector<std::thread> threads;
   for (auto& communicator : group) threads.emplace_back([&] { train(*communicator); });
   for (auto& thread : threads) thread.join();
-  return weights;
+  return expected;
 }
 
 }  // namespace
 
 ScenarioResult step_scenario(std::uint64_t seed, const std::optional<WaitSite>& ignored) {
-  const auto expected = expected_weights(seed);
+  const auto expected = expected_results(seed);
   std::vector<std::unique_ptr<Rank>> all;
   for (int rank = 0; rank < kSize; ++rank) all.push_back(std::make_unique<Rank>(seed));
   auto group = make_thread_group(kSize);
@@ -165,7 +183,8 @@ ScenarioResult step_scenario(std::uint64_t seed, const std::optional<WaitSite>& 
           });
       // Forward of the next step reads the weights behind the optimizer.
       cuda_check(cuda, cuda.stream_synchronize(compute_stream.get()), "waiting for the weights");
-      if (problem.empty() && !same(weights_of(mine), expected[static_cast<std::size_t>(step)])) {
+      if (problem.empty() &&
+          !same(weights_of(mine), expected.weights[static_cast<std::size_t>(step)])) {
         problem = fmt::format("rank {}: the weights after step {} are not those of threads",
                               self.rank(), step);
       }
@@ -173,7 +192,12 @@ ScenarioResult step_scenario(std::uint64_t seed, const std::optional<WaitSite>& 
       const std::lock_guard lock(mutex);
       result.problems.push_back(problem);
     }
+    // The host reads what the visit shows at once.
+    const bool right = same(state_of(mine), expected.states[place]);
     cuda_check(cuda, cuda.stream_synchronize(self.stream), "waiting for the end");
+    if (right) return;
+    const std::lock_guard lock(mutex);
+    result.problems.push_back(fmt::format("rank {}: the state is not that of threads", place));
   });
   for (const std::string& error : errors) {
     if (!error.empty()) result.problems.push_back(error);

@@ -41,6 +41,12 @@ THINWIRE_BODY Row<BitsOf<T>> magnitude_bits(const Row<T>& a) {
   return bits_of(magnitude(a));
 }
 
+// What is left of a message that was sent as its signs times `scale`.
+template <typename T>
+THINWIRE_BODY Row<T> unsent(const Row<T>& message, T scale) {
+  return message - select(less(message, zeros<T>()), fill<T>(-scale), fill<T>(scale));
+}
+
 // ---- What becomes of the message ----
 //
 // `only` forms the message of a row and `keep` keeps what `again`, any number of times, needs to
@@ -74,6 +80,24 @@ struct NoFeedback {
   THINWIRE_BODY void absorb(Place, const Row<T>&, const Row<T>&) {}
 };
 
+// Momentum, which is no feedback but reads memory as one.
+template <typename T>
+struct Averaged {
+  const T* gradient;
+  const T* momentum;
+  T keep;
+  T share;
+  template <typename Place>
+  THINWIRE_BODY Row<T> only(Place row) {
+    return fill(keep) * load_constant(momentum, row) + fill(share) * load(gradient, row);
+  }
+  template <typename Place>
+  THINWIRE_BODY void expect(Place row, std::int64_t ahead) const {
+    fetch(gradient, moved(row, ahead));
+    fetch(momentum, moved(row, ahead));
+  }
+};
+
 template <typename T>
 struct ErrorFeedback {
   static constexpr bool message_stays = true;
@@ -105,6 +129,32 @@ struct ErrorFeedback {
   template <typename Place>
   THINWIRE_BODY void absorb(Place row, const Row<T>& message, const Row<T>& decoded) {
     store(gradient, row, message - decoded);
+  }
+};
+
+// Error feedback that keeps messages and the scales they were sent with (Residual::sent): nothing
+// is left to absorb.
+template <typename T>
+struct KeptMessages {
+  T* gradient;
+  const T* error;
+  T sent;
+  T* sent_next;
+  template <typename Place>
+  THINWIRE_BODY Row<T> only(Place row) {
+    // Lanes that are not there stay zero: they count in the scale's sum.
+    const Row<T> left = there(row, unsent(load_constant(error, row), sent), zeros<T>());
+    return load(gradient, row) + left;
+  }
+  template <typename Place>
+  THINWIRE_BODY void keep(Place row, const Row<T>& message) {
+    store(gradient, row, message);
+  }
+  template <typename Place>
+  THINWIRE_BODY Row<T> first(Place row) {
+    const Row<T> message = only(row);
+    keep(row, message);
+    return message;
   }
 };
 
@@ -196,24 +246,45 @@ THINWIRE_WHOLE_BODY void code_raw(const Task<T>& task, Feedback feedback) {
 
 // ---- sign ----
 
+template <SignScale kind, typename T>
+THINWIRE_BODY Row<T> share_of_scale(const Row<T>& m) {
+  if constexpr (kind == SignScale::l1) {
+    return magnitude(m);
+  } else {
+    return m * m;
+  }
+}
+
+template <SignScale kind, typename T>
+THINWIRE_BODY T scale_of(const Row<T>& shares, std::int64_t count) {
+  T scale = sum_of_lanes(shares) / static_cast<T>(count);
+  if constexpr (kind == SignScale::rms) scale = square_root(scale);
+  if (!finite(scale)) return not_finite<T>;
+  return scale < smallest_normal<T> ? 0 : scale;
+}
+
+template <SignScale kind, typename T>
+THINWIRE_WHOLE_BODY void code_sign(const Task<T>& task, KeptMessages<T> feedback) {
+  Messages<T, KeptMessages<T>> messages(feedback, task.count);
+  Row<T> shares = zeros<T>();
+  BitsWriter bits(task.payload + sizeof(T));
+  messages.first([&](auto row, const Row<T>& m) {
+    shares = shares + share_of_scale<kind>(m);
+    bits.append(row, ~ballot(less(m, zeros<T>()), row) & lanes_there(row));
+  });
+  const T scale = scale_of<kind>(shares, task.count);
+  once([&] {
+    store_one(task.payload, scale);
+    *feedback.sent_next = scale;
+  });
+}
+
 template <SignScale kind, typename T, typename Feedback>
 THINWIRE_WHOLE_BODY void code_sign(const Task<T>& task, Feedback feedback) {
   Messages<T, Feedback> messages(feedback, task.count);
-  Row<T> sums = zeros<T>();
-  messages.first([&](auto, const Row<T>& m) {
-    if constexpr (kind == SignScale::l1) {
-      sums = sums + magnitude(m);
-    } else {
-      sums = sums + m * m;
-    }
-  });
-  T scale = sum_of_lanes(sums) / static_cast<T>(task.count);
-  if constexpr (kind == SignScale::rms) scale = square_root(scale);
-  if (!finite(scale)) {
-    scale = not_finite<T>;
-  } else if (scale < smallest_normal<T>) {
-    scale = 0;
-  }
+  Row<T> shares = zeros<T>();
+  messages.first([&](auto, const Row<T>& m) { shares = shares + share_of_scale<kind>(m); });
+  const T scale = scale_of<kind>(shares, task.count);
   once([&] { store_one(task.payload, scale); });
   BitsWriter bits(task.payload + sizeof(T));
   const Row<T> plus = fill<T>(scale);
@@ -753,6 +824,20 @@ THINWIRE_BODY void hold(std::int64_t count, T* to, const T* from) {
   rows(count, [&](auto row) { store(to, row, load(from, row)); });
 }
 
+template <typename T>
+THINWIRE_BODY void average(const AverageArgs<T>& args, const Block& block) {
+  const T* momentum = args.momentum + block.begin;
+  T* next = args.momentum_next + block.begin;
+  if (block.format.coding == Coding::held) return hold(block.count, next, momentum);
+  T* gradient = args.gradient + block.begin;
+  Averaged<T> averaged{gradient, momentum, args.keep, args.share};
+  Messages<T, Averaged<T>> averages(averaged, block.count);
+  averages.only([&](auto row, const Row<T>& mean) {
+    store(next, row, mean);
+    store(gradient, row, mean);
+  });
+}
+
 // payload := code(m), gradient := next, by the block's coding.
 template <typename T, typename Feedback>
 THINWIRE_BODY void code(const Task<T>& task, const Feedback& feedback) {
@@ -782,26 +867,46 @@ THINWIRE_BODY void code(const Task<T>& task, const Feedback& feedback) {
   }
 }
 
-// The residual begins with the block's first element.
+// The residual begins with the block's first element, and `sent_next` is the block's.
 template <typename T>
 THINWIRE_BODY void code(const Task<T>& task, T* gradient, const Residual<T>& residual,
-                        std::int32_t slice) {
+                        std::int32_t slice, T* sent_next) {
   if (residual.error == nullptr) return code(task, NoFeedback<T>{gradient});
-  if (residual.tracker == nullptr) return code(task, ErrorFeedback<T>{gradient, residual.error});
+  if (residual.tracker == nullptr) {
+    if (residual.sent != nullptr && task.format.coding == Coding::sign) {
+      const KeptMessages<T> kept{gradient, residual.error, *residual.sent, sent_next};
+      return task.format.scale == SignScale::l1 ? code_sign<SignScale::l1>(task, kept)
+                                                : code_sign<SignScale::rms>(task, kept);
+    }
+    return code(task, ErrorFeedback<T>{gradient, residual.error});
+  }
   code(task, Tracked<T>{gradient, residual.error, residual.tracker, residual.eta[slice]});
 }
 
+// The residual of block `index`, which begins with element `begin`.
 template <typename T>
-THINWIRE_BODY Residual<T> from_element(const Residual<T>& residual, std::int64_t begin) {
+THINWIRE_BODY Residual<T> residual_of(const Residual<T>& residual, std::int64_t begin,
+                                      std::int64_t index) {
   return {residual.error == nullptr ? nullptr : residual.error + begin,
-          residual.tracker == nullptr ? nullptr : residual.tracker + begin, residual.eta};
+          residual.tracker == nullptr ? nullptr : residual.tracker + begin, residual.eta,
+          residual.sent == nullptr ? nullptr : residual.sent + index};
+}
+
+// The block's place in a list of one per block of the table; 0 is put there, which codings that
+// keep no message leave.
+template <typename T>
+THINWIRE_BODY T* sent_next_of(T* all, std::int64_t index) {
+  if (all == nullptr) return nullptr;
+  once([&] { all[index] = 0; });
+  return all + index;
 }
 
 template <typename T>
 THINWIRE_BODY void encode(const EncodeArgs<T>& args, const Block& block, std::int64_t index,
                           Scratch& scratch) {
   T* gradient = args.gradient + block.begin;
-  const Residual<T> residual = from_element(args.residual, block.begin);
+  const Residual<T> residual = residual_of(args.residual, block.begin, index);
+  T* sent_next = sent_next_of(args.sent_next, index);
   T* energy = args.energy == nullptr ? nullptr : args.energy + 2 * index;
   if (block.format.coding == Coding::held) {
     if (residual.error != nullptr) hold(block.count, gradient, residual.error);
@@ -812,15 +917,16 @@ THINWIRE_BODY void encode(const EncodeArgs<T>& args, const Block& block, std::in
   }
   code(Task<T>{block.format, block.count, args.payload + block.payload, args.rounding_key,
                block.begin, energy, &scratch},
-       gradient, residual, block.slice);
+       gradient, residual, block.slice, sent_next);
 }
 
 template <typename T>
 THINWIRE_BODY void owner_reduce(const OwnerReduceArgs<T>& args, const Block& block,
-                                Scratch& scratch) {
+                                std::int64_t index, Scratch& scratch) {
   const std::int64_t place = block.begin - args.chunk_begin;
   const std::int64_t payload = block.payload - args.payload_begin;
-  const Residual<T> residual = from_element(args.residual, place);
+  const Residual<T> residual = residual_of(args.residual, place, index);
+  T* sent_next = sent_next_of(args.sent_next, index);
   T* next = args.owner_next + place;
   const T* tracker = args.mean_tracker == nullptr ? nullptr : args.mean_tracker + place;
   T* tracker_next = args.mean_tracker == nullptr ? nullptr : args.mean_tracker_next + place;
@@ -842,7 +948,18 @@ THINWIRE_BODY void owner_reduce(const OwnerReduceArgs<T>& args, const Block& blo
   }
   code(Task<T>{block.format, block.count, args.reply + payload, args.rounding_key, block.begin,
                nullptr, &scratch},
-       next, residual, block.slice);
+       next, residual, block.slice, sent_next);
+}
+
+template <typename T>
+THINWIRE_BODY void form_error(const FormErrorArgs<T>& args, const Block& block,
+                              std::int64_t index) {
+  const T sent = args.sent[index];
+  if (sent == 0) return;
+  T* error = args.error + (block.begin - args.begin);
+  rows(block.count, [&](auto row) { store(error, row, unsent(load(error, row), sent)); });
+  meet();
+  once([&] { args.sent[index] = 0; });
 }
 
 template <typename T>

@@ -17,8 +17,10 @@ void launch::check_launched(int code) {
 
 template <typename T>
 Kernels<T> cuda_kernels() {
-  return {launch::checked<launch::encode<T>, EncodeArgs<T>>,
+  return {launch::checked<launch::average<T>, AverageArgs<T>>,
+          launch::checked<launch::encode<T>, EncodeArgs<T>>,
           launch::checked<launch::owner_reduce<T>, OwnerReduceArgs<T>>,
+          launch::checked<launch::form_error<T>, FormErrorArgs<T>>,
           launch::checked<launch::first_non_finite<T>, FirstNonFiniteArgs<T>>,
           launch::checked<launch::decode<T>, DecodeArgs<T>>,
           launch::checked<launch::integrate<T>, DecodeArgs<T>>,

@@ -33,6 +33,10 @@ __device__ void for_each_block(const Args& args, Body body) {
 }
 
 template <typename T>
+__global__ void __launch_bounds__(threads, groups_together) average_kernel(AverageArgs<T> args) {
+  for_each_block(args, [&](const Block& block, std::int64_t) { on_device::average(args, block); });
+}
+template <typename T>
 __global__ void __launch_bounds__(threads, groups_that_encode) encode_kernel(EncodeArgs<T> args) {
   for_each_block(args, [&](const Block& block, std::int64_t b) {
     on_device::Scratch none;
@@ -42,10 +46,16 @@ __global__ void __launch_bounds__(threads, groups_that_encode) encode_kernel(Enc
 template <typename T>
 __global__ void __launch_bounds__(threads, groups_together)
     owner_reduce_kernel(OwnerReduceArgs<T> args) {
-  for_each_block(args, [&](const Block& block, std::int64_t) {
+  for_each_block(args, [&](const Block& block, std::int64_t b) {
     on_device::Scratch none;
-    on_device::owner_reduce(args, block, none);
+    on_device::owner_reduce(args, block, b, none);
   });
+}
+template <typename T>
+__global__ void __launch_bounds__(threads, groups_together)
+    form_error_kernel(FormErrorArgs<T> args) {
+  for_each_block(
+      args, [&](const Block& block, std::int64_t b) { on_device::form_error(args, block, b); });
 }
 template <typename T>
 __global__ void __launch_bounds__(threads, groups_together)
@@ -82,12 +92,20 @@ int run(void (*kernel)(Args), const Args& args, StreamHandle stream) {
 namespace launch {
 
 template <typename T>
+int average(const AverageArgs<T>& args, StreamHandle stream) {
+  return run(average_kernel<T>, args, stream);
+}
+template <typename T>
 int encode(const EncodeArgs<T>& args, StreamHandle stream) {
   return run(encode_kernel<T>, args, stream);
 }
 template <typename T>
 int owner_reduce(const OwnerReduceArgs<T>& args, StreamHandle stream) {
   return run(owner_reduce_kernel<T>, args, stream);
+}
+template <typename T>
+int form_error(const FormErrorArgs<T>& args, StreamHandle stream) {
+  return run(form_error_kernel<T>, args, stream);
 }
 template <typename T>
 int first_non_finite(const FirstNonFiniteArgs<T>& args, StreamHandle stream) {

@@ -25,6 +25,10 @@ void each_block(const Args& args, Body body) {
 }
 
 template <typename T>
+void run_average(const AverageArgs<T>& args, StreamHandle) {
+  each_block(args, [&](const Block& block, std::int64_t) { average(args, block); });
+}
+template <typename T>
 void run_encode(const EncodeArgs<T>& args, StreamHandle) {
   Scratch scratch(args.blocks, args.block_count, T{});
   each_block(args, [&](const Block& block, std::int64_t b) { encode(args, block, b, scratch); });
@@ -32,7 +36,12 @@ void run_encode(const EncodeArgs<T>& args, StreamHandle) {
 template <typename T>
 void run_owner_reduce(const OwnerReduceArgs<T>& args, StreamHandle) {
   Scratch scratch(args.blocks, args.block_count, T{});
-  each_block(args, [&](const Block& block, std::int64_t) { owner_reduce(args, block, scratch); });
+  each_block(args,
+             [&](const Block& block, std::int64_t b) { owner_reduce(args, block, b, scratch); });
+}
+template <typename T>
+void run_form_error(const FormErrorArgs<T>& args, StreamHandle) {
+  each_block(args, [&](const Block& block, std::int64_t b) { form_error(args, block, b); });
 }
 template <typename T>
 void run_first_non_finite(const FirstNonFiniteArgs<T>& args, StreamHandle) {
@@ -53,8 +62,8 @@ void run_mean_and_check(const MeanAndCheckArgs<T>& args, StreamHandle) {
 
 template <typename T>
 Kernels<T> kernels() {
-  return {run_encode<T>, run_owner_reduce<T>, run_first_non_finite<T>,
-          run_decode<T>, run_integrate<T>,    run_mean_and_check<T>};
+  return {run_average<T>,          run_encode<T>, run_owner_reduce<T>, run_form_error<T>,
+          run_first_non_finite<T>, run_decode<T>, run_integrate<T>,    run_mean_and_check<T>};
 }
 
 }  // namespace thinwire::HWY_NAMESPACE

@@ -35,11 +35,29 @@ struct Block {
 // What was not sent, and is part of later messages. `d` is what the payload decodes to.
 //   tracker null, error feedback:  message m = g + e,            next = m - d
 //   with a tracker h, EControl:    message m = (eta e + g) - h,  next = ((e + g) - h) - d
+//
+// Error feedback of Coding::sign may keep its messages instead: d has m's signs and the scale s, so
+// that e = m - s or m + s is formed where it is needed. A block is then coded in one pass instead
+// of two, with equal bits.
 template <typename T>
 struct Residual {
   const T* error = nullptr;    // e; null: no feedback, m = g, and nothing is kept
   const T* tracker = nullptr;  // h
   const T* eta = nullptr;      // with a tracker: one per slice of the bucket
+  // Null, or s of each block of the table, where `error` has the block's last m; 0: it has e.
+  const T* sent = nullptr;
+};
+
+// gradient := momentum_next := keep * momentum + share * gradient. A held block's momentum stays.
+template <typename T>
+struct AverageArgs {
+  const Block* blocks = nullptr;
+  std::int64_t block_count = 0;
+  T* gradient = nullptr;  // the bucket's, as the next two are
+  const T* momentum = nullptr;
+  T* momentum_next = nullptr;
+  T keep = 0;
+  T share = 1;
 };
 
 // payload := code(m), and gradient := next (it stays where there is no feedback). A held block is
@@ -54,6 +72,8 @@ struct EncodeArgs {
   std::uint64_t rounding_key = 0;
   // Null, or two sums per block of the table: of m^2, and of (m - d)^2. 0 for held and raw blocks.
   T* energy = nullptr;
+  // With residual.sent, of the next step; gradient := m where it is not 0. Without energy.
+  T* sent_next = nullptr;
 };
 
 // For the blocks of the chunk that this rank owns, all but `blocks` relative to the chunk's start:
@@ -77,6 +97,17 @@ struct OwnerReduceArgs {
   T* mean_tracker_next = nullptr;
   char* reply = nullptr;  // the packed chunk
   std::uint64_t rounding_key = 0;
+  T* sent_next = nullptr;  // as of EncodeArgs; owner_next := m
+};
+
+// error := e, and sent := 0.
+template <typename T>
+struct FormErrorArgs {
+  const Block* blocks = nullptr;
+  std::int64_t block_count = 0;
+  T* error = nullptr;  // of Residual, as `sent` is
+  T* sent = nullptr;
+  std::int64_t begin = 0;  // elements from the bucket's start to the first of `error`
 };
 
 // flag := min(flag, the index of every slice with a block whose payload is not finite).
@@ -118,8 +149,10 @@ struct MeanAndCheckArgs {
 // One instance of every kernel; T is float or double. A simulator may put its own functions here.
 template <typename T>
 struct Kernels {
+  void (*average)(const AverageArgs<T>& args, StreamHandle stream);
   void (*encode)(const EncodeArgs<T>& args, StreamHandle stream);
   void (*owner_reduce)(const OwnerReduceArgs<T>& args, StreamHandle stream);
+  void (*form_error)(const FormErrorArgs<T>& args, StreamHandle stream);
   void (*first_non_finite)(const FirstNonFiniteArgs<T>& args, StreamHandle stream);
   void (*decode)(const DecodeArgs<T>& args, StreamHandle stream);
   void (*integrate)(const DecodeArgs<T>& args, StreamHandle stream);

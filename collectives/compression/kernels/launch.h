@@ -7,9 +7,13 @@
 namespace thinwire::launch {
 
 template <typename T>
+int average(const AverageArgs<T>& args, StreamHandle stream);
+template <typename T>
 int encode(const EncodeArgs<T>& args, StreamHandle stream);
 template <typename T>
 int owner_reduce(const OwnerReduceArgs<T>& args, StreamHandle stream);
+template <typename T>
+int form_error(const FormErrorArgs<T>& args, StreamHandle stream);
 template <typename T>
 int first_non_finite(const FirstNonFiniteArgs<T>& args, StreamHandle stream);
 template <typename T>

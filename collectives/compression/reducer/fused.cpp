@@ -34,6 +34,12 @@ const T* data_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
 }
 
+// Of a list of one number per block.
+template <typename T>
+T* from_block(const at::Tensor& list, std::int64_t block) {
+  return list.defined() ? list.data_ptr<T>() + block : nullptr;
+}
+
 }  // namespace
 
 FusedReducer::FusedReducer(const CompressionOptions& options, std::unique_ptr<Codec> codec,
@@ -76,6 +82,7 @@ void FusedReducer::lay_out_blocks(const Bucket& bucket, Path& here) {
   std::vector<bool> frozen;
   for (const Slice& slice : bucket.slices) frozen.push_back(slice.frozen);
   if (here.table.filled() && frozen == here.frozen) return;
+  form_errors(here);
   here.frozen = frozen;
 
   std::vector<std::vector<Block>> of_owner;
@@ -141,6 +148,36 @@ void FusedReducer::lay_out_blocks(const Bucket& bucket, Path& here) {
   here.largest_block = 0;
   for (const Block& block : table) here.largest_block = std::max(here.largest_block, block.count);
   here.coded.reset();
+  if (!keeps_messages() || here.sent.now.defined()) return;
+  // As many as blocks, whatever is frozen.
+  const auto scales = [&] {
+    at::Tensor list =
+        at::empty({static_cast<std::int64_t>(table.size())}, bucket.gradient.options());
+    launch_.queue->fill(list.data_ptr(), 0, list.nbytes());
+    return list;
+  };
+  here.sent = {scales(), scales()};
+  if (has_owners()) here.owner_sent = {scales(), scales()};
+}
+
+void FusedReducer::form_errors(Path& here) {
+  const auto form = [&](Sent& sent, at::Tensor& residual, std::int64_t begin, std::int64_t first,
+                        std::int64_t count) {
+    if (!sent.now.defined()) return;
+    with_type(here.dtype, [&]<typename T>(T) {
+      launch_.kernels<T>().form_error({.blocks = here.table.data() + first,
+                                       .block_count = count,
+                                       .error = residual.data_ptr<T>(),
+                                       .sent = sent.now.data_ptr<T>() + first,
+                                       .begin = begin},
+                                      launch_.queue->stream());
+    });
+  };
+  form(here.sent, here.state.residual, 0, 0, here.table.size());
+  for (const Segment& segment : here.segments) {
+    form(here.owner_sent, here.state.owner_residual, owned(here).begin, segment.own_first_block,
+         segment.own_block_count);
+  }
 }
 
 // Scratch, kept from step to step.
@@ -243,10 +280,12 @@ void FusedReducer::stage_compressed(Bucket& bucket, Path& here, Communicator& co
          .gradient = bucket.gradient.data_ptr<T>(),
          .residual = {.error = data_or_null<T>(here.state.residual),
                       .tracker = data_or_null<T>(here.state.tracker),
-                      .eta = data_or_null<T>(here.state.eta)},
+                      .eta = data_or_null<T>(here.state.eta),
+                      .sent = from_block<T>(here.sent.now, segment.first_block)},
          .payload = bytes_of(here.messages),
          .rounding_key = keys.worker,
-         .energy = here.measured ? here.measured->energy<T>(segment.first_block) : nullptr},
+         .energy = here.measured ? here.measured->energy<T>(segment.first_block) : nullptr,
+         .sent_next = from_block<T>(here.sent.next, segment.first_block)},
         launch_.queue->stream());
     const at::Tensor message = here.messages.narrow(0, segment.begin, segment.total);
     InFlight next{&here, &segment, keys.owner, nullptr};
@@ -290,13 +329,15 @@ void FusedReducer::reduce_oldest(Communicator& communicator) {
                     .tracker = here.state.tracker.defined()
                                    ? here.state.estimate.const_data_ptr<T>() + begin
                                    : nullptr,
-                    .eta = data_or_null<T>(here.state.eta)},
+                    .eta = data_or_null<T>(here.state.eta),
+                    .sent = from_block<T>(here.owner_sent.now, segment.own_first_block)},
        .owner_next = here.owner_next.data_ptr<T>(),
        .mean_tracker = data_or_null<T>(here.state.mean_tracker),
        .mean_tracker_next =
            here.state.tracker.defined() ? here.mean_tracker_next.data_ptr<T>() : nullptr,
        .reply = bytes_of(here.reply) + segment.own_sent,
-       .rounding_key = next.owner_key},
+       .rounding_key = next.owner_key,
+       .sent_next = from_block<T>(here.owner_sent.next, segment.own_first_block)},
       launch_.queue->stream());
   next.work = communicator.all_gather(here.received.narrow(0, segment.begin, segment.total),
                                       here.reply.narrow(0, segment.own_sent, own), segment.bytes);
@@ -396,6 +437,8 @@ void FusedReducer::commit_compressed(Bucket& bucket, Path& here) {
   if (here.state.residual.defined()) {
     std::swap(bucket.gradient, here.state.residual);
     std::swap(here.state.owner_residual, here.owner_next);
+    std::swap(here.sent.now, here.sent.next);
+    std::swap(here.owner_sent.now, here.owner_sent.next);
   }
   if (here.decoding == Decoding::by_reader) {
     bucket.coded = here.coded;
@@ -440,7 +483,12 @@ void FusedReducer::commit_compressed(Bucket& bucket, Path& here) {
 void FusedReducer::rollback(Bucket&) {}
 
 void FusedReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
-  const Path& here = path(bucket);
+  Path& here = path(bucket);
+  if (here.sent.now.defined()) {
+    form_errors(here);
+    // The visitor reads them by another queue, or from the host.
+    launch_.queue->synchronize(Clock::now() + here.timeout);
+  }
   const EControlState& state = here.state;
   if (state.tracker.defined()) {
     visit_econtrol(bucket, state, here.measured ? EtaKind::measured : EtaKind::fixed, visitor);

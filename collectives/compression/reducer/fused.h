@@ -51,6 +51,11 @@ class FusedReducer final : public GradientReducer {
     std::int64_t total = 0;
   };
 
+  // One scale per block of the table; undefined where the residuals are what was not sent.
+  struct Sent {
+    at::Tensor now, next;
+  };
+
   // When what came back is decoded.
   enum class Decoding {
     on_arrival,  // while the rest is on the wire, to memory that is of no use after a rollback
@@ -72,6 +77,8 @@ class FusedReducer final : public GradientReducer {
     std::int64_t own_bytes = 0;  // of them, of the blocks that this rank owns
     // Error feedback has the residuals alone, no feedback nothing.
     EControlState state;
+    // What the residuals were sent with, and will have been (Residual::sent): where that pays.
+    Sent sent, owner_sent;
     std::optional<MeasuredEta> measured;
     // From the stage to the commit.
     at::Tensor owner_next, mean_tracker_next;
@@ -101,11 +108,17 @@ class FusedReducer final : public GradientReducer {
 
   Path& path(const Bucket& bucket);
   bool has_owners() const { return options_.exchange != ExchangeKind::all_gather; }
+  bool keeps_messages() const {
+    return options_.feedback.kind == FeedbackKind::error_feedback &&
+           std::holds_alternative<Sign>(options_.codec);
+  }
   // The part of the bucket that this rank owns.
   Range owned(const Path& here) const {
     return has_owners() ? here.chunks[here.rank].range() : Range{};
   }
   void lay_out_blocks(const Bucket& bucket, Path& here);
+  // The residuals become what was not sent.
+  void form_errors(Path& here);
   void reserve_buffers(const Bucket& bucket, Path& here);
   Decoding decoding_of(const Path& here, EstimateForm form) const;
   void prepare_decoding(const Bucket& bucket, Path& here);

@@ -55,7 +55,7 @@ class GradientReducer {
   // Ends what the stages of this step have left in flight.
   virtual void settle(Communicator& communicator) = 0;
   // After `settle`: a parameter for which some rank's quantity was NaN or infinite, if there is
-  // one; the same answer on every rank. On a device this is the only call that makes the host wait.
+  // one; the same answer on every rank. On a device only this call and `visit` make the host wait.
   virtual std::optional<std::string> non_finite(const Bucket& bucket) = 0;
   // May exchange `bucket.gradient`'s storage with its own.
   virtual void commit(Bucket& bucket) = 0;

@@ -1,0 +1,96 @@
+#include "collectives/compression/reducer/momentum.h"
+
+#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "collectives/compression/codec/typed.h"
+#include "runtime/base/error.h"
+
+namespace thinwire {
+namespace {
+
+constexpr std::int64_t kBlock = 1024;  // values; of a size that suits a GPU
+
+}  // namespace
+
+MomentumReducer::MomentumReducer(std::unique_ptr<GradientReducer> inner, double momentum,
+                                 const ReducerLaunch& launch)
+    : inner_(std::move(inner)), momentum_(momentum), launch_(launch) {
+  check(momentum > 0 && momentum < 1, "momentum is between 0 and 1");
+}
+
+MomentumReducer::Path& MomentumReducer::path(const Bucket& bucket) {
+  const auto found = paths_.find(bucket.index);
+  check(found != paths_.end(), "the bucket was prepared");
+  return found->second;
+}
+
+void MomentumReducer::prepare(const Bucket& bucket, int rank, int size) {
+  inner_->prepare(bucket, rank, size);
+  Path here;
+  for (const SlicePlan& slice : inner_->plan(bucket)) here.compressed.push_back(slice.compressed);
+  here.momentum = at::zeros_like(bucket.gradient);
+  here.next = at::zeros_like(bucket.gradient);
+  paths_.insert_or_assign(bucket.index, std::move(here));
+}
+
+void MomentumReducer::lay_out(const Bucket& bucket, Path& here) {
+  std::vector<bool> frozen;
+  for (const Slice& slice : bucket.slices) frozen.push_back(slice.frozen);
+  if (here.table.filled() && frozen == here.frozen) return;
+  here.frozen = frozen;
+  std::vector<Block> table;
+  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+    if (!here.compressed[i]) continue;
+    const Slice& slice = bucket.slices[i];
+    for (std::int64_t done = 0; done < slice.numel; done += kBlock) {
+      Block block;
+      block.begin = slice.offset + done;
+      block.count = static_cast<std::int32_t>(std::min(kBlock, slice.numel - done));
+      block.slice = static_cast<std::int32_t>(i);
+      if (frozen[i]) block.format.coding = Coding::held;
+      table.push_back(block);
+    }
+  }
+  here.table.fill(table, bucket.gradient, *launch_.queue);
+}
+
+void MomentumReducer::stage(Bucket& bucket, Communicator& communicator, const StepContext& step) {
+  Path& here = path(bucket);
+  lay_out(bucket, here);
+  const double keep = step.transmission == Transmission::dense ? 0 : momentum_;
+  with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
+    launch_.kernels<T>().average({.blocks = here.table.data(),
+                                  .block_count = here.table.size(),
+                                  .gradient = bucket.gradient.data_ptr<T>(),
+                                  .momentum = here.momentum.const_data_ptr<T>(),
+                                  .momentum_next = here.next.data_ptr<T>(),
+                                  .keep = static_cast<T>(keep),
+                                  .share = static_cast<T>(1 - keep)},
+                                 launch_.queue->stream());
+  });
+  inner_->stage(bucket, communicator, step);
+}
+
+void MomentumReducer::commit(Bucket& bucket) {
+  inner_->commit(bucket);
+  Path& here = path(bucket);
+  std::swap(here.momentum, here.next);
+}
+
+void MomentumReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
+  inner_->visit(bucket, visitor);
+  const Path& here = path(bucket);
+  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+    if (!here.compressed[i]) continue;
+    const Slice& slice = bucket.slices[i];
+    visitor.tensor(
+        {.name = "momentum/" + slice.name,
+         .kind = StateKind::averaged,
+         .tensor = here.momentum.narrow(0, slice.offset, slice.numel).view(slice.shape)});
+  }
+}
+
+}  // namespace thinwire
