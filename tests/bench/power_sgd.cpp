@@ -113,13 +113,17 @@ void run(const char* name, const std::vector<Size>& sizes, std::int64_t rank, in
       });
     };
     each("M = g + e, P = M Q", [&](const LowRankShape& shape, float* g, float* e) {
-      project_left(shape, g, e, right.data(), left.data());
+      project_left(shape, g, LowRankOwed<float>{e}, right.data(), left.data());
+    });
+    each("e formed there", [&](const LowRankShape& shape, float* g, float* e) {
+      project_left(shape, g, LowRankOwed<float>{e, values.data(), values.data()}, right.data(),
+                   left.data());
     });
     each("Q = M^T P", [&](const LowRankShape& shape, float* g, float*) {
       project_right(shape, g, left.data(), right.data());
     });
-    each("P Q^T and M - P Q^T", [&](const LowRankShape& shape, float* g, float* e) {
-      split_matrix(shape, left.data(), right.data(), values.data(), g, e);
+    each("P Q^T", [&](const LowRankShape& shape, float*, float* e) {
+      multiply_factors(shape, left.data(), right.data(), e);
     });
     std::copy_n(values.data(), n, gradient);
     std::copy_n(values.data(), right.size(), right.data());

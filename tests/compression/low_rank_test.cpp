@@ -115,18 +115,27 @@ void check_shape(const LowRankShape& shape) {
   const std::vector<T> q = draws<T>(rank * columns, 3);
   const std::vector<T> p = draws<T>(rank * rows, 4);
   const std::vector<T> own = draws<T>(rank * columns, 5);
-  std::vector<T> m = gradient;
-  for (std::size_t i = 0; i < m.size(); ++i) m[i] += residual[i];
   const std::vector<T> estimate = plain.product(p, q);
-  std::vector<T> next = plain.product(p, own);
-  for (std::size_t i = 0; i < m.size(); ++i) next[i] = m[i] - next[i];
+  const std::vector<T> sent = plain.product(p, own);
+  std::vector<T> unsent = residual;
+  for (std::size_t i = 0; i < unsent.size(); ++i) unsent[i] -= sent[i];
+  const auto gradient_and = [&](std::vector<T> owed) {
+    for (std::size_t i = 0; i < owed.size(); ++i) owed[i] = gradient[i] + owed[i];
+    return owed;
+  };
 
   std::vector<T> matrix = gradient;
   std::vector<T> left(p.size());
-  project_left(shape, matrix.data(), static_cast<const T*>(nullptr), q.data(), left.data());
+  project_left(shape, matrix.data(), LowRankOwed<T>{}, q.data(), left.data());
   EXPECT_TRUE(same_bits(matrix, gradient));
   EXPECT_TRUE(same_bits(left, plain.left(gradient, q)));
-  project_left(shape, matrix.data(), residual.data(), q.data(), left.data());
+  project_left(shape, matrix.data(), LowRankOwed<T>{residual.data()}, q.data(), left.data());
+  EXPECT_TRUE(same_bits(matrix, gradient_and(residual)));
+  EXPECT_TRUE(same_bits(left, plain.left(gradient_and(residual), q)));
+  matrix = gradient;
+  project_left(shape, matrix.data(), LowRankOwed<T>{residual.data(), p.data(), own.data()},
+               q.data(), left.data());
+  const std::vector<T> m = gradient_and(unsent);
   EXPECT_TRUE(same_bits(matrix, m));
   EXPECT_TRUE(same_bits(left, plain.left(m, q)));
 
@@ -137,10 +146,9 @@ void check_shape(const LowRankShape& shape) {
   std::vector<T> into(m.size(), T{7});
   multiply_factors(shape, p.data(), q.data(), into.data());
   EXPECT_TRUE(same_bits(into, estimate));
-  std::fill(into.begin(), into.end(), T{7});
-  split_matrix(shape, p.data(), q.data(), own.data(), matrix.data(), into.data());
-  EXPECT_TRUE(same_bits(into, estimate));
-  EXPECT_TRUE(same_bits(matrix, next));
+  into = residual;
+  subtract_product(shape, p.data(), own.data(), into.data());
+  EXPECT_TRUE(same_bits(into, unsent));
 }
 
 TEST(LowRank, HasTheSameBitsWithAllVectors) {

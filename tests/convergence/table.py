@@ -56,8 +56,17 @@ METHODS = {
     "int4, max-min": "--compressor quantize:bits=4,grid=max_min",
     "topk": "--compressor topk:density=0.01",
     "topk, EControl": "--compressor topk:density=0.01 --feedback econtrol",
+    "topk, EControl, momentum": "--compressor topk:density=0.01 "
+                                "--feedback econtrol:eta=0.01,momentum=0.9",
     "powersgd": "--compressor powersgd:rank=4",
 }
+# EControl sends a coordinate of top-k 1 % every hundredth step or so: more and smaller steps.
+SMALL_STEPS = [DENSE, "topk", "topk, EControl", "topk, EControl, momentum"]
+EXPERIMENTS["convnet-small-steps"] = {
+    "title": "convnet on Fashion-MNIST, 4 ranks, 6 epochs of small steps", "score": "accuracy",
+    "methods": SMALL_STEPS,
+    "arguments": "--ranks 4 --model convnet --data fashion-mnist --batch-size 16 --epochs 6 "
+                 "--lr 0.25 --lr-schedule cosine:warmup=400"}
 
 PARTITION = "--partition by_label"
 HETEROGENEOUS_EXPERIMENTS = {
@@ -113,6 +122,12 @@ def command_of(experiment, method_arguments, seed):
     return f"{experiment['arguments']} {method_arguments} --seed {seed}"
 
 
+def methods_of(experiment, methods):
+    """Those that the experiment is made with: all, or the ones that it names."""
+    return {method: arguments for method, arguments in methods.items()
+            if method in experiment.get("methods", methods)}
+
+
 def train(program, command, folder):
     """The run's last report, or {"diverged": why}. RuntimeError if the command failed otherwise."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -135,7 +150,7 @@ def collect(program, experiments, methods, seeds, results, folder, say):
     for name, experiment in experiments.items():
         # Seed by seed, so that an early end leaves pairs.
         for seed in seeds:
-            for method, arguments in methods.items():
+            for method, arguments in methods_of(experiment, methods).items():
                 key, command = f"{name}/{method}/{seed}", command_of(experiment, arguments, seed)
                 if results.find(key, command):
                     continue
@@ -194,6 +209,7 @@ def row(experiment, method, entries, dense, seeds):
 
 
 def section(name, experiment, methods, seeds, results):
+    methods = methods_of(experiment, methods)
     unit = "test accuracy, %" if experiment["score"] == "accuracy" \
         else "test loss, nats per character"
     found = {method: {seed: entry for seed in seeds if
@@ -226,7 +242,7 @@ not measured.
         for name, experiment in experiment_set.items():
             text += section(name, experiment, method_set, seeds, results) + "\n"
         text += f"METHOD {kind}:\n\n" + "".join(
-            f"    {method:<16} {arguments}\n" for method, arguments in method_set.items()) + "\n"
+            f"    {method:<24} {arguments}\n" for method, arguments in method_set.items()) + "\n"
     return text.rstrip("\n") + "\n"
 
 

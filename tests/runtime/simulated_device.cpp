@@ -30,7 +30,8 @@ LowRankKernels<T> simulated_low_rank_kernels() {
           later<host, &LowRankKernels<T>::orthonormal_right, OrthonormalArgs<T>>,
           later<host, &LowRankKernels<T>::project_left, ProjectLeftArgs<T>>,
           later<host, &LowRankKernels<T>::project_right, ProjectRightArgs<T>>,
-          later<host, &LowRankKernels<T>::multiply_back, MultiplyBackArgs<T>>};
+          later<host, &LowRankKernels<T>::multiply, LowRankProductArgs<T>>,
+          later<host, &LowRankKernels<T>::subtract, LowRankProductArgs<T>>};
 }
 
 template <typename T>

@@ -33,7 +33,8 @@ LowRankKernels<T> cuda_low_rank_kernels() {
           launch::checked<launch::orthonormal_right<T>, OrthonormalArgs<T>>,
           launch::checked<launch::project_left<T>, ProjectLeftArgs<T>>,
           launch::checked<launch::project_right<T>, ProjectRightArgs<T>>,
-          launch::checked<launch::multiply_back<T>, MultiplyBackArgs<T>>};
+          launch::checked<launch::multiply<T>, LowRankProductArgs<T>>,
+          launch::checked<launch::subtract<T>, LowRankProductArgs<T>>};
 }
 
 template Kernels<float> cuda_kernels<float>();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <type_traits>
 
 #include "collectives/compression/kernels/orthonormal.h"
@@ -22,10 +23,10 @@ namespace thinwire {
 // One kind of vectors' functions.
 template <typename T>
 struct LowRankTable {
-  void (*project_left)(const LowRankShape&, T*, const T*, const T*, T*);
+  void (*project_left)(const LowRankShape&, T*, const LowRankOwed<T>&, const T*, T*);
   void (*project_right)(const LowRankShape&, const T*, const T*, T*);
   void (*multiply_factors)(const LowRankShape&, const T*, const T*, T*);
-  void (*split_matrix)(const LowRankShape&, const T*, const T*, const T*, T*, T*);
+  void (*subtract_product)(const LowRankShape&, const T*, const T*, T*);
 };
 }  // namespace thinwire
 #endif
@@ -119,15 +120,106 @@ class Packed {
   hwy::AlignedFreeUniquePtr<T[]> values_;
 };
 
+// P, for some rows: vectors that stay in registers where the rank is a constant.
+template <int Rows, int Rank, typename T>
+struct LeftRows {
+  LeftRows(std::int64_t, const T* left) {
+    for (std::int64_t i = 0; i < Rows; ++i) {
+      for (std::int64_t k = 0; k < Rank; ++k) {
+        values[i][k] = hn::Set(Vectors<T>(), left[i * Rank + k]);
+      }
+    }
+  }
+  std::int64_t rank() const { return Rank; }
+  auto at(std::int64_t i, std::int64_t k) const { return values[i][k]; }
+  hn::Vec<Vectors<T>> values[Rows][Rank];
+};
+
+template <int Rows, typename T>
+struct LeftRows<Rows, 0, T> {
+  LeftRows(std::int64_t any_rank, const T* rows) : number(any_rank), left(rows) {}
+  std::int64_t rank() const { return number; }
+  auto at(std::int64_t i, std::int64_t k) const {
+    return hn::Set(Vectors<T>(), left[i * number + k]);
+  }
+  std::int64_t number;
+  const T* left;
+};
+
+// products[i] := sum over k of P(i, k) Q(k).
+template <int Rows, typename Left, typename T, typename Vector>
+HWY_INLINE void multiply(const Left& left, const T* q, Vector (&products)[Rows]) {
+  const Vectors<T> d;
+  const auto first = hn::Load(d, q);
+  for (std::int64_t i = 0; i < Rows; ++i) products[i] = hn::Mul(left.at(i, 0), first);
+  for (std::int64_t k = 1; k < left.rank(); ++k) {
+    const auto factor = hn::Load(d, q + k * kLanes);
+    for (std::int64_t i = 0; i < Rows; ++i) {
+      products[i] = hn::Add(products[i], hn::Mul(left.at(i, k), factor));
+    }
+  }
+}
+
+template <typename T>
+T multiply_one(std::int64_t rank, const T* left, const T* q) {
+  T sum = left[0] * q[0];
+  for (std::int64_t k = 1; k < rank; ++k) sum += left[k] * q[k * kLanes];
+  return sum;
+}
+
+// What is owed (LowRankOwed) of Rows rows: `vectors` of columns from j + place on, one of each row,
+// and `one` of row i, column j + lane; j is a multiple of 16.
+struct NothingOwed {
+  static constexpr bool any = false;
+};
+
+template <int Rows, typename T>
+struct ResidualOwed {
+  static constexpr bool any = true;
+  const T* residual;
+  std::int64_t columns;
+  template <typename Vector>
+  HWY_INLINE void vectors(std::int64_t j, std::int64_t place, Vector (&owed)[Rows]) const {
+    for (std::int64_t i = 0; i < Rows; ++i) {
+      const T* from = residual + i * columns + j + place;
+      owed[i] = hn::LoadU(Vectors<T>(), from);
+      hwy::Prefetch(from + Rows * columns);
+    }
+  }
+  T one(std::int64_t i, std::int64_t j, std::int64_t lane) const {
+    return residual[i * columns + j + lane];
+  }
+};
+
+template <int Rows, int Rank, typename T>
+struct ProductOwed {
+  static constexpr bool any = true;
+  ResidualOwed<Rows, T> residual;
+  const T* left;
+  LeftRows<Rows, Rank, T> rows;
+  Packed<T>* right;
+  template <typename Vector>
+  HWY_INLINE void vectors(std::int64_t j, std::int64_t place, Vector (&owed)[Rows]) const {
+    residual.vectors(j, place, owed);
+    hn::Vec<Vectors<T>> products[Rows];
+    multiply(rows, right->at(j, 0) + place, products);
+    for (std::int64_t i = 0; i < Rows; ++i) owed[i] = hn::Sub(owed[i], products[i]);
+  }
+  T one(std::int64_t i, std::int64_t j, std::int64_t lane) const {
+    const std::int64_t rank = rows.rank();
+    return residual.one(i, j, lane) - multiply_one(rank, left + i * rank, right->at(j, 0) + lane);
+  }
+};
+
 // Rows that are taken together: so many that sums stay in registers.
 template <typename T>
 constexpr std::int64_t kRowsOfDots = kWidth<T> == kLanes ? 4 : 1;
 
-// For Rows rows: row := row + residual where there is one, and left[k] := row . right row first +
-// k, for Rank rows of it.
-template <int Rows, int Rank, bool Residual, typename T>
-void dots(const LowRankShape& shape, T* row, const T* residual, Packed<T>& right,
-          std::int64_t first, T* left) {
+// For Rows rows: row := row + what is owed, and left[k] := row . right row first + k, for Rank rows
+// of it.
+template <int Rows, int Rank, typename Owed, typename T>
+void dots(const LowRankShape& shape, T* row, const Owed& owed, Packed<T>& right, std::int64_t first,
+          T* left) {
   const Vectors<T> d;
   const std::int64_t columns = shape.columns;
   constexpr std::int64_t parts = kLanes / kWidth<T>;
@@ -143,14 +235,14 @@ void dots(const LowRankShape& shape, T* row, const T* residual, Packed<T>& right
     for (std::int64_t part = 0; part < parts; ++part) {
       const std::int64_t place = part * kWidth<T>;
       hn::Vec<Vectors<T>> m[Rows];
+      if constexpr (Owed::any) owed.vectors(j, place, m);
       for (std::int64_t i = 0; i < Rows; ++i) {
         T* at = row + i * columns + j + place;
-        m[i] = hn::LoadU(d, at);
-        if constexpr (Residual) {
-          const T* kept = residual + i * columns + j + place;
-          m[i] = hn::Add(m[i], hn::LoadU(d, kept));
+        if constexpr (Owed::any) {
+          m[i] = hn::Add(hn::LoadU(d, at), m[i]);
           hn::StoreU(m[i], d, at);
-          hwy::Prefetch(kept + Rows * columns);
+        } else {
+          m[i] = hn::LoadU(d, at);
         }
         hwy::Prefetch(at + Rows * columns);
       }
@@ -171,7 +263,7 @@ void dots(const LowRankShape& shape, T* row, const T* residual, Packed<T>& right
     }
     T* tail = row + i * columns + j;
     for (std::int64_t lane = 0; j + lane < columns; ++lane) {
-      if constexpr (Residual) tail[lane] += residual[i * columns + j + lane];
+      if constexpr (Owed::any) tail[lane] += owed.one(i, j, lane);
       for (std::int64_t k = 0; k < Rank; ++k) {
         lanes[k][lane] += tail[lane] * right.at(j, first + k)[lane];
       }
@@ -185,24 +277,37 @@ void dots(const LowRankShape& shape, T* row, const T* residual, Packed<T>& right
   }
 }
 
-template <int Rows, typename T>
-void left_of_rows(const LowRankShape& shape, T* row, const T* residual, Packed<T>& right, T* left) {
+template <int Rows, typename Owed, typename T>
+void left_of_rows(const LowRankShape& shape, T* row, const Owed& owed, Packed<T>& right, T* left) {
   by_four(shape.rank, [&]<int Rank>(std::int64_t k, std::integral_constant<int, Rank>) {
-    if (k == 0 && residual != nullptr) {
-      dots<Rows, Rank, true>(shape, row, residual, right, k, left + k);
+    if (k == 0) {
+      dots<Rows, Rank>(shape, row, owed, right, k, left + k);
     } else {
-      dots<Rows, Rank, false>(shape, row, residual, right, k, left + k);
+      dots<Rows, Rank>(shape, row, NothingOwed(), right, k, left + k);
     }
   });
 }
 
 template <typename T>
-void left_of(const LowRankShape& shape, T* matrix, const T* residual, const T* right, T* left) {
+void left_of(const LowRankShape& shape, T* matrix, const LowRankOwed<T>& owed, const T* right,
+             T* left) {
   Packed<T> packed(shape, right);
+  std::optional<Packed<T>> owed_right;
+  if (owed.left != nullptr) owed_right.emplace(shape, owed.right);
   const auto rows_at = [&]<int Rows>(std::int64_t i, std::integral_constant<int, Rows>) {
-    const std::int64_t at = i * shape.columns;
-    left_of_rows<Rows>(shape, matrix + at, residual == nullptr ? nullptr : residual + at, packed,
-                       left + i * shape.rank);
+    T* row = matrix + i * shape.columns;
+    T* to = left + i * shape.rank;
+    if (owed.residual == nullptr) {
+      return left_of_rows<Rows>(shape, row, NothingOwed(), packed, to);
+    }
+    const ResidualOwed<Rows, T> residual{owed.residual + i * shape.columns, shape.columns};
+    if (!owed_right) return left_of_rows<Rows>(shape, row, residual, packed, to);
+    const T* factor = owed.left + i * shape.rank;
+    with_rank(shape.rank, [&]<int Rank>(std::integral_constant<int, Rank>) {
+      const ProductOwed<Rows, Rank, T> product{
+          residual, factor, LeftRows<Rows, Rank, T>(shape.rank, factor), &*owed_right};
+      left_of_rows<Rows>(shape, row, product, packed, to);
+    });
   };
   constexpr std::int64_t together = kRowsOfDots<T>;
   std::int64_t i = 0;
@@ -274,57 +379,12 @@ void right_of(const LowRankShape& shape, const T* matrix, const T* left, T* righ
   }
 }
 
-// What `products` has as P: vectors that stay in registers where the rank is a constant.
-template <int Rows, int Rank, typename T>
-struct LeftRows {
-  LeftRows(std::int64_t, const T* left) {
-    for (std::int64_t i = 0; i < Rows; ++i) {
-      for (std::int64_t k = 0; k < Rank; ++k) {
-        values[i][k] = hn::Set(Vectors<T>(), left[i * Rank + k]);
-      }
-    }
-  }
-  std::int64_t rank() const { return Rank; }
-  auto at(std::int64_t i, std::int64_t k) const { return values[i][k]; }
-  hn::Vec<Vectors<T>> values[Rows][Rank];
-};
+// What becomes of a product: it goes past the caches to where all is aligned (`stream`), or takes
+// the matrix's place, or is taken from it.
+enum class Product { stream, store, subtract };
 
-template <int Rows, typename T>
-struct LeftRows<Rows, 0, T> {
-  LeftRows(std::int64_t any_rank, const T* rows) : number(any_rank), left(rows) {}
-  std::int64_t rank() const { return number; }
-  auto at(std::int64_t i, std::int64_t k) const {
-    return hn::Set(Vectors<T>(), left[i * number + k]);
-  }
-  std::int64_t number;
-  const T* left;
-};
-
-// products[i] := sum over k of P(i, k) Q(k).
-template <int Rows, typename Left, typename T, typename Vector>
-HWY_INLINE void multiply(const Left& left, const T* q, Vector (&products)[Rows]) {
-  const Vectors<T> d;
-  const auto first = hn::Load(d, q);
-  for (std::int64_t i = 0; i < Rows; ++i) products[i] = hn::Mul(left.at(i, 0), first);
-  for (std::int64_t k = 1; k < left.rank(); ++k) {
-    const auto factor = hn::Load(d, q + k * kLanes);
-    for (std::int64_t i = 0; i < Rows; ++i) {
-      products[i] = hn::Add(products[i], hn::Mul(left.at(i, k), factor));
-    }
-  }
-}
-
-template <typename T>
-T multiply_one(std::int64_t rank, const T* left, const T* q) {
-  T sum = left[0] * q[0];
-  for (std::int64_t k = 1; k < rank; ++k) sum += left[k] * q[k * kLanes];
-  return sum;
-}
-
-// Some rows. `Stream`: the estimate is aligned, and goes past the caches.
-template <int Rows, int Rank, bool Split, bool Stream, typename T>
-void split_rows(const LowRankShape& shape, const T* left, Packed<T>& right, Packed<T>& own, T* row,
-                T* estimate) {
+template <int Rows, int Rank, Product kind, typename T>
+void product_of_rows(const LowRankShape& shape, const T* left, Packed<T>& right, T* row) {
   const Vectors<T> d;
   const std::int64_t columns = shape.columns;
   const std::int64_t rank = shape.rank;
@@ -332,80 +392,67 @@ void split_rows(const LowRankShape& shape, const T* left, Packed<T>& right, Pack
   std::int64_t j = 0;
   for (; j + kLanes <= columns; j += kLanes) {
     const T* q = right.at(j, 0);
-    const T* mine = own.at(j, 0);
     for (std::int64_t place = 0; place < kLanes; place += kWidth<T>) {
       hn::Vec<Vectors<T>> products[Rows];
       multiply(p, q + place, products);
       for (std::int64_t i = 0; i < Rows; ++i) {
-        T* to = estimate + i * columns + j + place;
-        if constexpr (Stream) {
+        T* to = row + i * columns + j + place;
+        if constexpr (kind == Product::stream) {
           hn::Stream(products[i], d, to);
-        } else {
+        } else if constexpr (kind == Product::store) {
           hn::StoreU(products[i], d, to);
-        }
-      }
-      if constexpr (Split) {
-        multiply(p, mine + place, products);
-        for (std::int64_t i = 0; i < Rows; ++i) {
-          T* at = row + i * columns + j + place;
-          hn::StoreU(hn::Sub(hn::LoadU(d, at), products[i]), d, at);
-          hwy::Prefetch(at + Rows * columns);
+        } else {
+          hn::StoreU(hn::Sub(hn::LoadU(d, to), products[i]), d, to);
+          hwy::Prefetch(to + Rows * columns);
         }
       }
     }
   }
   for (std::int64_t i = 0; i < Rows; ++i) {
     for (std::int64_t lane = 0; j + lane < columns; ++lane) {
-      const std::int64_t at = i * columns + j + lane;
-      estimate[at] = multiply_one(rank, left + i * rank, right.at(j, 0) + lane);
-      if constexpr (Split) row[at] -= multiply_one(rank, left + i * rank, own.at(j, 0) + lane);
+      const T product = multiply_one(rank, left + i * rank, right.at(j, 0) + lane);
+      T& to = row[i * columns + j + lane];
+      to = kind == Product::subtract ? to - product : product;
     }
   }
 }
 
-template <bool Split, typename T>
-void each_row(const LowRankShape& shape, const T* left, Packed<T>& right, Packed<T>& own, T* matrix,
-              T* estimate) {
-  constexpr std::size_t alignment = static_cast<std::size_t>(kWidth<T>) * sizeof(T);
-  const bool stream =
-      reinterpret_cast<std::uintptr_t>(estimate) % alignment == 0 && shape.columns % kLanes == 0;
+template <Product kind, typename T>
+void product_of_matrix(const LowRankShape& shape, const T* left, const T* right, T* matrix) {
+  Packed<T> packed(shape, right);
   with_rank(shape.rank, [&]<int Rank>(std::integral_constant<int, Rank>) {
     const auto rows_at = [&]<int Rows>(std::int64_t i, std::integral_constant<int, Rows>) {
-      const std::int64_t at = i * shape.columns;
-      const T* p = left + i * shape.rank;
-      if (stream) {
-        split_rows<Rows, Rank, Split, true>(shape, p, right, own, matrix + at, estimate + at);
-      } else {
-        split_rows<Rows, Rank, Split, false>(shape, p, right, own, matrix + at, estimate + at);
-      }
+      product_of_rows<Rows, Rank, kind>(shape, left + i * shape.rank, packed,
+                                        matrix + i * shape.columns);
     };
     std::int64_t i = 0;
     for (; i + 4 <= shape.rows; i += 4) rows_at(i, std::integral_constant<int, 4>{});
     for (; i < shape.rows; ++i) rows_at(i, std::integral_constant<int, 1>{});
   });
-  hwy::FlushStream();
 }
 
 template <typename T>
-void product_of(const LowRankShape& shape, const T* left, const T* right, T* estimate) {
-  Packed<T> packed(shape, right);
-  each_row<false>(shape, left, packed, packed, estimate, estimate);
+void product_of(const LowRankShape& shape, const T* left, const T* right, T* matrix) {
+  constexpr std::size_t alignment = static_cast<std::size_t>(kWidth<T>) * sizeof(T);
+  if (reinterpret_cast<std::uintptr_t>(matrix) % alignment == 0 && shape.columns % kLanes == 0) {
+    product_of_matrix<Product::stream>(shape, left, right, matrix);
+    hwy::FlushStream();
+  } else {
+    product_of_matrix<Product::store>(shape, left, right, matrix);
+  }
 }
 
 template <typename T>
-void split(const LowRankShape& shape, const T* left, const T* right, const T* own, T* matrix,
-           T* estimate) {
-  Packed<T> packed(shape, right);
-  Packed<T> packed_own(shape, own);
-  each_row<true>(shape, left, packed, packed_own, matrix, estimate);
+void subtract(const LowRankShape& shape, const T* left, const T* right, T* matrix) {
+  product_of_matrix<Product::subtract>(shape, left, right, matrix);
 }
 
 LowRankTable<float> float_table() {
-  return {left_of<float>, right_of<float>, product_of<float>, split<float>};
+  return {left_of<float>, right_of<float>, product_of<float>, subtract<float>};
 }
 
 LowRankTable<double> double_table() {
-  return {left_of<double>, right_of<double>, product_of<double>, split<double>};
+  return {left_of<double>, right_of<double>, product_of<double>, subtract<double>};
 }
 
 }  // namespace thinwire::HWY_NAMESPACE
@@ -430,9 +477,9 @@ LowRankTable<T> table() {
 }  // namespace
 
 template <typename T>
-void project_left(const LowRankShape& shape, T* matrix, const T* residual, const T* right,
+void project_left(const LowRankShape& shape, T* matrix, const LowRankOwed<T>& owed, const T* right,
                   T* left) {
-  table<T>().project_left(shape, matrix, residual, right, left);
+  table<T>().project_left(shape, matrix, owed, right, left);
 }
 
 template <typename T>
@@ -441,14 +488,13 @@ void project_right(const LowRankShape& shape, const T* matrix, const T* left, T*
 }
 
 template <typename T>
-void multiply_factors(const LowRankShape& shape, const T* left, const T* right, T* estimate) {
-  table<T>().multiply_factors(shape, left, right, estimate);
+void multiply_factors(const LowRankShape& shape, const T* left, const T* right, T* matrix) {
+  table<T>().multiply_factors(shape, left, right, matrix);
 }
 
 template <typename T>
-void split_matrix(const LowRankShape& shape, const T* left, const T* right, const T* own, T* matrix,
-                  T* estimate) {
-  table<T>().split_matrix(shape, left, right, own, matrix, estimate);
+void subtract_product(const LowRankShape& shape, const T* left, const T* right, T* matrix) {
+  table<T>().subtract_product(shape, left, right, matrix);
 }
 
 namespace {
@@ -493,8 +539,7 @@ void orthonormal_right(const OrthonormalArgs<T>& args, StreamHandle) {
 template <typename T>
 void project_left_all(const ProjectLeftArgs<T>& args, StreamHandle) {
   each_matrix(args.tables, [&](const LowRankMatrix& matrix) {
-    project_left(matrix.shape, args.bucket + matrix.matrix,
-                 args.residual == nullptr ? nullptr : args.residual + matrix.matrix,
+    project_left(matrix.shape, args.bucket + matrix.matrix, owed_of(args.owed, matrix),
                  args.right + matrix.right, args.left + matrix.left);
   });
 }
@@ -508,17 +553,18 @@ void project_right_all(const ProjectRightArgs<T>& args, StreamHandle) {
 }
 
 template <typename T>
-void multiply_back(const MultiplyBackArgs<T>& args, StreamHandle) {
+void multiply_all(const LowRankProductArgs<T>& args, StreamHandle) {
   each_matrix(args.tables, [&](const LowRankMatrix& matrix) {
-    const T* left = args.left + matrix.left;
-    const T* right = args.right + matrix.right;
-    T* estimate = args.estimate + matrix.matrix;
-    if (args.own == nullptr) {
-      multiply_factors(matrix.shape, left, right, estimate);
-    } else {
-      split_matrix(matrix.shape, left, right, args.own + matrix.right, args.bucket + matrix.matrix,
-                   estimate);
-    }
+    multiply_factors(matrix.shape, args.left + matrix.left, args.right + matrix.right,
+                     args.bucket + matrix.matrix);
+  });
+}
+
+template <typename T>
+void subtract_all(const LowRankProductArgs<T>& args, StreamHandle) {
+  each_matrix(args.tables, [&](const LowRankMatrix& matrix) {
+    subtract_product(matrix.shape, args.left + matrix.left, args.right + matrix.right,
+                     args.bucket + matrix.matrix);
   });
 }
 
@@ -550,24 +596,23 @@ LowRankTiles make_tiles(std::vector<LowRankMatrix>& matrices) {
 
 template <typename T>
 LowRankKernels<T> host_low_rank_kernels() {
-  return {orthonormal_left<T>, orthonormal_right<T>, project_left_all<T>, project_right_all<T>,
-          multiply_back<T>};
+  return {orthonormal_left<T>,  orthonormal_right<T>, project_left_all<T>,
+          project_right_all<T>, multiply_all<T>,      subtract_all<T>};
 }
 
 template LowRankKernels<float> host_low_rank_kernels<float>();
 template LowRankKernels<double> host_low_rank_kernels<double>();
 
-template void project_left<float>(const LowRankShape&, float*, const float*, const float*, float*);
-template void project_left<double>(const LowRankShape&, double*, const double*, const double*,
-                                   double*);
+template void project_left<float>(const LowRankShape&, float*, const LowRankOwed<float>&,
+                                  const float*, float*);
+template void project_left<double>(const LowRankShape&, double*, const LowRankOwed<double>&,
+                                   const double*, double*);
 template void project_right<float>(const LowRankShape&, const float*, const float*, float*);
 template void project_right<double>(const LowRankShape&, const double*, const double*, double*);
 template void multiply_factors<float>(const LowRankShape&, const float*, const float*, float*);
 template void multiply_factors<double>(const LowRankShape&, const double*, const double*, double*);
-template void split_matrix<float>(const LowRankShape&, const float*, const float*, const float*,
-                                  float*, float*);
-template void split_matrix<double>(const LowRankShape&, const double*, const double*, const double*,
-                                   double*, double*);
+template void subtract_product<float>(const LowRankShape&, const float*, const float*, float*);
+template void subtract_product<double>(const LowRankShape&, const double*, const double*, double*);
 
 }  // namespace thinwire
 #endif  // HWY_ONCE

@@ -29,22 +29,32 @@ struct LowRankShape {
   std::int64_t rank = 0;
 };
 
-// matrix := M = matrix + residual (null: M = matrix), left := M Q.
+// What a rank owes of a matrix: E = residual - left right^T, or the residual where the factors are
+// null, or nothing where all are. With the matrix and the factors of the last step it is what that
+// step left unsent, formed where it is read: a pass over memory that writes it is saved.
 template <typename T>
-void project_left(const LowRankShape& shape, T* matrix, const T* residual, const T* right, T* left);
+struct LowRankOwed {
+  const T* residual = nullptr;
+  const T* left = nullptr;
+  const T* right = nullptr;
+};
+
+// matrix := M = matrix + E, left := M Q.
+template <typename T>
+void project_left(const LowRankShape& shape, T* matrix, const LowRankOwed<T>& owed, const T* right,
+                  T* left);
 
 // right := Q^T = P^T M.
 template <typename T>
 void project_right(const LowRankShape& shape, const T* matrix, const T* left, T* right);
 
-// estimate := P Q^T.
+// matrix := P Q^T.
 template <typename T>
-void multiply_factors(const LowRankShape& shape, const T* left, const T* right, T* estimate);
+void multiply_factors(const LowRankShape& shape, const T* left, const T* right, T* matrix);
 
-// estimate := P Q^T, matrix := matrix - P own^T.
+// matrix := matrix - P Q^T.
 template <typename T>
-void split_matrix(const LowRankShape& shape, const T* left, const T* right, const T* own, T* matrix,
-                  T* estimate);
+void subtract_product(const LowRankShape& shape, const T* left, const T* right, T* matrix);
 
 // ---- All matrices of a bucket at once ----
 
@@ -121,10 +131,18 @@ template <typename T>
 struct ProjectLeftArgs {
   LowRankTables tables;
   T* bucket = nullptr;
-  const T* residual = nullptr;  // the bucket's; null: none
+  LowRankOwed<T> owed;  // the bucket's
   const T* right = nullptr;
   T* left = nullptr;
 };
+
+// One matrix's of a bucket's.
+template <typename T>
+constexpr LowRankOwed<T> owed_of(const LowRankOwed<T>& owed, const LowRankMatrix& matrix) {
+  if (owed.residual == nullptr) return {};
+  if (owed.left == nullptr) return {owed.residual + matrix.matrix};
+  return {owed.residual + matrix.matrix, owed.left + matrix.left, owed.right + matrix.right};
+}
 
 template <typename T>
 struct ProjectRightArgs {
@@ -135,15 +153,13 @@ struct ProjectRightArgs {
   T* right = nullptr;
 };
 
-// estimate := P Q^T; with `own`, bucket := bucket - P own^T.
+// multiply: bucket := P Q^T; subtract: bucket := bucket - P Q^T.
 template <typename T>
-struct MultiplyBackArgs {
+struct LowRankProductArgs {
   LowRankTables tables;
   const T* left = nullptr;
   const T* right = nullptr;
-  const T* own = nullptr;  // null: no feedback; `estimate` may be `bucket`
   T* bucket = nullptr;
-  T* estimate = nullptr;
 };
 
 // One instance of every kernel, as of kernels.h.
@@ -153,7 +169,8 @@ struct LowRankKernels {
   void (*orthonormal_right)(const OrthonormalArgs<T>& args, StreamHandle stream);
   void (*project_left)(const ProjectLeftArgs<T>& args, StreamHandle stream);
   void (*project_right)(const ProjectRightArgs<T>& args, StreamHandle stream);
-  void (*multiply_back)(const MultiplyBackArgs<T>& args, StreamHandle stream);
+  void (*multiply)(const LowRankProductArgs<T>& args, StreamHandle stream);
+  void (*subtract)(const LowRankProductArgs<T>& args, StreamHandle stream);
 };
 
 // Runs at once, in the calling thread.
@@ -168,9 +185,9 @@ extern template LowRankKernels<double> host_low_rank_kernels<double>();
 extern template LowRankKernels<float> cuda_low_rank_kernels<float>();
 extern template LowRankKernels<double> cuda_low_rank_kernels<double>();
 
-extern template void project_left<float>(const LowRankShape&, float*, const float*, const float*,
-                                         float*);
-extern template void project_left<double>(const LowRankShape&, double*, const double*,
+extern template void project_left<float>(const LowRankShape&, float*, const LowRankOwed<float>&,
+                                         const float*, float*);
+extern template void project_left<double>(const LowRankShape&, double*, const LowRankOwed<double>&,
                                           const double*, double*);
 extern template void project_right<float>(const LowRankShape&, const float*, const float*, float*);
 extern template void project_right<double>(const LowRankShape&, const double*, const double*,
@@ -179,9 +196,9 @@ extern template void multiply_factors<float>(const LowRankShape&, const float*, 
                                              float*);
 extern template void multiply_factors<double>(const LowRankShape&, const double*, const double*,
                                               double*);
-extern template void split_matrix<float>(const LowRankShape&, const float*, const float*,
-                                         const float*, float*, float*);
-extern template void split_matrix<double>(const LowRankShape&, const double*, const double*,
-                                          const double*, double*, double*);
+extern template void subtract_product<float>(const LowRankShape&, const float*, const float*,
+                                             float*);
+extern template void subtract_product<double>(const LowRankShape&, const double*, const double*,
+                                              double*);
 
 }  // namespace thinwire

@@ -14,6 +14,8 @@ int project_left(const ProjectLeftArgs<T>& args, StreamHandle stream);
 template <typename T>
 int project_right(const ProjectRightArgs<T>& args, StreamHandle stream);
 template <typename T>
-int multiply_back(const MultiplyBackArgs<T>& args, StreamHandle stream);
+int multiply(const LowRankProductArgs<T>& args, StreamHandle stream);
+template <typename T>
+int subtract(const LowRankProductArgs<T>& args, StreamHandle stream);
 
 }  // namespace thinwire::launch

@@ -78,6 +78,7 @@ LowRankShape PowerSgdReducer::shape_of(const Slice& slice) const {
   if (slice.is_vector() || slice.numel == 0 || reason_for_dense(slice, policy_)) return {};
   const std::int64_t rows = slice.shape.front();
   const std::int64_t columns = slice.numel / rows;
+  check(columns < std::int64_t{1} << 28, "a GPU counts a few rows' elements in ints");
   const std::int64_t rank = std::min({rows, columns, power_.matrix_approximation_rank});
   const bool pays = static_cast<double>((rows + columns) * rank) * power_.min_compression_rate <
                     static_cast<double>(slice.numel);
@@ -106,6 +107,9 @@ void PowerSgdReducer::lay_out(const Bucket& bucket, Path& here) {
   std::vector<bool> frozen;
   for (const Slice& slice : bucket.slices) frozen.push_back(slice.frozen);
   if (here.whole.filled() && frozen == here.frozen) return;
+  form_residual(here);
+  here.before = {here.message,    here.right,   here.own_right, here.kept_message,
+                 here.kept_right, here.vectors, here.partial};
   here.frozen = frozen;
   here.matrices.clear();
   here.passengers.clear();
@@ -146,6 +150,10 @@ void PowerSgdReducer::lay_out(const Bucket& bucket, Path& here) {
   here.message = at::empty({message}, options);
   here.right = at::empty({right}, options);
   here.own_right = at::empty({right}, options);
+  if (feedback_) {
+    here.kept_message = at::empty({message}, options);
+    here.kept_right = at::empty({right}, options);
+  }
   lay_out_matrices(bucket, here);
 }
 
@@ -262,8 +270,8 @@ void PowerSgdReducer::send_right(Path& here, Communicator& communicator) {
 void PowerSgdReducer::multiply_left(Bucket& bucket, Path& here, const StepContext& step) {
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
     const LowRankKernels<T>& run = launch_.low_rank<T>();
-    // The start is of no use once the right factors are made, and then they take its place.
-    T* start = here.own_right.data_ptr<T>();
+    // The start is of no use once the right factors are sent from its place.
+    T* start = here.right.data_ptr<T>();
     run.orthonormal_right({.tables = tables(here),
                            .kept = power_.warm_start ? here.factors.const_data_ptr<T>() : nullptr,
                            .factors = start,
@@ -272,12 +280,15 @@ void PowerSgdReducer::multiply_left(Bucket& bucket, Path& here, const StepContex
                            .draw_key = Philox(step.seed, PhiloxStream::low_rank, 0).key(),
                            .step = static_cast<std::uint64_t>(step.step)},
                           launch_.queue->stream());
-    run.project_left({.tables = tables(here),
-                      .bucket = bucket.gradient.data_ptr<T>(),
-                      .residual = feedback_ ? here.residual.const_data_ptr<T>() : nullptr,
-                      .right = start,
-                      .left = here.message.data_ptr<T>()},
-                     launch_.queue->stream());
+    run.project_left(
+        {.tables = tables(here),
+         .bucket = bucket.gradient.data_ptr<T>(),
+         .owed = {.residual = feedback_ ? here.residual.const_data_ptr<T>() : nullptr,
+                  .left = here.residual_is_matrix ? here.kept_message.const_data_ptr<T>() : nullptr,
+                  .right = here.residual_is_matrix ? here.kept_right.const_data_ptr<T>() : nullptr},
+         .right = start,
+         .left = here.message.data_ptr<T>()},
+        launch_.queue->stream());
   });
 }
 
@@ -338,7 +349,11 @@ void PowerSgdReducer::commit(Bucket& bucket) {
     launch_.queue->fill(static_cast<char*>(estimate.data_ptr()) + slice.offset * width, 0,
                         static_cast<std::size_t>(slice.numel * width));
   }
-  if (feedback_) std::swap(bucket.gradient, here.residual);
+  if (!feedback_) return;
+  std::swap(bucket.gradient, here.residual);
+  std::swap(here.message, here.kept_message);
+  std::swap(here.own_right, here.kept_right);
+  here.residual_is_matrix = arithmetic_ == Arithmetic::kernels;
 }
 
 // Neighbours in both buffers, which are all unless slices are frozen, go in one copy.
@@ -360,22 +375,36 @@ void PowerSgdReducer::keep_factors(Path& here) {
 
 void PowerSgdReducer::multiply_back(Bucket& bucket, Path& here) {
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
-    T* gradient = bucket.gradient.data_ptr<T>();
-    launch_.low_rank<T>().multiply_back(
+    launch_.low_rank<T>().multiply(
         {.tables = tables(here),
          .left = here.message.const_data_ptr<T>(),
          .right = here.right.const_data_ptr<T>(),
-         .own = feedback_ ? here.own_right.const_data_ptr<T>() : nullptr,
-         .bucket = gradient,
-         .estimate = feedback_ ? here.residual.data_ptr<T>() : gradient},
+         .bucket = (feedback_ ? here.residual : bucket.gradient).data_ptr<T>()},
         launch_.queue->stream());
   });
+}
+
+void PowerSgdReducer::form_residual(Path& here) {
+  if (!here.residual_is_matrix) return;
+  with_type(here.residual.scalar_type(), [&]<typename T>(T) {
+    launch_.low_rank<T>().subtract({.tables = tables(here),
+                                    .left = here.kept_message.const_data_ptr<T>(),
+                                    .right = here.kept_right.const_data_ptr<T>(),
+                                    .bucket = here.residual.data_ptr<T>()},
+                                   launch_.queue->stream());
+  });
+  here.residual_is_matrix = false;
 }
 
 void PowerSgdReducer::rollback(Bucket&) {}
 
 void PowerSgdReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
-  const Path& here = path(bucket);
+  Path& here = path(bucket);
+  if (here.residual_is_matrix) {
+    form_residual(here);
+    // The visitor reads it by another queue, or from the host.
+    launch_.queue->synchronize(Clock::now() + here.timeout);
+  }
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
     const Slice& slice = bucket.slices[i];
     const LowRankShape shape = shape_of(slice);

@@ -72,7 +72,10 @@ class PowerSgdReducer final : public GradientReducer {
   struct Path {
     std::vector<std::int64_t> factor;  // per slice: its factor's place in the state
     at::Tensor residual;               // exchanges its storage with the gradient at commit
-    at::Tensor factors;                // undefined without warm start
+    // The residual is the last step's M_i, and what was not sent is it less P Q_i^T, `kept_message`
+    // and `kept_right`, formed where it is read.
+    bool residual_is_matrix = false;
+    at::Tensor factors;  // undefined without warm start
 
     // As the frozen slices are now.
     std::vector<bool> frozen;
@@ -85,7 +88,9 @@ class PowerSgdReducer final : public GradientReducer {
     std::int64_t top_tile_count = 0;
     std::int64_t left_numel = 0;  // of the message; the passengers are behind
     at::Tensor message, right, own_right;
-    at::Tensor vectors, partial;  // what the kernels need on a device
+    at::Tensor kept_message, kept_right;  // of the last committed step: its message and own_right
+    std::vector<at::Tensor> before;  // buffers of the layout before, which the queue may still use
+    at::Tensor vectors, partial;     // what the kernels need on a device
 
     Bucket* bucket = nullptr;  // from stage to settle
     InFlight in_flight = InFlight::nothing;
@@ -112,6 +117,9 @@ class PowerSgdReducer final : public GradientReducer {
   // to := from, `count` elements from the given ones on, by the queue.
   void copy(const at::Tensor& to, std::int64_t to_begin, const at::Tensor& from,
             std::int64_t from_begin, std::int64_t count);
+
+  // The residual becomes what was not sent.
+  void form_residual(Path& here);
 
   // The arithmetic of `stage`, of what follows the first message, and of `commit`.
   void multiply_left(Bucket& bucket, Path& here, const StepContext& step);
