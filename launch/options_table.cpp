@@ -125,8 +125,8 @@ std::vector<Option> options_table() {
        "orthogonalization_epsilon=X]",
        Word{&R::compressor}},
       {"feedback", communication,
-       "what becomes of what was not sent: auto | none | error_feedback | ef21 | "
-       "econtrol[:eta=auto|X,momentum=Y]",
+       "what becomes of what was not sent: auto | none | error_feedback | "
+       "ef21[:momentum=Y] | econtrol[:eta=auto|X,momentum=Y]",
        Word{&R::feedback}},
       {"exchange", communication,
        "how messages become one mean: auto | all_reduce | two_stage | all_gather",

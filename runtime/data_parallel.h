@@ -57,7 +57,8 @@ class DataParallel {
 
   // Steps that were rolled back.
   std::int64_t skipped() const { return skipped_; }
-  // Residuals and the step counter, for a checkpoint.
+  // Residuals and the step counter, for a checkpoint. Between steps: before backward, or after
+  // finish.
   void visit(StateVisitor& visitor);
 
  private:

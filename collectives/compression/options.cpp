@@ -184,7 +184,6 @@ CodecOptions parse_codec(const std::string& text) {
 }
 
 FeedbackOptions parse_feedback(const std::string& text) {
-  constexpr double largest_momentum = 0.9999;
   Spec spec("--feedback", text);
   FeedbackOptions options;
   if (spec.name() == "auto") {
@@ -197,9 +196,9 @@ FeedbackOptions parse_feedback(const std::string& text) {
     options.kind = FeedbackKind::econtrol;
     const std::string eta = spec.text("eta", "auto");
     if (eta != "auto") options.eta = parse_number("--feedback econtrol: 'eta'", eta, 0, 1);
-    options.momentum = spec.number("momentum", 0, 0, largest_momentum);
+    options.momentum = spec.number("momentum", 0, 0, 1);
   } else if (spec.name() == "ef21") {
-    options = {FeedbackKind::econtrol, 0.0, spec.number("momentum", 0, 0, largest_momentum)};
+    options = {FeedbackKind::econtrol, 0.0, spec.number("momentum", 0, 0, 1)};
   } else {
     spec.unknown_name({"auto", "none", "error_feedback", "econtrol", "ef21"});
   }
@@ -229,6 +228,13 @@ void check_contracts(const CompressionOptions& options) {
         "bound; give rounding=nearest, 2 bits or more, or feedback none",
         name(options.feedback.kind)));
   }
+}
+
+std::unique_ptr<GradientReducer> with_momentum(std::unique_ptr<GradientReducer> reducer,
+                                               const FeedbackOptions& feedback,
+                                               const ReducerLaunch& launch) {
+  if (feedback.momentum == 0) return reducer;
+  return std::make_unique<MomentumReducer>(std::move(reducer), feedback.momentum, launch);
 }
 
 }  // namespace
@@ -308,17 +314,6 @@ CompressionOptions parse_compression(const std::string& compressor, const std::s
   options.exchange = parse_exchange(exchange);
   return resolve(options);
 }
-
-namespace {
-
-std::unique_ptr<GradientReducer> with_momentum(std::unique_ptr<GradientReducer> reducer,
-                                               const FeedbackOptions& feedback,
-                                               const ReducerLaunch& launch) {
-  if (feedback.momentum == 0) return reducer;
-  return std::make_unique<MomentumReducer>(std::move(reducer), feedback.momentum, launch);
-}
-
-}  // namespace
 
 std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
                                               const ReducerLaunch& launch) {

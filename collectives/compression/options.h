@@ -97,9 +97,9 @@ struct CompressionOptions {
 //               "topk:density=0.01,block=4096,select=threshold|exact"
 //               "powersgd:matrix_approximation_rank=4,min_compression_rate=2,warm_start=true|false,
 //                orthogonalization_epsilon=1e-8"; `rank` is short for the first
-//   feedback    "auto", "none", "error_feedback", "econtrol:eta=auto|X,momentum=Y" with X in [0,
-//   1], Y in
-//               [0, 1), "ef21:momentum=Y"
+//   feedback    "auto", "none", "error_feedback", "econtrol:eta=auto|X,momentum=Y",
+//   "ef21:momentum=Y"
+//               with X from 0 to 1, Y from 0 to less than 1
 //   exchange    "auto", "all_reduce", "two_stage", "all_gather"
 // Throws `UsageError` for unknown words and combinations that do not make sense.
 CompressionOptions parse_compression(const std::string& compressor, const std::string& feedback,

@@ -59,6 +59,14 @@ std::vector<std::string> notes_on_compression(const TrainOptions& options) {
         "worse by a few per cent (PowerSGD) to nearly half (1 bit); sgd, or 4 bits and more, do "
         "not");
   }
+  const auto* top_k = std::get_if<TopK>(&compression.codec);
+  if (top_k != nullptr && compression.feedback.kind == FeedbackKind::econtrol &&
+      compression.feedback.momentum == 0) {
+    notes.push_back(fmt::format(
+        "note: what topk sends rarely econtrol applies in every step in between, noise and all; "
+        "--feedback econtrol:eta={:g},momentum=0.9 tracks averages, error_feedback needs none",
+        top_k->density));
+  }
   if (const auto note = eta_warning(compression)) notes.push_back("warning: " + *note);
   return notes;
 }

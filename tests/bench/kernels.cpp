@@ -51,27 +51,29 @@ class Bench {
     const Table& table = *tables_.back();
     payloads_.push_back(std::make_unique<std::vector<char>>(table.bytes));
     char* payload = payloads_.back()->data();
-    operations_.push_back({name + ": encode, error feedback", [=, this, &table] {
-                             encode(table, payload, {.error = residual_.get()});
-                           }});
+    // As the reducer has it: of signs messages are kept.
+    Residual<float> residual{.error = residual_.get()};
+    float* sent_next = nullptr;
     if (format.coding == Coding::sign) {
       sent_.assign(static_cast<std::size_t>(table.count()), 0.25F);
       sent_next_ = sent_;
-      operations_.push_back({name + ": encode, error feedback, messages kept", [=, this, &table] {
-                               encode(table, payload,
-                                      {.error = residual_.get(), .sent = sent_.data()});
-                             }});
+      residual.sent = sent_.data();
+      sent_next = sent_next_.data();
     }
-    operations_.push_back({name + ": encode", [=, this, &table] { encode(table, payload, {}); }});
+    operations_.push_back({name + ": encode, error feedback",
+                           [=, this, &table] { encode(table, payload, residual, sent_next); }});
+    operations_.push_back(
+        {name + ": encode", [=, this, &table] { encode(table, payload, {}, nullptr); }});
     operations_.push_back({name + ": owner reduce of 2, half", [=, this, &table] {
                              kernels_.owner_reduce({.blocks = table.blocks.data(),
                                                     .block_count = table.count() / 2,
                                                     .arrived = payload,
                                                     .stride = 0,
                                                     .ranks = 2,
-                                                    .residual = {.error = residual_.get()},
+                                                    .residual = residual,
                                                     .owner_next = next_.get(),
-                                                    .reply = reply_.data()},
+                                                    .reply = reply_.data(),
+                                                    .sent_next = sent_next},
                                                    nullptr);
                            }});
     reply_.resize(std::max(reply_.size(), static_cast<std::size_t>(table.bytes)));
@@ -90,14 +92,15 @@ class Bench {
 
  private:
   void refresh() { std::copy_n(fresh_.get(), numel_, gradient_.get()); }
-  void encode(const Table& table, char* payload, const Residual<float>& residual) {
+  void encode(const Table& table, char* payload, const Residual<float>& residual,
+              float* sent_next) {
     kernels_.encode({.blocks = table.blocks.data(),
                      .block_count = table.count(),
                      .gradient = gradient_.get(),
                      .residual = residual,
                      .payload = payload,
                      .rounding_key = 1,
-                     .sent_next = residual.sent == nullptr ? nullptr : sent_next_.data()},
+                     .sent_next = sent_next},
                     nullptr);
   }
 

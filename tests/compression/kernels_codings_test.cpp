@@ -275,6 +275,44 @@ void expect_owner_reduced(const Kernels<T>& kernels, Dice& dice, std::int32_t ra
   expect_equal(tracker_next, expected_tracker, "mean tracker");
 }
 
+TYPED_TEST(KernelCodingsTest, AverageIsTheDefinition) {
+  using T = TypeParam;
+  for (const auto& [target, kernels] : this->targets) {
+    for (std::uint64_t seed = 0; seed < 20; ++seed) {
+      SCOPED_TRACE(testing::Message() << target << ", seed " << seed);
+      Dice dice(seed);
+      const Table table = random_table<T>(dice, random_format);
+      const std::vector<T> start = random_values<T>(dice, table, Values::any);
+      const std::vector<T> momentum = random_values<T>(dice, table, Values::finite);
+      const T keep = static_cast<T>(dice.uniform());
+      const T share = 1 - keep;
+      std::vector<T> gradient = start;
+      std::vector<T> next(start.size(), T{7});
+      kernels.average({.blocks = table.blocks.data(),
+                       .block_count = std::ssize(table.blocks),
+                       .gradient = gradient.data(),
+                       .momentum = momentum.data(),
+                       .momentum_next = next.data(),
+                       .keep = keep,
+                       .share = share},
+                      nullptr);
+      std::vector<T> expected = start;
+      std::vector<T> expected_next(start.size(), T{7});
+      for (const Block& block : table.blocks) {
+        for (auto i = static_cast<std::size_t>(block.begin);
+             i < static_cast<std::size_t>(block.begin + block.count); ++i) {
+          expected_next[i] = momentum[i];
+          if (block.format.coding == Coding::held) continue;
+          expected[i] = expected_next[i] = keep * momentum[i] + share * start[i];
+        }
+      }
+      expect_equal(gradient, expected, "gradient");
+      expect_equal(next, expected_next, "momentum");
+      if (this->HasFailure()) return;
+    }
+  }
+}
+
 TYPED_TEST(KernelCodingsTest, FormErrorIsTheDefinition) {
   using T = TypeParam;
   for (const auto& [target, kernels] : this->targets) {
@@ -290,7 +328,7 @@ TYPED_TEST(KernelCodingsTest, FormErrorIsTheDefinition) {
                           .block_count = std::ssize(chunk.blocks),
                           .error = error.data() + owned.begin,
                           .sent = sent.data(),
-                          .begin = owned.begin},
+                          .chunk_begin = owned.begin},
                          nullptr);
       std::vector<T> expected = residuals.error;
       for (std::size_t b = 0; b < chunk.blocks.size(); ++b) {

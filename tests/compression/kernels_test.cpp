@@ -398,8 +398,10 @@ TYPED_TEST(KernelsTest, TheLargestValuesAreFinite) {
 
 TYPED_TEST(KernelsTest, NoBlocksDoNothing) {
   std::int32_t flag = 3;
+  this->kernels.average({}, nullptr);
   this->kernels.encode({}, nullptr);
   this->kernels.owner_reduce({}, nullptr);
+  this->kernels.form_error({}, nullptr);
   this->kernels.first_non_finite({.flag = &flag}, nullptr);
   this->kernels.decode({}, nullptr);
   this->kernels.mean_and_check({.flag = &flag}, nullptr);

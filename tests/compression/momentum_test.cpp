@@ -110,7 +110,7 @@ TEST_P(Momentum, TheInnerReducerGetsTheAverage) {
           ASSERT_EQ(own, inner.entries.size());
           for (std::size_t i = 0; i < 2; ++i) {
             const Slice& slice = bucket.slices[i == 0 ? 0 : 2];
-            EXPECT_EQ(all.entries[own + i].first.name, "momentum/" + slice.name);
+            EXPECT_EQ(all.entries[own + i].first.name, "averaged_gradient/" + slice.name);
             EXPECT_TRUE(same_bits(all.entries[own + i].second.flatten(),
                                   average.narrow(0, slice.offset, slice.numel)));
           }

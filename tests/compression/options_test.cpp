@@ -122,7 +122,7 @@ TEST(ParseCompression, SaysWhatIsWrongAndWhatToDo) {
   says(message_of("topk", "econtrol:eta=1.5"), "from 0 to 1");
   says(message_of("topk", "ef12"), "did you mean 'ef21'");
   says(message_of("topk", "auto", "allgather"), "did you mean 'all_gather'");
-  says(message_of("topk", "econtrol:momentum=1"), "from 0 to 0.9999");
+  says(message_of("topk", "econtrol:momentum=1"), "give 0 to less than 1");
   EXPECT_THROW(resolve({TopK{}, {FeedbackKind::econtrol, 0.0, 1.0}}), UsageError);
   EXPECT_THROW(resolve({TopK{}, {FeedbackKind::error_feedback, {}, 0.5}}), UsageError);
   says(message_of("bf16", "econtrol"), "choose from cast x error_feedback x two_stage");

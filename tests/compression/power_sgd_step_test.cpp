@@ -237,7 +237,11 @@ TEST(PowerSgdStep, TensorOperationsDoWhatTheKernelsDo) {
           buckets[i].slices[0].frozen = step == 5;
           buckets[i].slices[1].frozen = step == 5 || step == 6;
           buckets[i].gradient.copy_(gradient);
-          reducers[i]->stage(buckets[i], *communicator, {.step = step, .seed = 1});
+          reducers[i]->stage(
+              buckets[i], *communicator,
+              {.step = step,
+               .seed = 1,
+               .transmission = step == 9 ? Transmission::dense : Transmission::compressed});
           reducers[i]->settle(*communicator);
           verdicts[i] = reducers[i]->non_finite(buckets[i]);
           if (verdicts[i]) {

@@ -61,6 +61,14 @@ class Table(unittest.TestCase):
                              table.Results(self.results))
         return next(line for line in text.splitlines() if line.startswith(f"| {method} |"))
 
+    def test_an_experiment_may_name_its_methods(self):
+        some = {**EXPERIMENT, "methods": ["none"]}
+        calls, _ = self.collect(some)
+        self.assertEqual(len(calls), 2)
+        text = table.section("m", some, METHODS, (1, 2), table.Results(self.results))
+        self.assertIn("| none |", text)
+        self.assertNotIn("| sign |", text)
+
     def test_runs_each_once_seed_by_seed(self):
         calls, failed = self.collect()
         self.assertEqual(failed, {})

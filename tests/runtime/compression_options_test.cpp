@@ -69,7 +69,12 @@ TEST(NotesOnCompression, MomentumAndEta) {
   words.optimizer = "sgd";
   words.momentum = 0;
   words.compressor = "topk:density=0.01";
-  words.feedback = "econtrol:eta=0.5";
+  words.feedback = "econtrol:eta=0.01,momentum=0.9";
+  EXPECT_TRUE(notes_on_compression(words).empty());
+  words.feedback = "ef21";
+  EXPECT_THAT(notes_on_compression(words),
+              ::testing::ElementsAre(::testing::HasSubstr("econtrol:eta=0.01,momentum=0.9")));
+  words.feedback = "econtrol:eta=0.5,momentum=0.9";
   EXPECT_THAT(
       notes_on_compression(words),
       ::testing::ElementsAre(::testing::HasSubstr("warning: feedback econtrol: eta is 0.5")));

@@ -3,6 +3,7 @@
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -20,8 +21,10 @@ namespace thinwire::testing {
 namespace {
 
 constexpr int kSize = 2;
-constexpr std::int64_t kSteps = 5;
+constexpr std::int64_t kSteps = 6;
 constexpr std::int64_t kPoisoned = 2;
+constexpr std::int64_t kFrozenFrom = 4;  // the last parameter is
+constexpr std::size_t kFrozen = 3;
 
 std::vector<Parameter> make_parameters() {
   std::vector<Parameter> parameters;
@@ -33,8 +36,10 @@ std::vector<Parameter> make_parameters() {
 }
 
 CompressionOptions compression_of(std::uint64_t seed) {
-  if (seed % 3 == 0) return {Sign{16}, {FeedbackKind::error_feedback}, ExchangeKind::two_stage};
-  if (seed % 3 == 1) return {};
+  const std::uint64_t kind = seed % kStepScenarioKinds;
+  if (kind == 0) return {Sign{16}, {FeedbackKind::error_feedback}, ExchangeKind::two_stage};
+  if (kind == 1) return {};
+  if (kind == 3) return {Sign{16}, {FeedbackKind::econtrol, 0.1, 0.5}, ExchangeKind::two_stage};
   return {PowerSgd{.matrix_approximation_rank = 1}};
 }
 
@@ -43,6 +48,7 @@ void write_gradient(float* to, std::int64_t count, std::int64_t step, int rank, 
   for (std::int64_t i = 0; i < count; ++i) {
     to[i] = std::sin(static_cast<float>(1 + step * 31 + rank * 7 + i) + static_cast<float>(place));
   }
+  if (step >= kFrozenFrom && place == kFrozen) std::fill_n(to, count, 0.0F);
   if (step == kPoisoned && rank == 1 && place == 1) {
     to[3] = std::numeric_limits<float>::quiet_NaN();
   }
@@ -63,6 +69,8 @@ struct Rank {
 template <typename Backward>
 std::string run_step(Rank& mine, BucketReducer& bucket_reducer, std::int64_t step,
                      const Backward& backward) {
+  const auto place = mine.buckets.place(kFrozen);
+  mine.buckets.buckets()[place.bucket].slices[place.slice].frozen = step >= kFrozenFrom;
   for (std::size_t i = mine.buckets.parameters().size(); i-- > 0;) {
     bucket_reducer.arriving(i);
     const Slice& slice = mine.buckets.slice(i);
@@ -118,8 +126,8 @@ Expected expected_results(std::uint64_t seed) {
   auto group = make_thread_group(kSize);
   const auto train = [&](Communicator& communicator) {
     Rank mine(seed);
-    mine.reducer =
-        seed % 3 == 2 ? make_reducer(mine.compression) : make_reference_reducer(mine.compression);
+    mine.reducer = seed % kStepScenarioKinds == 2 ? make_reducer(mine.compression)
+                                                  : make_reference_reducer(mine.compression);
     mine.optimizer =
         std::make_unique<Sgd>(mine.buckets.buckets(), SgdOptions{.momentum = 0.5}, GroupRules{});
     BucketReducer bucket_reducer(mine.buckets, *mine.reducer, communicator);

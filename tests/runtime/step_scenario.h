@@ -5,9 +5,11 @@
 
 namespace thinwire::testing {
 
-// Steps of BucketReducer, reducers and Sgd, with 1-bit gradients, dense ones and low rank in turn
-// by the seed, among them one with a NaN; the weights after every step are held to those of ranks
-// that are threads.
+// Steps of BucketReducer, reducers and Sgd, with 1-bit gradients, dense ones, low rank and averages
+// that are tracked in turn by the seed, among them one with a NaN and one with a frozen parameter;
+// the weights after every step and the state at the end are held to those of ranks that are
+// threads.
+constexpr std::uint64_t kStepScenarioKinds = 4;
 ScenarioResult step_scenario(std::uint64_t seed, const std::optional<WaitSite>& ignored);
 
 }  // namespace thinwire::testing

@@ -373,15 +373,20 @@ TEST_F(TrainerTest, ResumeIsBitIdenticalAtTheSameWorldSize) {
     const char* optimizer;
     const char* model;
     const char* partition = "iid";
+    const char* feedback = "auto";
   };
   for (const Case& c : {Case{"none", "sgd", "mlp:hidden=24,16"}, Case{"none", "adamw", "mlp"},
                         Case{"sign:block=64", "sgd", "mlp:hidden=24,16"},
                         Case{"sign:block=64", "sgd", "mlp:hidden=24,16", "by_label:classes=3"},
+                        Case{"powersgd:rank=2", "sgd", "mlp:hidden=24,16"},
+                        Case{"topk:density=0.1", "sgd", "mlp", "iid", "ef21:momentum=0.8"},
                         Case{"sign:block=64", "adam:amsgrad=1", "resnet8"}}) {
     Job whole = job(3, c.compressor);
     whole.options.optimizer = c.optimizer;
     whole.options.model = c.model;
     whole.options.partition = c.partition;
+    whole.options.feedback = c.feedback;
+    whole.options.momentum = c.optimizer == std::string("sgd") ? 0.5 : 0;
     whole.options.lr = 0.01;
     whole.options.steps = 30;
     whole.options.lr_schedule = "cosine:warmup=5";

@@ -956,7 +956,7 @@ THINWIRE_BODY void form_error(const FormErrorArgs<T>& args, const Block& block,
                               std::int64_t index) {
   const T sent = args.sent[index];
   if (sent == 0) return;
-  T* error = args.error + (block.begin - args.begin);
+  T* error = args.error + (block.begin - args.chunk_begin);
   rows(block.count, [&](auto row) { store(error, row, unsent(load(error, row), sent)); });
   meet();
   once([&] { args.sent[index] = 0; });

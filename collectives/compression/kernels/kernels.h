@@ -107,7 +107,7 @@ struct FormErrorArgs {
   std::int64_t block_count = 0;
   T* error = nullptr;  // of Residual, as `sent` is
   T* sent = nullptr;
-  std::int64_t begin = 0;  // elements from the bucket's start to the first of `error`
+  std::int64_t chunk_begin = 0;  // elements from the bucket's start to the first of `error`
 };
 
 // flag := min(flag, the index of every slice with a block whose payload is not finite).

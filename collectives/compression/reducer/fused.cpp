@@ -161,23 +161,21 @@ void FusedReducer::lay_out_blocks(const Bucket& bucket, Path& here) {
 }
 
 void FusedReducer::form_errors(Path& here) {
-  const auto form = [&](Sent& sent, at::Tensor& residual, std::int64_t begin, std::int64_t first,
-                        std::int64_t count) {
-    if (!sent.now.defined()) return;
+  if (!here.residual_is_message) return;
+  // An owner's scales of blocks that others own are 0, so those stay as they are.
+  const auto form = [&](Sent& sent, at::Tensor& residual, std::int64_t chunk_begin) {
     with_type(here.dtype, [&]<typename T>(T) {
-      launch_.kernels<T>().form_error({.blocks = here.table.data() + first,
-                                       .block_count = count,
+      launch_.kernels<T>().form_error({.blocks = here.table.data(),
+                                       .block_count = here.table.size(),
                                        .error = residual.data_ptr<T>(),
-                                       .sent = sent.now.data_ptr<T>() + first,
-                                       .begin = begin},
+                                       .sent = sent.now.data_ptr<T>(),
+                                       .chunk_begin = chunk_begin},
                                       launch_.queue->stream());
     });
   };
-  form(here.sent, here.state.residual, 0, 0, here.table.size());
-  for (const Segment& segment : here.segments) {
-    form(here.owner_sent, here.state.owner_residual, owned(here).begin, segment.own_first_block,
-         segment.own_block_count);
-  }
+  form(here.sent, here.state.residual, 0);
+  if (has_owners()) form(here.owner_sent, here.state.owner_residual, owned(here).begin);
+  here.residual_is_message = false;
 }
 
 // Scratch, kept from step to step.
@@ -439,6 +437,7 @@ void FusedReducer::commit_compressed(Bucket& bucket, Path& here) {
     std::swap(here.state.owner_residual, here.owner_next);
     std::swap(here.sent.now, here.sent.next);
     std::swap(here.owner_sent.now, here.owner_sent.next);
+    here.residual_is_message = keeps_messages();
   }
   if (here.decoding == Decoding::by_reader) {
     bucket.coded = here.coded;
@@ -484,7 +483,7 @@ void FusedReducer::rollback(Bucket&) {}
 
 void FusedReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
   Path& here = path(bucket);
-  if (here.sent.now.defined()) {
+  if (here.residual_is_message) {
     form_errors(here);
     // The visitor reads them by another queue, or from the host.
     launch_.queue->synchronize(Clock::now() + here.timeout);

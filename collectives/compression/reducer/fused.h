@@ -77,7 +77,9 @@ class FusedReducer final : public GradientReducer {
     std::int64_t own_bytes = 0;  // of them, of the blocks that this rank owns
     // Error feedback has the residuals alone, no feedback nothing.
     EControlState state;
-    // What the residuals were sent with, and will have been (Residual::sent): where that pays.
+    // The residuals are the last step's messages, and what was not sent follows from them and the
+    // scales `sent`, formed where it is read (Residual::sent).
+    bool residual_is_message = false;
     Sent sent, owner_sent;
     std::optional<MeasuredEta> measured;
     // From the stage to the commit.

@@ -61,7 +61,8 @@ class GradientReducer {
   virtual void commit(Bucket& bucket) = 0;
   virtual void rollback(Bucket& bucket) = 0;
 
-  // Shows the state of one prepared bucket.
+  // Shows the state of one prepared bucket, between steps: what is kept in another form becomes
+  // what it stands for.
   virtual void visit(const Bucket& bucket, StateVisitor& visitor) = 0;
   virtual std::vector<SlicePlan> plan(const Bucket& bucket) const = 0;
 };

@@ -87,7 +87,7 @@ void MomentumReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
     if (!here.compressed[i]) continue;
     const Slice& slice = bucket.slices[i];
     visitor.tensor(
-        {.name = "momentum/" + slice.name,
+        {.name = "averaged_gradient/" + slice.name,
          .kind = StateKind::averaged,
          .tensor = here.momentum.narrow(0, slice.offset, slice.numel).view(slice.shape)});
   }

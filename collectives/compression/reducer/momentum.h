@@ -13,11 +13,13 @@ namespace thinwire {
 
 // Decorator: of compressed slices the inner reducer gets this rank's average of gradients,
 //   v := momentum v + (1 - momentum) g,
-// in place of the gradient. Around EF21 it is EF21-SGDM (Fatkhullin, Tyurin, Richtarik 2023). A
-// tracker that is sent rarely is applied in every step in between, so its noise adds up; that of an
-// average is smaller. The sum of v is the sum of g but for momentum / (1 - momentum) of the last v.
+// in place of the gradient. Around EF21 it is EF21-SGDM (Fatkhullin, Tyurin, Richtarik 2023) but
+// for v's start, which is 0: the first estimates are small, and a dense first step, which sets v :=
+// g as it does to trackers, makes it the paper's. A tracker that is sent rarely is applied in every
+// step in between, so its noise adds up; that of an average is smaller. Without dense steps the sum
+// of v is the sum of g less momentum / (1 - momentum) of the last v.
 //
-// A dense step sets v := g, as it does to trackers. State: "momentum/NAME", averaged.
+// State: "averaged_gradient/NAME", averaged.
 class MomentumReducer final : public GradientReducer {
  public:
   // `momentum` is above 0 and below 1.

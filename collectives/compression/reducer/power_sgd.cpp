@@ -78,7 +78,6 @@ LowRankShape PowerSgdReducer::shape_of(const Slice& slice) const {
   if (slice.is_vector() || slice.numel == 0 || reason_for_dense(slice, policy_)) return {};
   const std::int64_t rows = slice.shape.front();
   const std::int64_t columns = slice.numel / rows;
-  check(columns < std::int64_t{1} << 28, "a GPU counts a few rows' elements in ints");
   const std::int64_t rank = std::min({rows, columns, power_.matrix_approximation_rank});
   const bool pays = static_cast<double>((rows + columns) * rank) * power_.min_compression_rate <
                     static_cast<double>(slice.numel);
@@ -108,8 +107,7 @@ void PowerSgdReducer::lay_out(const Bucket& bucket, Path& here) {
   for (const Slice& slice : bucket.slices) frozen.push_back(slice.frozen);
   if (here.whole.filled() && frozen == here.frozen) return;
   form_residual(here);
-  here.before = {here.message,    here.right,   here.own_right, here.kept_message,
-                 here.kept_right, here.vectors, here.partial};
+  here.before = {here.kept_left, here.kept_right};
   here.frozen = frozen;
   here.matrices.clear();
   here.passengers.clear();
@@ -151,7 +149,7 @@ void PowerSgdReducer::lay_out(const Bucket& bucket, Path& here) {
   here.right = at::empty({right}, options);
   here.own_right = at::empty({right}, options);
   if (feedback_) {
-    here.kept_message = at::empty({message}, options);
+    here.kept_left = at::empty({here.left_numel}, options);
     here.kept_right = at::empty({right}, options);
   }
   lay_out_matrices(bucket, here);
@@ -166,6 +164,10 @@ void PowerSgdReducer::lay_out_matrices(const Bucket& bucket, Path& here) {
   here.largest_rank = made.largest_rank;
   here.top_tile_count = made.top_tile_count;
   if (launch_.queue->on_host()) return;
+  for (const LowRankMatrix& matrix : here.matrices) {
+    check(matrix.shape.columns < std::int64_t{1} << 28,
+          "a GPU counts the elements of a few rows in ints");
+  }
   const auto options = bucket.gradient.options();
   here.vectors =
       at::empty({std::max(here.left_numel, here.right.numel())}, options.dtype(at::kDouble));
@@ -284,7 +286,7 @@ void PowerSgdReducer::multiply_left(Bucket& bucket, Path& here, const StepContex
         {.tables = tables(here),
          .bucket = bucket.gradient.data_ptr<T>(),
          .owed = {.residual = feedback_ ? here.residual.const_data_ptr<T>() : nullptr,
-                  .left = here.residual_is_matrix ? here.kept_message.const_data_ptr<T>() : nullptr,
+                  .left = here.residual_is_matrix ? here.kept_left.const_data_ptr<T>() : nullptr,
                   .right = here.residual_is_matrix ? here.kept_right.const_data_ptr<T>() : nullptr},
          .right = start,
          .left = here.message.data_ptr<T>()},
@@ -351,7 +353,7 @@ void PowerSgdReducer::commit(Bucket& bucket) {
   }
   if (!feedback_) return;
   std::swap(bucket.gradient, here.residual);
-  std::swap(here.message, here.kept_message);
+  copy(here.kept_left, 0, here.message, 0, here.left_numel);
   std::swap(here.own_right, here.kept_right);
   here.residual_is_matrix = arithmetic_ == Arithmetic::kernels;
 }
@@ -388,7 +390,7 @@ void PowerSgdReducer::form_residual(Path& here) {
   if (!here.residual_is_matrix) return;
   with_type(here.residual.scalar_type(), [&]<typename T>(T) {
     launch_.low_rank<T>().subtract({.tables = tables(here),
-                                    .left = here.kept_message.const_data_ptr<T>(),
+                                    .left = here.kept_left.const_data_ptr<T>(),
                                     .right = here.kept_right.const_data_ptr<T>(),
                                     .bucket = here.residual.data_ptr<T>()},
                                    launch_.queue->stream());

@@ -72,7 +72,7 @@ class PowerSgdReducer final : public GradientReducer {
   struct Path {
     std::vector<std::int64_t> factor;  // per slice: its factor's place in the state
     at::Tensor residual;               // exchanges its storage with the gradient at commit
-    // The residual is the last step's M_i, and what was not sent is it less P Q_i^T, `kept_message`
+    // The residual is the last step's M_i, and what was not sent is it less P Q_i^T, `kept_left`
     // and `kept_right`, formed where it is read.
     bool residual_is_matrix = false;
     at::Tensor factors;  // undefined without warm start
@@ -88,8 +88,8 @@ class PowerSgdReducer final : public GradientReducer {
     std::int64_t top_tile_count = 0;
     std::int64_t left_numel = 0;  // of the message; the passengers are behind
     at::Tensor message, right, own_right;
-    at::Tensor kept_message, kept_right;  // of the last committed step: its message and own_right
-    std::vector<at::Tensor> before;  // buffers of the layout before, which the queue may still use
+    at::Tensor kept_left, kept_right;
+    std::vector<at::Tensor> before;  // those of the layout before, which the queue may still read
     at::Tensor vectors, partial;     // what the kernels need on a device
 
     Bucket* bucket = nullptr;  // from stage to settle
