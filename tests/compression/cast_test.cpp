@@ -80,7 +80,7 @@ TEST(Cast, DoublesBecomeFloatsFirst) {
   const double above_tie = 1 + 0x1p-8 + 0x1p-40;
   const at::Tensor x = at::tensor({above_tie, 1e300, -1e300, 1e-300}, at::kDouble);
   EXPECT_TRUE(coded(codec, x).equal(at::tensor({1.0, 0x1.fep127, -0x1.fep127, 0.0}, at::kDouble)));
-  EXPECT_TRUE(codec.finite(encode(codec, x), 4, at::kDouble));
+  EXPECT_TRUE(codec.finite(encode(codec, x), 4, at::kDouble, 1));
 }
 
 TEST(Cast, NonFiniteValuesAreSeenAnywhere) {
@@ -90,9 +90,9 @@ TEST(Cast, NonFiniteValuesAreSeenAnywhere) {
     for (const float bad : {inf, -inf, std::numeric_limits<float>::quiet_NaN()}) {
       for (const int place : {0, 77, 129}) {
         at::Tensor x = testing::uniform_values(130, at::kFloat);
-        EXPECT_TRUE(codec.finite(encode(codec, x), 130, at::kFloat));
+        EXPECT_TRUE(codec.finite(encode(codec, x), 130, at::kFloat, 1));
         x[place] = bad;
-        EXPECT_FALSE(codec.finite(encode(codec, x), 130, at::kFloat));
+        EXPECT_FALSE(codec.finite(encode(codec, x), 130, at::kFloat, 1));
         EXPECT_FALSE(std::isfinite(coded(codec, x)[place].item<float>()));
       }
     }

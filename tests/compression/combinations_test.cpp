@@ -255,6 +255,45 @@ TEST(Combination, ANonFiniteValueOnOneRankRollsEverythingBack) {
   }
 }
 
+// Finite on every rank, but not their sum: seen, or never formed, as where fp16 clamps. Sums far
+// below the largest number are fine, unless a scale is a mean of squares.
+TEST(Combination, SumsThatOverflowAreSeen) {
+  constexpr float kLargest = std::numeric_limits<float>::max();
+  for (const std::size_t which : {0, 1}) {
+    for (const auto& [name, options] : combinations(which)) {
+      SCOPED_TRACE(name);
+      int seen = 0;
+      const Sign* sign = std::get_if<Sign>(&options.codec);
+      const bool squares = sign != nullptr && sign->scale == SignScale::rms;
+      const float large = squares ? 1e15F : kLargest / 4096;
+      for (const bool fused : {false, true}) {
+        run_ranks(3, [&, &options = options](auto communicator) {
+          Bucket bucket = make_bucket(small_shapes());
+          const auto reducer = fused ? make_reducer(options) : make_reference_reducer(options);
+          reducer->prepare(bucket, communicator->rank(), 3);
+          const auto estimate_is_finite = [&](double value, std::int64_t step) {
+            bucket.gradient.fill_(value);
+            reducer->stage(bucket, *communicator, {.step = step, .seed = 1});
+            reducer->settle(*communicator);
+            if (reducer->non_finite(bucket)) {
+              reducer->rollback(bucket);
+              return false;
+            }
+            reducer->commit(bucket);
+            EXPECT_TRUE(bucket.gradient.isfinite().all().item<bool>());
+            return true;
+          };
+          const bool overflowed = !estimate_is_finite(0.9 * kLargest, 0);
+          if (communicator->rank() == 0 && overflowed) ++seen;
+          EXPECT_TRUE(estimate_is_finite(large, 1));
+        });
+      }
+      // Vectors go uncompressed.
+      EXPECT_EQ(seen, 2);
+    }
+  }
+}
+
 // Fills the state of a reducer from a snapshot of another one.
 class Restore final : public StateVisitor {
  public:

@@ -298,15 +298,27 @@ std::vector<char> encode_block(const Format& format, const std::vector<T>& m, st
   return payload;
 }
 
-// Whether a payload is one of finite values.
+// Whether a payload is one of finite values whose sum over `ranks` is finite too.
 template <typename T>
-bool finite_block(const Format& format, std::int64_t count, const char* payload) {
+bool finite_block(const Format& format, std::int64_t count, const char* payload,
+                  std::int64_t ranks) {
+  const T largest = std::numeric_limits<T>::max();
+  const T limit = ranks == 1 ? largest : largest / static_cast<T>(2 * ranks);
+  std::vector<T> values;
   if (format.coding == Coding::quantize) {
-    return std::isfinite(get<T>(payload)) &&
-           (format.grid == Grid::symmetric || std::isfinite(get<T>(payload + sizeof(T))));
+    // Whatever the levels: the ends of the grid.
+    const auto half = static_cast<T>((1 << (format.bits - 1)) - 1);
+    const auto top = static_cast<T>((1 << format.bits) - 1);
+    const T first = get<T>(payload);
+    if (format.grid == Grid::max_min) {
+      values = {first, first + get<T>(payload + sizeof(T)) * top};
+    } else {
+      values = {first * half};
+    }
+  } else {
+    values = decode_block<T>(format, count, payload);
   }
-  const std::vector<T> values = decode_block<T>(format, count, payload);
-  return std::all_of(values.begin(), values.end(), [](T x) { return std::isfinite(x); });
+  return std::all_of(values.begin(), values.end(), [&](T x) { return std::abs(x) <= limit; });
 }
 
 // What one block's message becomes.

@@ -108,7 +108,7 @@ void expect_read(const Kernels<T>& kernels, Dice& dice, const Table& table,
     for (std::size_t i = 0; i < mean.size(); ++i) expected_integrated[begin + i] += mean[i];
     for (std::int32_t rank = 0; rank < messages.ranks; ++rank) {
       if (!kernel_oracle::finite_block<T>(block.format, block.count,
-                                          payload + rank * messages.stride)) {
+                                          payload + rank * messages.stride, messages.ranks)) {
         expected_flag = std::min(expected_flag, block.slice);
       }
     }

@@ -331,7 +331,7 @@ TYPED_TEST(KernelsTest, FirstNonFiniteNamesTheLowestSlice) {
       if (block.format.coding == Coding::held) continue;
       const std::int64_t bytes = payload_bytes<TypeParam>(block.format, block.count);
       const bool finite = codec_of(block)->finite(payload_of(payload, block, bytes), block.count,
-                                                  dtype_of<TypeParam>);
+                                                  dtype_of<TypeParam>, 1);
       if (!finite) expected = std::min(expected, block.slice);
     }
     finite_tables += expected == INT32_MAX ? 1 : 0;

@@ -113,10 +113,10 @@ TEST(EveryCodec, DecodesFiniteValuesToFiniteOnesAndSaysSo) {
     at::Tensor x = wild_values(dice, count, dtype);
     const at::Tensor payload = encode(codec, x, {.key = 5});
     EXPECT_EQ(decode(codec, payload, x).isfinite().all().template item<bool>(),
-              codec.finite(payload, count, dtype));
+              codec.finite(payload, count, dtype, 1));
     if (count == 0) return;
     x[dice.below(count)] = std::numeric_limits<double>::infinity();
-    EXPECT_FALSE(codec.finite(encode(codec, x, {.key = 5}), count, dtype));
+    EXPECT_FALSE(codec.finite(encode(codec, x, {.key = 5}), count, dtype, 1));
   });
 }
 

@@ -190,7 +190,7 @@ TEST(Quantize, BlocksWithoutARangeDecodeToTheirValueOrZeros) {
     x.narrow(0, 96, 32).fill_(0.75f);
     x.narrow(0, 128, 32).fill_(-0.0f);
     const at::Tensor payload = encode(codec, x);
-    EXPECT_TRUE(codec.finite(payload, 160, at::kFloat));
+    EXPECT_TRUE(codec.finite(payload, 160, at::kFloat, 1));
     const at::Tensor got = decode(codec, payload, x);
     at::Tensor expected = at::zeros({160});
     expected.narrow(0, 96, 32).fill_(0.75f);
@@ -208,7 +208,7 @@ TEST(Quantize, ARangeThatOverflowsIsNotFinite) {
   x[0] = -huge;
   x[1] = huge;
   const QuantizeCodec max_min({.bits = 4, .block = 64, .grid = Grid::max_min});
-  EXPECT_FALSE(max_min.finite(encode(max_min, x), 64, at::kFloat));
+  EXPECT_FALSE(max_min.finite(encode(max_min, x), 64, at::kFloat, 1));
   EXPECT_TRUE(coded(max_min, x).isnan().all().item<bool>());
   // What is said to be finite decodes to finite values.
   for (const auto grid : {Grid::max_min, Grid::symmetric}) {
@@ -218,7 +218,7 @@ TEST(Quantize, ARangeThatOverflowsIsNotFinite) {
         at::Tensor y = at::zeros({64});
         y[5] = std::bit_cast<float>(std::bit_cast<std::uint32_t>(huge) -
                                     static_cast<std::uint32_t>(down));
-        EXPECT_EQ(codec.finite(encode(codec, y), 64, at::kFloat),
+        EXPECT_EQ(codec.finite(encode(codec, y), 64, at::kFloat, 1),
                   coded(codec, y).isfinite().all().item<bool>());
       }
     }

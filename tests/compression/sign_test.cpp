@@ -88,7 +88,7 @@ TEST(Sign, ZeroAndDenormalBlocksDecodeToZeros) {
   x.narrow(0, 32, 32).fill_(std::numeric_limits<float>::denorm_min());
   x.narrow(0, 64, 32).fill_(1.0f);
   const at::Tensor payload = encode(codec, x);
-  EXPECT_TRUE(codec.finite(payload, 96, at::kFloat));
+  EXPECT_TRUE(codec.finite(payload, 96, at::kFloat, 1));
   const at::Tensor got = decode(codec, payload, x);
   EXPECT_TRUE(got.narrow(0, 0, 64).equal(at::zeros({64})));
   EXPECT_TRUE(got.narrow(0, 64, 32).equal(at::ones({32})));
@@ -118,7 +118,7 @@ TEST(Sign, NonFiniteValuesAreSeenAnywhere) {
       at::Tensor x = values_of(131, at::kFloat);
       x[place] = bad;
       const at::Tensor payload = encode(codec, x);
-      EXPECT_FALSE(codec.finite(payload, 131, at::kFloat)) << bad << " at " << place;
+      EXPECT_FALSE(codec.finite(payload, 131, at::kFloat, 1)) << bad << " at " << place;
       EXPECT_TRUE(at::isnan(decode(codec, payload, x)[place]).item<bool>());
     }
   }
@@ -140,12 +140,12 @@ TEST(Identity, IsExactAndSeesNonFiniteValues) {
     EXPECT_EQ(codec.payload_bytes(77, dtype), static_cast<std::int64_t>(x.nbytes()));
     at::Tensor payload = encode(codec, x);
     EXPECT_TRUE(decode(codec, payload, x).equal(x));
-    EXPECT_TRUE(codec.finite(payload, 77, dtype));
+    EXPECT_TRUE(codec.finite(payload, 77, dtype, 1));
     EXPECT_TRUE(all_finite(x));
     for (const std::int64_t place : {0, 40, 76}) {
       at::Tensor y = x.clone();
       y[place] = std::numeric_limits<double>::infinity();
-      EXPECT_FALSE(codec.finite(encode(codec, y), 77, dtype));
+      EXPECT_FALSE(codec.finite(encode(codec, y), 77, dtype, 1));
       EXPECT_FALSE(all_finite(y));
     }
   }

@@ -135,7 +135,7 @@ TEST(TopK, NonFiniteValuesAreSeenAnywhere) {
       at::Tensor x = normal_values(131, at::kFloat);
       x[place] = bad;
       const at::Tensor payload = encode(codec, x);
-      EXPECT_FALSE(codec.finite(payload, 131, at::kFloat));
+      EXPECT_FALSE(codec.finite(payload, 131, at::kFloat, 1));
       const std::int64_t begin = place / 64 * 64;
       const at::Tensor nans = coded(codec, x).isnan();
       EXPECT_TRUE(
@@ -155,7 +155,7 @@ TEST(TopK, APayloadThatMakesNoSenseDecodesToNaN) {
     payload.narrow(0, 0, 4).view(at::kInt).fill_(static_cast<int>(kept));
     payload[16] = indices & 0xff;
     payload[17] = indices >> 8;
-    const bool finite = codec.finite(payload, 5, at::kFloat);
+    const bool finite = codec.finite(payload, 5, at::kFloat, 1);
     EXPECT_EQ(testing::decode(codec, payload, x).isnan().all().item<bool>(), !finite);
     return finite;
   };

@@ -93,7 +93,7 @@ void try_messages(const Codec& codec, std::int64_t count, std::int32_t ranks, Ed
   for (std::int32_t rank = 0; rank < ranks; ++rank) {
     const at::Tensor message = messages.tensor.narrow(0, rank * stride, stride);
     codec.decode_add(message, 1, expected.tensor);
-    finite = finite && codec.finite(message, count, dtype);
+    finite = finite && codec.finite(message, count, dtype, ranks);
   }
   if (ranks > 1) expected.tensor.div_(ranks);
 

@@ -61,6 +61,11 @@ float from_fp16(std::uint16_t half) {
   return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(value));
 }
 
+float value_of(Half kind, const char* payload) {
+  const auto half = load<std::uint16_t>(payload);
+  return kind == Half::fp16 ? from_fp16(half) : from_bf16(half);
+}
+
 template <typename T>
 float to_float(T value) {
   constexpr auto largest = static_cast<T>(std::numeric_limits<float>::max());
@@ -97,20 +102,21 @@ void CastCodec::decode_add(const at::Tensor& payload, double weight, at::Tensor 
     const char* from = static_cast<const char*>(payload.const_data_ptr());
     T* to = into.data_ptr<T>();
     for (std::int64_t i = 0; i < into.numel(); ++i) {
-      const auto half = load<std::uint16_t>(from + 2 * i);
-      const float value = half_ == Half::fp16 ? from_fp16(half) : from_bf16(half);
-      to[i] += static_cast<T>(weight) * static_cast<T>(value);
+      to[i] += static_cast<T>(weight) * static_cast<T>(value_of(half_, from + 2 * i));
     }
   });
 }
 
-bool CastCodec::finite(const at::Tensor& payload, std::int64_t count, at::ScalarType) const {
-  const char* from = static_cast<const char*>(payload.const_data_ptr());
-  const unsigned infinity = half_ == Half::fp16 ? 0x7c00 : 0x7f80;
-  for (std::int64_t i = 0; i < count; ++i) {
-    if ((load<std::uint16_t>(from + 2 * i) & 0x7fffu) >= infinity) return false;
-  }
-  return true;
+bool CastCodec::finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype,
+                       std::int64_t ranks) const {
+  return with_type(dtype, [&]<typename T>(T) {
+    const char* from = static_cast<const char*>(payload.const_data_ptr());
+    const T limit = largest_addend<T>(ranks);
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (!(std::abs(static_cast<T>(value_of(half_, from + 2 * i))) <= limit)) return false;
+    }
+    return true;
+  });
 }
 
 }  // namespace thinwire

@@ -44,8 +44,10 @@ class Codec {
   virtual void encode(const at::Tensor& values, at::Tensor payload, const DrawKey& draws) const = 0;
   // into += weight * decoded; weight is 1 or -1, so nothing is rounded on the way.
   virtual void decode_add(const at::Tensor& payload, double weight, at::Tensor into) const = 0;
-  virtual bool finite(const at::Tensor& payload, std::int64_t count,
-                      at::ScalarType dtype) const = 0;
+  // Whether what the payload decodes to is finite, and so is the sum of it and of what the other
+  // ranks' payloads decode to if the same is true of them (format.h: largest_addend).
+  virtual bool finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype,
+                      std::int64_t ranks) const = 0;
 };
 
 }  // namespace thinwire

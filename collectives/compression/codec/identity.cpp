@@ -54,14 +54,15 @@ void IdentityCodec::decode_add(const at::Tensor& payload, double weight, at::Ten
   });
 }
 
-bool IdentityCodec::finite(const at::Tensor& payload, std::int64_t count,
-                           at::ScalarType dtype) const {
+bool IdentityCodec::finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype,
+                           std::int64_t ranks) const {
   return with_type(dtype, [&]<typename T>(T) {
+    const T limit = largest_addend<T>(ranks);
     const auto* from = static_cast<const char*>(payload.const_data_ptr());
     for (std::int64_t i = 0; i < count; ++i) {
       T value;
       std::memcpy(&value, from + i * static_cast<std::int64_t>(sizeof(T)), sizeof(T));
-      if (!std::isfinite(value)) return false;
+      if (!(std::abs(value) <= limit)) return false;
     }
     return true;
   });

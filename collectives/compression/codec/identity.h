@@ -12,7 +12,8 @@ class IdentityCodec final : public Codec {
   Format format(std::int64_t count) const override;
   void encode(const at::Tensor& values, at::Tensor payload, const DrawKey& draws) const override;
   void decode_add(const at::Tensor& payload, double weight, at::Tensor into) const override;
-  bool finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype) const override;
+  bool finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype,
+              std::int64_t ranks) const override;
 };
 
 // Whether every value of a flat floating-point tensor is finite.

@@ -192,14 +192,16 @@ void QuantizeCodec::decode_add(const at::Tensor& payload, double weight, at::Ten
   });
 }
 
-bool QuantizeCodec::finite(const at::Tensor& payload, std::int64_t count,
-                           at::ScalarType dtype) const {
+bool QuantizeCodec::finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype,
+                           std::int64_t ranks) const {
   return with_type(dtype, [&]<typename T>(T) {
+    const T limit = largest_addend<T>(ranks);
     bool finite = true;
     for_each_block<T>(*this, count, [&](const CodedBlock& block) {
       const char* from = static_cast<const char*>(payload.const_data_ptr()) + block.payload;
       const Levels<T> levels = read_levels<T>(block.format, from);
-      finite = finite && std::isfinite(levels.least) && std::isfinite(levels.unit);
+      finite = finite && std::abs(levels.least) <= limit &&
+               std::abs(value_of(levels, levels.top)) <= limit;
     });
     return finite;
   });

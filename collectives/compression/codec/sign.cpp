@@ -75,12 +75,14 @@ void SignCodec::decode_add(const at::Tensor& payload, double weight, at::Tensor 
   });
 }
 
-bool SignCodec::finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype) const {
+bool SignCodec::finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype,
+                       std::int64_t ranks) const {
   return with_type(dtype, [&]<typename T>(T) {
+    const T limit = largest_addend<T>(ranks);
     const char* from = static_cast<const char*>(payload.const_data_ptr());
     bool finite = true;
     for_each_block<T>(*this, count, [&](const CodedBlock& block) {
-      finite = finite && std::isfinite(load<T>(from + block.payload));
+      finite = finite && std::abs(load<T>(from + block.payload)) <= limit;
     });
     return finite;
   });

@@ -142,13 +142,12 @@ void decode_add_block(const char* payload, const CodedBlock& block, T weight, T*
 }
 
 template <typename T>
-bool finite_block(const char* payload, const CodedBlock& block) {
+bool within_block(const char* payload, const CodedBlock& block, T limit) {
   const auto indices = read_indices<T>(payload, block);
   if (!indices) return false;
   for (std::size_t k = 0; k < indices->size(); ++k) {
-    if (!std::isfinite(load<T>(payload + Places<T>::value(static_cast<std::int64_t>(k))))) {
-      return false;
-    }
+    const T value = load<T>(payload + Places<T>::value(static_cast<std::int64_t>(k)));
+    if (!(std::abs(value) <= limit)) return false;
   }
   return true;
 }
@@ -200,12 +199,14 @@ void TopKCodec::decode_add(const at::Tensor& payload, double weight, at::Tensor 
   });
 }
 
-bool TopKCodec::finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype) const {
+bool TopKCodec::finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype,
+                       std::int64_t ranks) const {
   return with_type(dtype, [&]<typename T>(T) {
+    const T limit = largest_addend<T>(ranks);
     const char* from = static_cast<const char*>(payload.const_data_ptr());
     bool finite = true;
     for_each_block<T>(*this, count, [&](const CodedBlock& block) {
-      finite = finite && finite_block<T>(from + block.payload, block);
+      finite = finite && within_block(from + block.payload, block, limit);
     });
     return finite;
   });

@@ -62,7 +62,7 @@ class AllGatherExchange final : public Exchange {
     for_each_received(bucket, [&](const Piece& piece, const at::Tensor& payload) {
       if (slice && *slice <= piece.slice) return;
       const auto dtype = bucket.gradient.scalar_type();
-      if (!piece.codec->finite(payload, piece.count, dtype)) slice = piece.slice;
+      if (!piece.codec->finite(payload, piece.count, dtype, ranks_)) slice = piece.slice;
     });
     return slice;
   }

@@ -113,7 +113,7 @@ class TwoStageExchange final : public Exchange {
     for_each_received(bucket, [&](const Piece& piece, const at::Tensor& payload) {
       if (slice) return;
       const auto dtype = bucket.gradient.scalar_type();
-      if (!piece.codec->finite(payload, piece.count, dtype)) slice = piece.slice;
+      if (!piece.codec->finite(payload, piece.count, dtype, 1)) slice = piece.slice;
     });
     return slice;
   }

@@ -962,33 +962,50 @@ THINWIRE_BODY void form_error(const FormErrorArgs<T>& args, const Block& block,
   once([&] { args.sent[index] = 0; });
 }
 
+// Not of a NaN.
 template <typename T>
-THINWIRE_BODY bool payload_finite(const Block& block, const char* payload) {
+THINWIRE_BODY bool within(T x, T limit) {
+  return x <= limit && -x <= limit;
+}
+
+template <template <typename> class Reader, typename T>
+THINWIRE_BODY bool rows_within(const Block& block, const char* payload, T limit) {
+  const Reader<T> reader(payload, block.format);
+  // Bits, as the larger of a number and a NaN may be the number.
+  Row<BitsOf<T>> largest = zeros<BitsOf<T>>();
+  rows(block.count,
+       [&](auto row) { largest = largest_of(largest, magnitude_bits(reader.decoded(row))); });
+  return largest_lane(largest) <= largest_lane(bits_of(fill(limit)));
+}
+
+template <Grid grid, typename T>
+THINWIRE_BODY bool levels_within(const Block& block, const char* payload, T limit) {
+  Levels<grid, T> levels(block.format.bits);
+  levels.read(payload);
+  return within(levels.least, limit) && within(levels.largest(), limit);
+}
+
+// Whether all that a payload of the block decodes to is.
+template <typename T>
+THINWIRE_BODY bool payload_within(const Block& block, const char* payload, T limit) {
   const Format& format = block.format;
   switch (format.coding) {
-    case Coding::raw: {
-      Row<BitsOf<T>> largest = zeros<BitsOf<T>>();
-      rows(block.count, [&](auto row) {
-        largest = largest_of(largest, magnitude_bits(load_packed<T>(payload, row)));
-      });
-      return largest_lane(largest) < infinity_bits<T>;
-    }
+    case Coding::raw:
+      return rows_within<RawReader>(block, payload, limit);
     case Coding::sign:
-      return finite(load_one<T>(payload));
+      return within(load_one<T>(payload), limit);
     case Coding::quantize:
-      return finite(load_one<T>(payload)) &&
-             (format.grid == Grid::symmetric || finite(load_one<T>(payload + sizeof(T))));
-    case Coding::cast: {
-      Row<std::int32_t> largest = zeros<std::int32_t>();
-      rows(block.count, [&](auto row) {
-        largest = largest_of(largest, load_halves(payload, row) & fill<std::int32_t>(0x7fff));
-      });
-      return largest_lane(largest) < (format.half == Half::bf16 ? 0x7f80 : 0x7c00);
-    }
+      return format.grid == Grid::max_min ? levels_within<Grid::max_min>(block, payload, limit)
+                                          : levels_within<Grid::symmetric>(block, payload, limit);
+    case Coding::cast:
+      return format.half == Half::bf16
+                 ? rows_within<CastReaderOf<Half::bf16>::template Reader>(block, payload, limit)
+                 : rows_within<CastReaderOf<Half::fp16>::template Reader>(block, payload, limit);
     case Coding::top_k: {
       const KeptReader<T> reader(payload, format, block.count);
-      return reader.makes_sense(block.count) &&
-             all_entries(reader.kept, [&](std::int64_t k) { return finite(reader.value(k)); });
+      return reader.makes_sense(block.count) && all_entries(reader.kept, [&](std::int64_t k) {
+               return within(reader.value(k), limit);
+             });
     }
     case Coding::held:
       return true;
@@ -998,9 +1015,10 @@ THINWIRE_BODY bool payload_finite(const Block& block, const char* payload) {
 
 template <typename T>
 THINWIRE_BODY void first_non_finite(const FirstNonFiniteArgs<T>& args, const Block& block) {
+  const T limit = largest_addend<T>(args.ranks);
   bool all = true;
   for (std::int32_t rank = 0; rank < args.ranks; ++rank) {
-    all = payload_finite<T>(block, args.payload + rank * args.stride + block.payload) && all;
+    all = payload_within(block, args.payload + rank * args.stride + block.payload, limit) && all;
   }
   if (!all) lower(args.flag, block.slice);
 }

@@ -36,6 +36,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 namespace thinwire {
 
@@ -63,6 +64,14 @@ constexpr int index_bits(std::int64_t count) {
   int bits = 1;
   while ((std::int64_t{1} << bits) < count) ++bits;
   return bits;
+}
+
+// The largest magnitude that each of `ranks` values may have for their sum to be finite whatever is
+// rounded on the way; of one value, the largest finite one.
+template <typename T>
+constexpr T largest_addend(std::int64_t ranks) {
+  constexpr T largest = std::numeric_limits<T>::max();
+  return ranks == 1 ? largest : largest / static_cast<T>(2 * ranks);
 }
 
 // Bytes of the payload of `count` values.

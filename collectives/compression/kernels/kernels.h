@@ -110,7 +110,8 @@ struct FormErrorArgs {
   std::int64_t chunk_begin = 0;  // elements from the bucket's start to the first of `error`
 };
 
-// flag := min(flag, the index of every slice with a block whose payload is not finite).
+// flag := min(flag, the index of every slice with a block for which a payload decodes to more than
+// largest_addend(ranks), or to NaN).
 template <typename T>
 struct FirstNonFiniteArgs {
   const Block* blocks = nullptr;
