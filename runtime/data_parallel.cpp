@@ -2,6 +2,7 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <set>
 
 #include "runtime/trainer/compression.h"
@@ -79,6 +80,17 @@ Verdict DataParallel::finish() {
   ++attempted_;
   set_next_step();
   return verdict;
+}
+
+std::vector<std::string> DataParallel::describe_compression() const {
+  const std::int64_t until_start =
+      std::max<std::int64_t>(compression_.start_iter - (attempted_ - skipped_), 0);
+  std::vector<std::string> lines = thinwire::describe_compression(
+      buckets_.buckets(), *reducer_, compression_.policy, attempted_ + 1 + until_start);
+  if (const auto warning = divergence_warning(resolve(compression_))) {
+    lines.push_back("warning: " + *warning);
+  }
+  return lines;
 }
 
 void DataParallel::visit(StateVisitor& visitor) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "collectives/communicator.h"
@@ -55,6 +56,8 @@ class DataParallel {
   };
   [[nodiscard]] Accumulation accumulate() { return Accumulation(bucket_reducer_); }
 
+  // What is compressed, how and why the rest is not, as lines for people.
+  std::vector<std::string> describe_compression() const;
   // Steps that were rolled back.
   std::int64_t skipped() const { return skipped_; }
   // Residuals and the step counter, for a checkpoint. Between steps: before backward, or after

@@ -225,7 +225,7 @@ void check_contracts(const CompressionOptions& options) {
       options.feedback.kind != FeedbackKind::none) {
     throw UsageError(fmt::format(
         "compressor quantize: with 1 bit and stochastic rounding the residuals of {} grow without "
-        "bound; give rounding=nearest, 2 bits or more, or feedback none",
+        "bound; give 2 bits or more, feedback none, or compressor sign",
         name(options.feedback.kind)));
   }
 }
@@ -294,7 +294,14 @@ std::vector<CompressionOptions> valid_combinations() {
   return all;
 }
 
-std::optional<std::string> eta_warning(const CompressionOptions& options) {
+std::optional<std::string> divergence_warning(const CompressionOptions& options) {
+  const auto* quantize = std::get_if<Quantize>(&options.codec);
+  if (quantize && quantize->bits == 1 && options.feedback.kind != FeedbackKind::none) {
+    return fmt::format(
+        "compressor quantize: with 1 bit most values' errors are larger than the values, so the "
+        "residuals of {} may keep growing; give 2 bits or more, feedback none, or compressor sign",
+        name(options.feedback.kind));
+  }
   const auto* top_k = std::get_if<TopK>(&options.codec);
   if (!top_k || options.feedback.kind != FeedbackKind::econtrol || !options.feedback.eta ||
       *options.feedback.eta <= 2 * top_k->density) {

@@ -113,9 +113,10 @@ CompressionOptions resolve(CompressionOptions options);
 // Every combination that makes sense, with the codecs' default numbers.
 std::vector<CompressionOptions> valid_combinations();
 
-// What to tell the operator if the weight of the error is so large that training may diverge:
-// above twice the density of top_k, from where on it diverges on quadratics.
-std::optional<std::string> eta_warning(const CompressionOptions& options);
+// What to tell the operator if training may diverge: of a weight of the error above twice the
+// density of top_k, from where on it diverges on quadratics, and of feedback for a codec of one bit
+// that does not contract.
+std::optional<std::string> divergence_warning(const CompressionOptions& options);
 
 // Where a reducer's arithmetic runs: kernels and the queue that they are put on, in whose memory
 // the buckets are; by default the host's.

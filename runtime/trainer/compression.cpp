@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "runtime/base/error.h"
 
@@ -31,6 +32,7 @@ CompressionOptions compression_of(const TrainOptions& options) {
   CompressionOptions compression =
       parse_compression(options.compressor, options.feedback, options.exchange);
   compression.start_iter = options.start_iter;
+  compression.policy.min_dimensions = options.min_dimensions;
   compression.policy.dense_below = options.dense_below;
   compression.policy.dense_names = split_at_commas(options.dense_names);
   return resolve(compression);
@@ -67,49 +69,47 @@ std::vector<std::string> notes_on_compression(const TrainOptions& options) {
         "--feedback econtrol:eta={:g},momentum=0.9 tracks averages, error_feedback needs none",
         top_k->density));
   }
-  if (const auto note = eta_warning(compression)) notes.push_back("warning: " + *note);
+  if (const auto note = divergence_warning(compression)) notes.push_back("warning: " + *note);
   return notes;
 }
 
-std::vector<std::string> describe_plans(const std::vector<SlicePlan>& plans) {
+std::vector<std::string> describe_compression(const std::vector<Bucket>& buckets,
+                                              const GradientReducer& reducer,
+                                              const CompressionPolicy& policy, std::int64_t first) {
   struct Way {
     std::int64_t tensors = 0;
     std::int64_t values = 0;
     std::int64_t bytes = 0;
   };
   std::map<std::string, Way> ways;
-  for (const SlicePlan& plan : plans) {
-    Way& way = ways[plan.coding];
-    way.tensors += 1;
-    way.values += plan.numel;
-    way.bytes += plan.payload_bytes;
+  std::set<std::string> unmatched(policy.dense_names.begin(), policy.dense_names.end());
+  std::int64_t dense = 0;
+  std::int64_t coded = 0;
+  for (const Bucket& bucket : buckets) {
+    dense += bucket.parameter_numel() * static_cast<std::int64_t>(bucket.gradient.element_size());
+    for (const SlicePlan& plan : reducer.plan(bucket)) {
+      Way& way = ways[plan.coding];
+      way.tensors += 1;
+      way.values += plan.numel;
+      way.bytes += plan.payload_bytes;
+      coded += plan.payload_bytes;
+      std::erase_if(unmatched, [&](const auto& pattern) { return matches(plan.name, pattern); });
+    }
   }
   std::vector<std::string> lines;
   for (const auto& [coding, way] : ways) {
     lines.push_back(fmt::format("{} tensors, {} values: {}, {} bytes a message", way.tensors,
                                 way.values, coding, way.bytes));
   }
-  return lines;
-}
-
-std::int64_t message_bytes(const std::vector<SlicePlan>& plans) {
-  std::int64_t bytes = 0;
-  for (const SlicePlan& plan : plans) bytes += plan.payload_bytes;
-  return bytes;
-}
-
-std::vector<std::string> notes_on_names(const CompressionPolicy& policy,
-                                        const std::vector<SlicePlan>& plans) {
-  std::vector<std::string> notes;
-  for (const std::string& pattern : policy.dense_names) {
-    const bool used = std::any_of(plans.begin(), plans.end(), [&](const SlicePlan& plan) {
-      return matches(plan.name, pattern);
-    });
-    if (used) continue;
-    notes.push_back(
-        fmt::format("warning: no parameter's name matches '{}' of --dense-names", pattern));
+  lines.push_back(fmt::format(
+      "{} buckets, {} bytes dense, {} coded, from step {} on: {:.1f} times fewer", buckets.size(),
+      dense, coded, first,
+      static_cast<double>(dense) / static_cast<double>(std::max<std::int64_t>(coded, 1))));
+  for (const std::string& pattern : unmatched) {
+    lines.push_back(
+        fmt::format("warning: no parameter's name matches '{}' of dense_names", pattern));
   }
-  return notes;
+  return lines;
 }
 
 }  // namespace thinwire

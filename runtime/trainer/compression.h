@@ -21,12 +21,11 @@ Transmission transmission_of(const CompressionOptions& options, std::int64_t com
 // What a user should know of the options that he chose, as sentences.
 std::vector<std::string> notes_on_compression(const TrainOptions& options);
 
-// One line for each way in which slices travel: how many, and the bytes of their messages.
-std::vector<std::string> describe_plans(const std::vector<SlicePlan>& plans);
-// Of one message with all of them.
-std::int64_t message_bytes(const std::vector<SlicePlan>& plans);
-// A warning for each pattern of the policy that matches none of them.
-std::vector<std::string> notes_on_names(const CompressionPolicy& policy,
-                                        const std::vector<SlicePlan>& plans);
+// What `reducer` does with the buckets from step `first` on: one line for each way in which
+// parameters travel, with the reason where one is not compressed; one with the bytes of all; a
+// warning for each pattern of the policy that matches no name.
+std::vector<std::string> describe_compression(const std::vector<Bucket>& buckets,
+                                              const GradientReducer& reducer,
+                                              const CompressionPolicy& policy, std::int64_t first);
 
 }  // namespace thinwire

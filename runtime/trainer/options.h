@@ -34,7 +34,8 @@ struct TrainOptions {
   std::string feedback = "auto";    // auto | none | error_feedback | ef21 | econtrol
   std::string exchange = "auto";    // auto | all_reduce | two_stage | all_gather
   std::int64_t start_iter = 0;      // committed steps before compression starts
-  std::int64_t dense_below = 0;     // values; smaller parameters go uncompressed
+  std::int64_t min_dimensions = 2;  // parameters of fewer go uncompressed
+  std::int64_t dense_below = 0;     // values; smaller ones too
   std::string dense_names;          // patterns, separated by commas: these too
   double bucket_mb = 25;            // MiB of gradients that travel together
   std::int64_t timeout = 60;        // seconds that a collective may take

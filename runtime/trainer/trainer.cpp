@@ -535,21 +535,9 @@ void Trainer::resume() {
 }
 
 std::vector<std::string> Trainer::describe_compression() const {
-  std::vector<SlicePlan> plans;
-  std::int64_t dense = 0;
-  for (const Bucket& bucket : buckets_.buckets()) {
-    for (SlicePlan& plan : reducer_.plan(bucket)) plans.push_back(std::move(plan));
-    dense += bucket.parameter_numel() * static_cast<std::int64_t>(bucket.gradient.element_size());
-  }
-  std::vector<std::string> lines = describe_plans(plans);
-  const std::int64_t wire = message_bytes(plans);
-  lines.push_back(fmt::format(
-      "{} buckets, {} bytes dense, {} coded, from step {} on: {:.1f} times fewer",
-      buckets_.buckets().size(), dense, wire,
-      attempted_ + 1 + std::max<std::int64_t>(compression_.start_iter - committed_, 0),
-      static_cast<double>(dense) / static_cast<double>(std::max<std::int64_t>(wire, 1))));
-  for (const std::string& note : notes_on_names(compression_.policy, plans)) lines.push_back(note);
-  return lines;
+  const std::int64_t until_start = std::max<std::int64_t>(compression_.start_iter - committed_, 0);
+  return thinwire::describe_compression(buckets_.buckets(), reducer_, compression_.policy,
+                                        attempted_ + 1 + until_start);
 }
 
 }  // namespace thinwire

@@ -23,9 +23,12 @@ inline std::vector<CodecOptions> variants(std::size_t codec) {
     case 1:
       return {Sign{64}, Sign{32, SignScale::rms}};
     case 2:
-      return {Quantize{3, 64}, Quantize{4, 32, Grid::symmetric, Rounding::stochastic},
+      return {Quantize{3, 64},
+              Quantize{4, 32, Grid::symmetric, Rounding::stochastic},
               Quantize{2, 32, Grid::max_min, Rounding::stochastic},
-              Quantize{2, 32, Grid::symmetric}};
+              Quantize{2, 32, Grid::symmetric},
+              Quantize{1, 32},
+              Quantize{8, 64, Grid::symmetric, Rounding::stochastic}};
     case 3:
       return {Cast{Half::bf16}, Cast{Half::fp16}};
     case 4:

@@ -127,7 +127,7 @@ TEST(ParseCompression, SaysWhatIsWrongAndWhatToDo) {
   EXPECT_THROW(resolve({TopK{}, {FeedbackKind::error_feedback, {}, 0.5}}), UsageError);
   says(message_of("bf16", "econtrol"), "choose from cast x error_feedback x two_stage");
   says(message_of("sign", "auto", "all_reduce"), "choose from sign x error_feedback x two_stage");
-  says(message_of("quantize:bits=1,rounding=stochastic"), "or feedback none");
+  says(message_of("quantize:bits=1,rounding=stochastic"), "give 2 bits or more, feedback none");
   EXPECT_EQ(message_of("quantize:bits=1,rounding=stochastic", "none"), "accepted");
   EXPECT_THROW(resolve({TopK{}, {FeedbackKind::econtrol, -1.0}}), UsageError);
   EXPECT_THROW(resolve({Sign{12}}), UsageError);
@@ -135,7 +135,7 @@ TEST(ParseCompression, SaysWhatIsWrongAndWhatToDo) {
 
 TEST(Eta, AWeightAboveTwiceTheDensityIsWarnedOf) {
   const auto warning = [](const char* codec, const char* feedback) {
-    return eta_warning(parse_compression(codec, feedback));
+    return divergence_warning(parse_compression(codec, feedback));
   };
   EXPECT_FALSE(warning("topk:density=0.1", "econtrol"));
   EXPECT_FALSE(warning("topk:density=0.1", "econtrol:eta=0.2"));
@@ -144,6 +144,17 @@ TEST(Eta, AWeightAboveTwiceTheDensityIsWarnedOf) {
   EXPECT_EQ(warning("topk:density=0.1", "econtrol:eta=0.3"),
             "feedback econtrol: eta is 0.3, more than twice the density 0.1 of topk, so training "
             "may diverge; give eta=auto or at most 0.2");
+}
+
+TEST(Feedback, OfOneBitOfAGridIsWarnedOf) {
+  const auto warned = [](const char* codec, const char* feedback) {
+    return divergence_warning(parse_compression(codec, feedback)).has_value();
+  };
+  EXPECT_TRUE(warned("quantize:bits=1", "auto"));
+  EXPECT_TRUE(warned("quantize:bits=1", "econtrol"));
+  EXPECT_FALSE(warned("quantize:bits=1", "none"));
+  EXPECT_FALSE(warned("quantize:bits=2", "auto"));
+  EXPECT_FALSE(warned("sign", "auto"));
 }
 
 TEST(Eta, FollowsTheContraction) {

@@ -77,8 +77,7 @@ TEST_P(PowerSgdRanks, AMeanOfNoHigherRankArrivesExactly) {
 }
 
 // sum of estimates + mean of residuals = sum of mean gradients.
-TEST_P(PowerSgdRanks, NothingIsLostIn400Steps) {
-  const int size = GetParam();
+void expect_nothing_is_lost_in_500_steps(const CompressionOptions& options, int size) {
   std::mutex mutex;
   at::Tensor residuals;
   at::Tensor estimates;
@@ -86,11 +85,11 @@ TEST_P(PowerSgdRanks, NothingIsLostIn400Steps) {
   run_ranks(size, [&](auto communicator) {
     const int rank = communicator->rank();
     Bucket bucket = make_bucket(testing::mixed_shapes(), at::kDouble);
-    const auto reducer = make_reducer(power_sgd(2));
+    const auto reducer = make_reducer(options);
     reducer->prepare(bucket, rank, size);
     at::Tensor sent = at::zeros({bucket.numel()}, at::kDouble);
     at::Tensor own = at::zeros({bucket.numel()}, at::kDouble);
-    for (int step = 0; step < 400; ++step) {
+    for (int step = 0; step < 500; ++step) {
       at::Tensor gradient = random_gradient(bucket, step, rank);
       if (step % 50 == 7) slice_of(gradient, bucket.slices[6]).zero_();
       own.add_(gradient);
@@ -112,6 +111,16 @@ TEST_P(PowerSgdRanks, NothingIsLostIn400Steps) {
   });
   EXPECT_LT((estimates + residuals - gradients).abs().max().item<double>(), 1e-10);
   EXPECT_LT(length(residuals), length(estimates) / 2);
+}
+
+TEST_P(PowerSgdRanks, NothingIsLostIn500Steps) {
+  expect_nothing_is_lost_in_500_steps(power_sgd(2), GetParam());
+}
+
+TEST_P(PowerSgdRanks, NothingIsLostIn500ColdSteps) {
+  CompressionOptions cold = power_sgd(3);
+  std::get<PowerSgd>(cold.codec).warm_start = false;
+  expect_nothing_is_lost_in_500_steps(cold, GetParam());
 }
 
 // As one rank with the mean gradient, as long as rounding has not grown.

@@ -61,6 +61,8 @@ TEST(CommandLine, EveryFlagReachesItsField) {
                                                "two_stage",
                                                "--start-iter",
                                                "13",
+                                               "--min-dimensions",
+                                               "3",
                                                "--dense-below",
                                                "14",
                                                "--dense-names",
@@ -99,6 +101,7 @@ TEST(CommandLine, EveryFlagReachesItsField) {
   EXPECT_EQ(t.feedback, "none");
   EXPECT_EQ(t.exchange, "two_stage");
   EXPECT_EQ(t.start_iter, 13);
+  EXPECT_EQ(t.min_dimensions, 3);
   EXPECT_EQ(t.dense_below, 14);
   EXPECT_EQ(t.dense_names, "*.bias,head*");
   EXPECT_EQ(t.timeout, 7);

@@ -64,6 +64,7 @@ TEST(Config, WhatWasPrintedReadsBackAsTheSame) {
   request.feedback = "none";
   request.exchange = "two_stage";
   request.start_iter = 13;
+  request.min_dimensions = 3;
   request.dense_below = 14;
   request.dense_names = "*.bias,head*";
   request.bucket_mb = 1.25;

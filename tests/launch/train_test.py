@@ -87,8 +87,10 @@ class Results(Case):
 
     @unittest.skipUnless(HAS_MPI, "built without MPI")
     def test_threads_and_mpi_have_the_same_bits(self):
-        for compressor in ("none", "sign"):
-            job = ("--steps", "30", "--compressor", compressor)
+        for compressor, *feedback in (("none",), ("sign",), ("quantize:bits=4", "--bucket-mb", 0.01),
+                                      ("topk:density=0.01", "--feedback", "econtrol:eta=auto"),
+                                      ("powersgd:rank=4", "--bucket-mb", 0.01)):
+            job = ("--steps", "30", "--compressor", compressor, *feedback)
             self.train("--ranks", 4, *job, name="threads")
             result = PROGRAM.mpirun(4, "train", *SMALL, *job, "--output", self.folder / "mpi")
             self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
@@ -97,7 +99,10 @@ class Results(Case):
             self.assertEqual(ends[0]["bytes_wire"], ends[1]["bytes_wire"])
 
     def test_processes_that_nobody_launched(self):
-        job = ("--steps", "30", "--compressor", "sign")
+        for compressor in ("sign", "powersgd:rank=4", "topk:density=0.1"):
+            self.check_processes_that_nobody_launched("--steps", 30, "--compressor", compressor)
+
+    def check_processes_that_nobody_launched(self, *job):
         self.train("--ranks", 2, *job, name="threads")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -7,12 +7,14 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cmath>
 #include <limits>
 
 #include "collectives/checked.h"
 #include "collectives/compression/options.h"
 #include "collectives/threads/thread_communicator.h"
 #include "runtime/base/error.h"
+#include "tests/compression/support.h"
 
 namespace thinwire {
 namespace {
@@ -186,6 +188,63 @@ TEST(BucketReducer, ANonFiniteValueInAnyBucketRollsBackAllOfThem) {
         for (std::size_t i = kParameters; i-- > 0;) arrive(buckets, bucket_reducer, i, 1.0f);
         EXPECT_TRUE(bucket_reducer.finish().committed());
         EXPECT_NEAR(gradient_of(buckets, 0), 1.0f, 1e-6f);
+      }
+    });
+  }
+}
+
+// A gradient of which no two values are equal, so that something stays behind in every state.
+void arrive_uneven(GradientBuckets& buckets, BucketReducer& reducer, std::size_t parameter,
+                   int seed, float added) {
+  reducer.arriving(parameter);
+  const auto place = buckets.place(parameter);
+  const Slice& slice = buckets.slice(parameter);
+  float* slot = buckets.buckets()[place.bucket].gradient.data_ptr<float>() + slice.offset;
+  for (std::int64_t i = 0; i < slice.numel; ++i) {
+    slot[i] += std::sin(static_cast<float>(i * (seed + 2)) + static_cast<float>(parameter));
+  }
+  slot[slice.numel / 2] += added;
+  reducer.arrived(parameter);
+}
+
+// With everything that keeps state, and through the kernels: in whichever bucket the bad value is,
+// all buckets' states are what they were, byte by byte.
+TEST(BucketReducer, ANonFiniteValueInAnyBucketLeavesEveryByteOfState) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  std::vector<CompressionOptions> all = valid_combinations();
+  all.push_back({TopK{0.1}, {.kind = FeedbackKind::econtrol, .eta = 0.1, .momentum = 0.9}});
+  all.push_back({PowerSgd{.matrix_approximation_rank = 2}});
+  for (std::size_t which = 0; which < all.size(); ++which) {
+    SCOPED_TRACE(which);
+    run_ranks(3, [&](auto communicator) {
+      GradientBuckets buckets = make_buckets();
+      const auto reducer = make_reducer(all[which]);
+      BucketReducer bucket_reducer(buckets, *reducer, *communicator);
+      int seed = communicator->rank();
+      const auto step = [&](std::size_t bad, float value) {
+        seed += 3;
+        for (std::size_t i = kParameters; i-- > 0;) {
+          const bool poisoned = i == bad && communicator->rank() == static_cast<int>(bad % 3);
+          arrive_uneven(buckets, bucket_reducer, i, seed, poisoned ? value : 0.0f);
+        }
+        return bucket_reducer.finish();
+      };
+      const auto state = [&] {
+        testing::Snapshot snapshot;
+        for (const Bucket& bucket : buckets.buckets()) reducer->visit(bucket, snapshot);
+        return snapshot;
+      };
+      for (int i = 0; i < 2; ++i) ASSERT_TRUE(step(0, 0).committed());
+      for (const float value : {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity}) {
+        for (std::size_t bad = 0; bad < kParameters; ++bad) {
+          const testing::Snapshot before = state();
+          EXPECT_EQ(step(bad, value).non_finite, fmt::format("p{}", bad));
+          EXPECT_TRUE(before == state()) << value << " in p" << bad;
+          for (const auto& parameter : buckets.parameters()) {
+            EXPECT_FALSE(parameter.tensor.grad().defined());
+          }
+        }
+        ASSERT_TRUE(step(0, 0).committed());
       }
     });
   }

@@ -17,6 +17,7 @@ TEST(CompressionOf, EveryWordReachesItsField) {
   words.feedback = "none";
   words.exchange = "two_stage";
   words.start_iter = 7;
+  words.min_dimensions = 1;
   words.dense_below = 8;
   words.dense_names = "a*,b.[cd]";
   const CompressionOptions options = compression_of(words);
@@ -24,6 +25,7 @@ TEST(CompressionOf, EveryWordReachesItsField) {
   EXPECT_EQ(options.feedback.kind, FeedbackKind::none);
   EXPECT_EQ(options.exchange, ExchangeKind::two_stage);
   EXPECT_EQ(options.start_iter, 7);
+  EXPECT_EQ(options.policy.min_dimensions, 1);
   EXPECT_EQ(options.policy.dense_below, 8);
   EXPECT_THAT(options.policy.dense_names, ::testing::ElementsAre("a*", "b.[cd]"));
   EXPECT_TRUE(compression_of({}).policy.dense_names.empty());

@@ -1,6 +1,7 @@
 // DataParallel in a loop with torch::optim, the way a user attaches it.
 #include "runtime/data_parallel.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -136,7 +137,10 @@ TEST(DataParallel, ANonFiniteGradientMovesNothingWithAdam) {
   const double bad_values[] = {std::numeric_limits<double>::quiet_NaN(),
                                std::numeric_limits<double>::infinity(),
                                -std::numeric_limits<double>::infinity()};
-  for (const auto& compression : {CompressionOptions{}, CompressionOptions{Sign{8}}}) {
+  for (const auto& compression :
+       {CompressionOptions{}, CompressionOptions{Sign{8}}, CompressionOptions{Quantize{4, 32}},
+        CompressionOptions{TopK{0.1, 32}, {.kind = FeedbackKind::econtrol}},
+        CompressionOptions{PowerSgd{.matrix_approximation_rank = 1}}}) {
     for (const ZeroGrad form : {ZeroGrad::none_form, ZeroGrad::zero_form, ZeroGrad::never}) {
       run_ranks(3, [&](auto communicator) {
         const auto net = make_net(1);
@@ -235,6 +239,26 @@ TEST(DataParallel, CompressionStartsAfterItsCommittedSteps) {
       } restore(saved);
       parallel->visit(restore);
     }
+  });
+}
+
+TEST(DataParallel, TellsWhatIsCompressedAndWhy) {
+  run_ranks(2, [&](auto communicator) {
+    const auto net = make_net(1);
+    CompressionOptions options{Quantize{1, 32}};
+    options.start_iter = 3;
+    options.policy = {.dense_below = 40, .dense_names = {"first.*", "third.*"}};
+    const auto lines = DataParallel(*net, *communicator, options).describe_compression();
+    using ::testing::HasSubstr;
+    // first.weight by its name, second.weight, unused.weight by its size, three vectors.
+    EXPECT_THAT(lines, ::testing::UnorderedElementsAre(
+                           HasSubstr("1 tensors, 96 values: uncompressed: name matches 'first.*'"),
+                           HasSubstr("1 tensors, 48 values: 1 bit"),
+                           HasSubstr("1 tensors, 4 values: uncompressed: below 40 values"),
+                           HasSubstr("3 tensors, 21 values: uncompressed: a vector"),
+                           HasSubstr("from step 4 on"),
+                           "warning: no parameter's name matches 'third.*' of dense_names",
+                           HasSubstr("warning: compressor quantize: with 1 bit")));
   });
 }
 

@@ -299,7 +299,7 @@ TEST_F(TrainerTest, ThePolicyIsFollowedAndExplained) {
   EXPECT_THAT(lines, Contains(HasSubstr("uncompressed: a vector")));
   EXPECT_THAT(lines, Contains(HasSubstr("uncompressed: below 200 values")));
   EXPECT_THAT(lines, Contains(HasSubstr("uncompressed: name matches 'fc2*'")));
-  EXPECT_THAT(lines, Contains("warning: no parameter's name matches '*nothing*' of --dense-names"));
+  EXPECT_THAT(lines, Contains("warning: no parameter's name matches '*nothing*' of dense_names"));
 }
 
 TEST_F(TrainerTest, ReportsSayWhereAStepsTimeWent) {
@@ -380,6 +380,9 @@ TEST_F(TrainerTest, ResumeIsBitIdenticalAtTheSameWorldSize) {
                         Case{"sign:block=64", "sgd", "mlp:hidden=24,16", "by_label:classes=3"},
                         Case{"powersgd:rank=2", "sgd", "mlp:hidden=24,16"},
                         Case{"topk:density=0.1", "sgd", "mlp", "iid", "ef21:momentum=0.8"},
+                        Case{"quantize:bits=3", "adam", "mlp"},
+                        Case{"powersgd:rank=2", "adamw", "mlp:hidden=24,16"},
+                        Case{"sign:block=64", "sgd", "mlp", "iid", "econtrol"},
                         Case{"sign:block=64", "adam:amsgrad=1", "resnet8"}}) {
     Job whole = job(3, c.compressor);
     whole.options.optimizer = c.optimizer;
@@ -464,10 +467,10 @@ TEST_F(TrainerTest, ResumeRefusesTheEstimateOfAnotherExchange) {
 TEST_F(TrainerTest, ResumeAtAnotherWorldSizeKeepsParametersOptimizerAndMeanResidual) {
   struct Total {
     std::vector<at::Tensor> weights;
-    std::map<std::string, at::Tensor> optimizer;
-    std::map<std::string, at::Tensor> residual;  // mean of the workers' and the owners'
+    std::map<std::string, at::Tensor> replicated;  // the optimizer's state, factors, estimates
+    std::map<std::string, at::Tensor> mean;        // residuals, trackers, averages of gradients
   };
-  // Adds up every rank's state.
+  // Adds up every rank's state; what owners keep of a residual counts with the workers'.
   const auto total_of = [&](const Job& work) {
     std::mutex mutex;
     Total total;
@@ -476,12 +479,14 @@ TEST_F(TrainerTest, ResumeAtAnotherWorldSizeKeepsParametersOptimizerAndMeanResid
       trainer.visit(state);
       const std::lock_guard lock(mutex);
       for (const auto& [entry, copy] : state.entries) {
-        const std::string parameter = entry.name.substr(entry.name.find('/') + 1);
+        constexpr std::string_view kOwners = "owner_";
+        const bool of_owners = entry.name.starts_with("owner_residual/");
+        const std::string name = of_owners ? entry.name.substr(kOwners.size()) : entry.name;
         if (entry.kind == StateKind::replicated) {
-          if (rank == 0) total.optimizer[entry.name] = copy;
+          if (rank == 0) total.replicated[name] = copy;
           continue;
         }
-        at::Tensor& sum = total.residual[parameter];
+        at::Tensor& sum = total.mean[name];
         if (!sum.defined()) sum = torch::zeros({1 << 16}, torch::kDouble);
         if (entry.kind == StateKind::averaged) {
           sum.narrow(0, 0, copy.numel()).add_(copy.flatten().to(torch::kDouble) / work.ranks);
@@ -493,22 +498,40 @@ TEST_F(TrainerTest, ResumeAtAnotherWorldSizeKeepsParametersOptimizerAndMeanResid
     total.weights = outcome.weights;
     return total;
   };
-  Job four = job(4, "sign:block=64");
-  four.options.optimizer = "adam";
-  four.options.steps = 20;
-  const Total before = total_of(four);
-  for (const int ranks : {1, 2, 3}) {
-    Job other = four;
-    other.ranks = ranks;
-    other.options.resume = "auto";  // nothing left to do: the state as it was loaded
-    const Total after = total_of(other);
-    EXPECT_EQ(relative_difference(after.weights, before.weights), 0);
-    ASSERT_EQ(after.optimizer.size(), before.optimizer.size());
-    for (const auto& [name, tensor] : before.optimizer) {
-      EXPECT_TRUE(after.optimizer.at(name).equal(tensor)) << name;
-    }
-    for (const auto& [name, sum] : before.residual) {
-      EXPECT_LT((after.residual.at(name) - sum).abs().max().item<double>(), 1e-7) << name;
+  for (const auto& [compressor, feedback, optimizer, keeps] :
+       {std::tuple{"sign:block=64", "auto", "adam", "residual/"},
+        std::tuple{"powersgd:rank=2", "auto", "sgd", "factor/"},
+        std::tuple{"quantize:bits=3", "econtrol", "adamw", "mean_tracker/"},
+        std::tuple{"topk:density=0.1", "econtrol:eta=0.05,momentum=0.5", "sgd",
+                   "averaged_gradient/"}}) {
+    SCOPED_TRACE(compressor);
+    Job four = job(4, compressor);
+    four.options.feedback = feedback;
+    four.options.optimizer = optimizer;
+    four.options.momentum = optimizer == std::string("sgd") ? 0.5 : 0;
+    four.options.steps = 20;
+    const Total before = total_of(four);
+    const auto has = [&](const std::map<std::string, at::Tensor>& state) {
+      return std::ranges::any_of(state, [&](const auto& entry) {
+        return entry.first.starts_with(keeps) &&
+               entry.second.abs().max().template item<double>() > 0;
+      });
+    };
+    EXPECT_TRUE(has(before.mean) || has(before.replicated)) << keeps;
+    for (const int ranks : {1, 2, 3, 5}) {
+      Job other = four;
+      other.ranks = ranks;
+      other.options.resume = "auto";  // nothing left to do: the state as it was loaded
+      const Total after = total_of(other);
+      EXPECT_EQ(relative_difference(after.weights, before.weights), 0);
+      ASSERT_EQ(after.replicated.size(), before.replicated.size());
+      for (const auto& [name, tensor] : before.replicated) {
+        EXPECT_TRUE(after.replicated.at(name).equal(tensor)) << name;
+      }
+      ASSERT_EQ(after.mean.size(), before.mean.size());
+      for (const auto& [name, sum] : before.mean) {
+        EXPECT_LT((after.mean.at(name) - sum).abs().max().item<double>(), 1e-7) << name;
+      }
     }
   }
 }
