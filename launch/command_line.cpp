@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <boost/algorithm/string.hpp>
 #include <boost/program_options.hpp>
 #include <cerrno>
 #include <fstream>
@@ -149,13 +150,27 @@ Flags parse_flags(const std::vector<std::string>& arguments, const std::vector<O
   return flags;
 }
 
+// The option called `name`, which is there.
+const Option& find(const std::vector<Option>& options, const std::string& name) {
+  return *std::find_if(options.begin(), options.end(),
+                       [&](const Option& option) { return option.name == name; });
+}
+
 void apply(const std::vector<Given>& given, const std::vector<Option>& options,
            TrainRequest& request) {
-  for (const auto& [place, name, value] : given) {
-    const auto option = std::find_if(options.begin(), options.end(),
-                                     [&](const Option& o) { return o.name == name; });
-    option->set(request, place, value);
+  for (const auto& [place, name, value] : given) find(options, name).set(request, place, value);
+}
+
+// The group of options that a section's head, "[Communication]", names in letters of any case.
+std::string section_of(const std::string& head, const std::string& place,
+                       const std::vector<Option>& options) {
+  std::vector<std::string> groups;
+  for (const Option& option : options) {
+    if (boost::algorithm::iequals(head, fmt::format("[{}]", option.group))) return option.group;
+    if (groups.empty() || groups.back() != option.group) groups.push_back(option.group);
   }
+  throw UsageError(
+      fmt::format("{}: no section {}; give one of [{}]", place, head, fmt::join(groups, "], [")));
 }
 
 void read_config_file(const std::string& file, TrainRequest& request) {
@@ -253,6 +268,7 @@ void read_config(std::istream& stream, const std::string& file, TrainRequest& re
   const auto known = names(options);
   std::vector<Given> given;
   std::set<std::string> seen;
+  std::string section;  // empty before the first head: keys of all of them
   std::string text;
   for (int number = 1; std::getline(stream, text); ++number) {
     const std::string place = fmt::format("{}:{}", file, number);
@@ -265,9 +281,8 @@ void read_config(std::istream& stream, const std::string& file, TrainRequest& re
     } catch (const po::invalid_config_file_syntax&) {
       throw no_pair;
     }
-    // A section's head gives no setting, and would change what the keys below it mean.
-    const std::size_t start = text.find_first_not_of(" \t\r");
-    if (parsed.options.empty() && start != std::string::npos && text[start] != '#') throw no_pair;
+    const std::string head = boost::algorithm::trim_copy(text.substr(0, text.find('#')));
+    if (parsed.options.empty() && !head.empty()) section = section_of(head, place, options);
     for (const auto& setting : parsed.options) {
       const std::string& key = setting.string_key;
       if (key.empty()) throw no_pair;
@@ -277,6 +292,11 @@ void read_config(std::istream& stream, const std::string& file, TrainRequest& re
       }
       if (!seen.insert(key).second) {
         throw UsageError(fmt::format("{}: {} is given twice; give it once", place, key));
+      }
+      const std::string& home = find(options, key).group;
+      if (!section.empty() && home != section) {
+        throw UsageError(fmt::format("{}: {} is no setting of [{}]; move it to [{}]", place, key,
+                                     section, home));
       }
       given.push_back({fmt::format("{}: {}", place, key), key, setting.value.front()});
     }
@@ -288,7 +308,7 @@ std::string config_text(const TrainRequest& request) {
   std::string text = "# thinwire train --config FILE\n";
   std::string group;
   for (const auto& option : options_table()) {
-    if (option.group != group) text += fmt::format("\n# {}\n", option.group);
+    if (option.group != group) text += fmt::format("\n[{}]\n", option.group);
     group = option.group;
     const std::string value = option.get(request);
     const std::string blanks = " \t\r\n";

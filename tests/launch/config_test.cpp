@@ -103,7 +103,7 @@ TEST(Config, DefaultsReadBackOverAnything) {
 
 TEST(Config, PrintedWithGroupsUnitsAndRanges) {
   const std::string text = config_text(TrainRequest{});
-  EXPECT_THAT(text, HasSubstr("\n\n# Communication\n"));
+  EXPECT_THAT(text, HasSubstr("\n\n[Communication]\n"));
   EXPECT_THAT(text,
               HasSubstr("\n# seconds that a collective may take (1 to 86400)\ntimeout = 60\n"));
 }
@@ -132,6 +132,20 @@ struct BadFile {
   std::string message;
 };
 
+TEST(Config, SectionsGroupSettings) {
+  const TrainRequest request = read(
+      "lr = 0.5\n"
+      "[communication]  # how gradients travel\n"
+      "compressor = topk:density=0.02\n"
+      "feedback = econtrol:eta=auto\n"
+      "[Data and model]\n"
+      "model = mlp\n");
+  EXPECT_EQ(request.lr, 0.5);
+  EXPECT_EQ(request.compressor, "topk:density=0.02");
+  EXPECT_EQ(request.feedback, "econtrol:eta=auto");
+  EXPECT_EQ(request.model, "mlp");
+}
+
 TEST(Config, BadOnesAreRefusedWithTheirMessage) {
   const std::vector<BadFile> table{
       {"lr = 1\nmomentun = 0.5\n",
@@ -144,7 +158,11 @@ TEST(Config, BadOnesAreRefusedWithTheirMessage) {
        "run.ini:1: unknown key 'print-config'; `thinwire train --help` lists all"},
       {"= 1", "run.ini:1: '= 1' is no setting; write KEY = VALUE"},
       {"\n\nlr 1", "run.ini:3: 'lr 1' is no setting; write KEY = VALUE"},
-      {"[optimizer]\nlr = 1", "run.ini:1: '[optimizer]' is no setting; write KEY = VALUE"},
+      {"[optimiser]\nlr = 1",
+       "run.ini:1: no section [optimiser]; give one of [Data and model], [Length], [Optimizer], "
+       "[Communication], [Run]"},
+      {"[communication]\ncompressor = sign\nlr = 1",
+       "run.ini:3: lr is no setting of [Communication]; move it to [Optimizer]"},
       {"lr = 1\n# x\nlr = 1", "run.ini:3: lr is given twice; give it once"},
       {"\nlr = fast", "run.ini:2: lr is 'fast'; give a number from 0 to 1000"},
       {"lr =", "run.ini:1: lr is ''; give a number from 0 to 1000"},
