@@ -40,7 +40,7 @@ std::vector<NamedCodec> codecs() {
   }
   for (const auto grid : {Grid::max_min, Grid::symmetric}) {
     for (const auto rounding : {Rounding::nearest, Rounding::stochastic}) {
-      for (const int bits : {1, 2, 3, 4, 7, 8}) {
+      for (const int bits : {1, 2, 3, 4, 5, 6, 7, 8}) {
         if (bits == 1 && grid == Grid::symmetric) continue;
         add(std::make_shared<QuantizeCodec>(
             Quantize{bits, bits % 2 == 0 ? 96 : 512, grid, rounding}));

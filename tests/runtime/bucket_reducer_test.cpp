@@ -139,6 +139,52 @@ TEST(BucketReducer, AParameterWithoutGradientOnSomeRanksCountsAsZero) {
   });
 }
 
+// What a gradient left behind goes on being sent where its parameter gets no more gradients.
+TEST(BucketReducer, ResidualsDrainWithoutGradients) {
+  run_ranks(2, [](auto communicator) {
+    GradientBuckets buckets = make_buckets();
+    const auto reducer = make_reducer({TopK{0.1, 64}, {FeedbackKind::error_feedback}});
+    BucketReducer bucket_reducer(buckets, *reducer, *communicator);
+    float sum = 0;
+    for (int step = 0; step < 12; ++step) {
+      bucket_reducer.set_step({.step = step, .seed = 1});
+      for (std::size_t i = kParameters; i-- > 0;) {
+        if (i == 3 && (step > 0 || communicator->rank() == 1)) continue;
+        arrive(buckets, bucket_reducer, i, 4.0f);
+      }
+      EXPECT_TRUE(bucket_reducer.finish().committed());
+      sum += buckets.parameters()[3].tensor.grad().sum().item<float>();
+    }
+    EXPECT_EQ(sum, 64 * 16 * 2.0f);
+  });
+}
+
+// Micro-batches touch the feedback once: the state is that of their sum in one piece.
+TEST(BucketReducer, AccumulationTouchesTheFeedbackOnce) {
+  run_ranks(2, [](auto communicator) {
+    testing::Snapshot states[2];
+    for (const int micro_batches : {1, 4}) {
+      GradientBuckets buckets = make_buckets();
+      const auto reducer = make_reducer({Sign{64}});
+      BucketReducer bucket_reducer(buckets, *reducer, *communicator);
+      for (int step = 0; step < 3; ++step) {
+        for (int batch = 0; batch < micro_batches; ++batch) {
+          batch + 1 < micro_batches ? bucket_reducer.pause() : bucket_reducer.resume();
+          for (std::size_t i = kParameters; i-- > 0;) {
+            const float value = static_cast<float>(i) + static_cast<float>(communicator->rank());
+            arrive(buckets, bucket_reducer, i, 4.0f / static_cast<float>(micro_batches) * value);
+          }
+        }
+        EXPECT_TRUE(bucket_reducer.finish().committed());
+      }
+      for (const Bucket& bucket : buckets.buckets()) {
+        reducer->visit(bucket, states[micro_batches > 1 ? 1 : 0]);
+      }
+    }
+    EXPECT_TRUE(states[0] == states[1]);
+  });
+}
+
 TEST(BucketReducer, AccumulatedMicroBatchesAreSentOnce) {
   run_ranks(2, [](auto communicator) {
     GradientBuckets buckets = make_buckets();
