@@ -3,6 +3,9 @@
 //
 // Input: which codec, the dtype and the number of messages, the number of values (2 bytes), then
 // bytes of the messages.
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -73,6 +76,12 @@ bool same(const at::Tensor& a, const at::Tensor& b) {
   return true;
 }
 
+at::Tensor decoded_by(const Codec& codec, const at::Tensor& payload, const at::Tensor& like) {
+  at::Tensor values = at::zeros_like(like);
+  codec.decode_add(payload, 1, values);
+  return values;
+}
+
 template <typename T>
 void try_messages(const Codec& codec, std::int64_t count, std::int32_t ranks, Edge edge,
                   const std::uint8_t* data, std::size_t size) {
@@ -96,6 +105,8 @@ void try_messages(const Codec& codec, std::int64_t count, std::int32_t ranks, Ed
     finite = finite && codec.finite(message, count, dtype, ranks);
   }
   if (ranks > 1) expected.tensor.div_(ranks);
+  const at::Tensor coded_reply = at::zeros({stride}, at::kByte);
+  codec.encode(expected.tensor, coded_reply, {.key = 7});
 
   for (const auto& [target, run] : host_kernels_by_target<T>()) {
     const char* payload = messages.data;
@@ -118,18 +129,38 @@ void try_messages(const Codec& codec, std::int64_t count, std::int32_t ranks, Ed
                          nullptr);
     check((flag == std::numeric_limits<std::int32_t>::max()) == finite,
           "kernels say what the codec says");
-    Guarded next(count, dtype, edge);
-    Guarded reply(stride, at::kByte, edge);
-    run.owner_reduce({.blocks = blocks.data(),
-                      .block_count = block_count,
-                      .arrived = payload,
-                      .stride = stride,
-                      .ranks = ranks,
-                      .residual = {},
-                      .owner_next = next.tensor.template data_ptr<T>(),
-                      .reply = reply.data,
-                      .rounding_key = 7},
-                     nullptr);
+    Guarded sum(count, dtype, edge);
+    sum.tensor.fill_(1);
+    run.integrate({.blocks = blocks.data(),
+                   .block_count = block_count,
+                   .payload = payload,
+                   .stride = stride,
+                   .ranks = ranks,
+                   .into = sum.tensor.template data_ptr<T>()},
+                  nullptr);
+    check(same<T>(sum.tensor, at::ones({count}, expected.tensor.options()).add_(expected.tensor)),
+          "kernels add what the codec decodes");
+    Guarded error(count, dtype, edge);
+    error.tensor.zero_();
+    for (const T* kept :
+         {static_cast<const T*>(nullptr), error.tensor.template const_data_ptr<T>()}) {
+      Guarded next(count, dtype, edge);
+      Guarded reply(stride, at::kByte, edge);
+      run.owner_reduce({.blocks = blocks.data(),
+                        .block_count = block_count,
+                        .arrived = payload,
+                        .stride = stride,
+                        .ranks = ranks,
+                        .residual = {.error = kept},
+                        .owner_next = next.tensor.template data_ptr<T>(),
+                        .reply = reply.data,
+                        .rounding_key = 7},
+                       nullptr);
+      if (kept == nullptr) check(same<T>(next.tensor, expected.tensor), "owners form the mean");
+      check(same<T>(decoded_by(codec, reply.tensor, expected.tensor),
+                    decoded_by(codec, coded_reply, expected.tensor)),
+            "owners code the mean as the codec does");
+    }
   }
 }
 
