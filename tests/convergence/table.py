@@ -46,7 +46,7 @@ EXPERIMENTS = {
                      "--lr 0.5 --lr-schedule cosine:warmup=200"},
     "resnet8-small-steps": {
         "title": "resnet8 on Fashion-MNIST, 2 ranks, 8 epochs of small steps", "score": "accuracy",
-        "methods": [DENSE, "topk", "topk, EControl", "topk, EControl, momentum"],
+        "methods": [DENSE, "topk", "topk, EControl, momentum"],
         "arguments": "--ranks 2 --model resnet8 --data fashion-mnist --batch-size 8 --epochs 8 "
                      "--lr 0.03 --lr-schedule cosine:warmup=800"},
     "gpt": {
@@ -85,6 +85,8 @@ HETEROGENEOUS_METHODS = {
        for coding, compressor in (("topk", "topk:density=0.01"), ("sign", "sign"))
        for word, feedback in (("EF", "error_feedback"), ("EF21", "ef21"),
                               ("EControl", "econtrol"))},
+    "topk, EF21, momentum": "--compressor topk:density=0.01 --feedback ef21:momentum=0.9",
+    "topk, EControl, momentum": METHODS["topk, EControl, momentum"],
 }
 
 QUICK = ("--data synthetic:samples=512,test_samples=128,size=8 --batch-size 8 --epochs 1 "

@@ -1,5 +1,6 @@
-// The vocabulary of bodies-inl.h on a GPU: a lane is a thread of a warp, a row one value of each.
-// All 32 threads must be there at every call. host_rows-inl.h says what the functions do.
+// The vocabulary of messages-inl.h, codings-inl.h and bodies-inl.h on a GPU: a lane is a thread of
+// a warp, a row one value of each. All 32 threads must be there at every call. host_rows-inl.h says
+// what the functions do.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
-// The vocabulary of bodies-inl.h on the host: a row is as many vectors as 32 values take. Included
-// once per target of Google Highway, which has the same operations for every kind of vector.
+// The vocabulary of messages-inl.h, codings-inl.h and bodies-inl.h on the host: a row is as many
+// vectors as 32 values take. Included once per target of Google Highway, which has the same
+// operations for every kind of vector.
 #if defined(THINWIRE_HOST_ROWS_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef THINWIRE_HOST_ROWS_INL_H
 #undef THINWIRE_HOST_ROWS_INL_H
