@@ -161,16 +161,16 @@ void apply(const std::vector<Given>& given, const std::vector<Option>& options,
   for (const auto& [place, name, value] : given) find(options, name).set(request, place, value);
 }
 
-// The group of options that a section's head, "[Communication]", names in letters of any case.
-std::string section_of(const std::string& head, const std::string& place,
+// The group of options that a section's header, "[Communication]", names in letters of any case.
+std::string section_of(const std::string& header, const std::string& place,
                        const std::vector<Option>& options) {
   std::vector<std::string> groups;
   for (const Option& option : options) {
-    if (boost::algorithm::iequals(head, fmt::format("[{}]", option.group))) return option.group;
+    if (boost::algorithm::iequals(header, fmt::format("[{}]", option.group))) return option.group;
     if (groups.empty() || groups.back() != option.group) groups.push_back(option.group);
   }
   throw UsageError(
-      fmt::format("{}: no section {}; give one of [{}]", place, head, fmt::join(groups, "], [")));
+      fmt::format("{}: no section {}; give one of [{}]", place, header, fmt::join(groups, "], [")));
 }
 
 void read_config_file(const std::string& file, TrainRequest& request) {
@@ -268,7 +268,7 @@ void read_config(std::istream& stream, const std::string& file, TrainRequest& re
   const auto known = names(options);
   std::vector<Given> given;
   std::set<std::string> seen;
-  std::string section;  // empty before the first head: keys of all of them
+  std::string section;  // empty before the first header: keys of all of them
   std::string text;
   for (int number = 1; std::getline(stream, text); ++number) {
     const std::string place = fmt::format("{}:{}", file, number);
@@ -281,8 +281,8 @@ void read_config(std::istream& stream, const std::string& file, TrainRequest& re
     } catch (const po::invalid_config_file_syntax&) {
       throw no_pair;
     }
-    const std::string head = boost::algorithm::trim_copy(text.substr(0, text.find('#')));
-    if (parsed.options.empty() && !head.empty()) section = section_of(head, place, options);
+    const std::string header = boost::algorithm::trim_copy(text.substr(0, text.find('#')));
+    if (parsed.options.empty() && !header.empty()) section = section_of(header, place, options);
     for (const auto& setting : parsed.options) {
       const std::string& key = setting.string_key;
       if (key.empty()) throw no_pair;

@@ -134,7 +134,7 @@ std::vector<Option> options_table() {
       {"start-iter", communication, "steps that go uncompressed before compression starts",
        Integer{&R::start_iter, 0, kMany}},
       {"min-dimensions", communication,
-       "parameters of fewer dimensions go uncompressed; 1 compresses vectors too",
+       "parameters of fewer dimensions go uncompressed; 1 compresses vectors too, but for powersgd",
        Integer{&R::min_dimensions, 0, 16}},
       {"dense-below", communication, "parameters of fewer values go uncompressed",
        Integer{&R::dense_below, 0, kMany}},

@@ -106,8 +106,9 @@ std::vector<std::string> describe_compression(const std::vector<Bucket>& buckets
       dense, coded, first,
       static_cast<double>(dense) / static_cast<double>(std::max<std::int64_t>(coded, 1))));
   for (const std::string& pattern : unmatched) {
-    lines.push_back(
-        fmt::format("warning: no parameter's name matches '{}' of dense_names", pattern));
+    lines.push_back(fmt::format(
+        "warning: no parameter's name matches '{}' of dense_names; correct it or leave it out",
+        pattern));
   }
   return lines;
 }

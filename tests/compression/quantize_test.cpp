@@ -245,5 +245,24 @@ TEST(Quantize, OptionsThatCannotBeSayWhatCan) {
   EXPECT_THROW(QuantizeCodec({.bits = 1, .grid = Grid::symmetric}), UsageError);
 }
 
+// Why feedback for one bit is warned of: a block's range is far wider than most of its values.
+TEST(Quantize, ResidualsOfOneBitKeepGrowingInLargeBlocks) {
+  const auto residual_after = [](const Quantize& options, int steps) {
+    const QuantizeCodec codec(options);
+    at::Tensor residual = at::zeros({options.block}, at::kDouble);
+    for (int step = 0; step < steps; ++step) {
+      const auto key = static_cast<std::uint64_t>(step);
+      const at::Tensor message = testing::normal_values(options.block, at::kDouble, key) + residual;
+      residual = message - testing::coded(codec, message);
+    }
+    return std::sqrt(residual.square().mean().item<double>());
+  };
+  EXPECT_GT(residual_after({.bits = 1, .block = 1024}, 1000), 40);
+  EXPECT_GT(residual_after({.bits = 1, .block = 1024}, 300),
+            2 * residual_after({.bits = 1, .block = 1024}, 30));
+  EXPECT_LT(residual_after({.bits = 1, .block = 32}, 1000), 20);
+  EXPECT_LT(residual_after({.bits = 2, .block = 1024}, 1000), 1);
+}
+
 }  // namespace
 }  // namespace thinwire

@@ -239,8 +239,8 @@ def document(experiments, methods, seeds, results):
 
 Written by `tests/convergence/table.py`. Runs of one seed begin with the same weights and see the
 same samples in the same order. To dense: mean over seeds of the difference to the dense run of the
-same seed, ± its standard error. Learning rates, schedules and numbers of epochs are those of the
-dense run, which no method has of its own. Compressors have their defaults; EControl's weight and
+same seed, ± its standard error. All methods have the dense run's learning rate, schedule and number
+of epochs. Compressors have their defaults; EControl's weight and
 momentum for top-k were chosen on convnet, and the experiments of small steps are there because of
 it. Fewer bytes: dense over sent, per rank and step. Hours: of training, all seeds; training beside
 other work takes longer. Empty: not measured.

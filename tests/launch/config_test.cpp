@@ -127,24 +127,27 @@ TEST(Config, TheMapHasEveryOption) {
   EXPECT_EQ(map.at("resume"), "");
 }
 
-struct BadFile {
-  std::string text;
-  std::string message;
-};
-
 TEST(Config, SectionsGroupSettings) {
   const TrainRequest request = read(
       "lr = 0.5\n"
       "[communication]  # how gradients travel\n"
       "compressor = topk:density=0.02\n"
       "feedback = econtrol:eta=auto\n"
-      "[Data and model]\n"
-      "model = mlp\n");
+      "  [Data and model]\r\n"
+      "model = mlp\r\n"
+      "[COMMUNICATION]\n"
+      "start-iter = 7");
   EXPECT_EQ(request.lr, 0.5);
   EXPECT_EQ(request.compressor, "topk:density=0.02");
   EXPECT_EQ(request.feedback, "econtrol:eta=auto");
   EXPECT_EQ(request.model, "mlp");
+  EXPECT_EQ(request.start_iter, 7);
 }
+
+struct BadFile {
+  std::string text;
+  std::string message;
+};
 
 TEST(Config, BadOnesAreRefusedWithTheirMessage) {
   const std::vector<BadFile> table{
@@ -161,6 +164,11 @@ TEST(Config, BadOnesAreRefusedWithTheirMessage) {
       {"[optimiser]\nlr = 1",
        "run.ini:1: no section [optimiser]; give one of [Data and model], [Length], [Optimizer], "
        "[Communication], [Run]"},
+      {"[]",
+       "run.ini:1: no section []; give one of [Data and model], [Length], [Optimizer], "
+       "[Communication], [Run]"},
+      {"[Run", "run.ini:1: '[Run' is no setting; write KEY = VALUE"},
+      {"[Run # x]", "run.ini:1: '[Run # x]' is no setting; write KEY = VALUE"},
       {"[communication]\ncompressor = sign\nlr = 1",
        "run.ini:3: lr is no setting of [Communication]; move it to [Optimizer]"},
       {"lr = 1\n# x\nlr = 1", "run.ini:3: lr is given twice; give it once"},

@@ -87,10 +87,10 @@ class Results(Case):
 
     @unittest.skipUnless(HAS_MPI, "built without MPI")
     def test_threads_and_mpi_have_the_same_bits(self):
-        for compressor, *feedback in (("none",), ("sign",), ("quantize:bits=4", "--bucket-mb", 0.01),
+        for compressor, *more in (("none",), ("sign",), ("quantize:bits=4", "--bucket-mb", 0.01),
                                       ("topk:density=0.01", "--feedback", "econtrol:eta=auto"),
                                       ("powersgd:rank=4", "--bucket-mb", 0.01)):
-            job = ("--steps", "30", "--compressor", compressor, *feedback)
+            job = ("--steps", "30", "--compressor", compressor, *more)
             self.train("--ranks", 4, *job, name="threads")
             result = PROGRAM.mpirun(4, "train", *SMALL, *job, "--output", self.folder / "mpi")
             self.assertEqual(result.returncode, 0, result.stdout + result.stderr)

@@ -299,7 +299,8 @@ TEST_F(TrainerTest, ThePolicyIsFollowedAndExplained) {
   EXPECT_THAT(lines, Contains(HasSubstr("uncompressed: a vector")));
   EXPECT_THAT(lines, Contains(HasSubstr("uncompressed: below 200 values")));
   EXPECT_THAT(lines, Contains(HasSubstr("uncompressed: name matches 'fc2*'")));
-  EXPECT_THAT(lines, Contains("warning: no parameter's name matches '*nothing*' of dense_names"));
+  EXPECT_THAT(lines, Contains("warning: no parameter's name matches '*nothing*' of dense_names; "
+                              "correct it or leave it out"));
 }
 
 TEST_F(TrainerTest, ReportsSayWhereAStepsTimeWent) {

@@ -45,7 +45,8 @@ class Codec {
   // into += weight * decoded; weight is 1 or -1, so nothing is rounded on the way.
   virtual void decode_add(const at::Tensor& payload, double weight, at::Tensor into) const = 0;
   // Whether what the payload decodes to is finite, and so is the sum of it and of what the other
-  // ranks' payloads decode to if the same is true of them (format.h: largest_addend).
+  // ranks' payloads decode to if the same is true of them (format.h: largest_addend). A grid is
+  // judged by its ends, whatever the levels; one beyond them, which no encoder writes, is not seen.
   virtual bool finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype,
                       std::int64_t ranks) const = 0;
 };

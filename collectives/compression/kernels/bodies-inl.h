@@ -1,8 +1,8 @@
 // What each kernel does with one block, written once over rows of 32 lanes: host_rows-inl.h makes
 // them of vectors, device_rows.h of the threads of a warp. Included once per target.
 //
-// An element stays with its lane, so that only what lanes hand to each other needs `meet`. The
-// order of operations is that of the plain codecs and feedbacks.
+// An element stays with its lane, so that only what lanes hand to each other needs `meet`. format.h
+// has the payloads; the order of operations is that of the plain codecs and feedbacks.
 #if defined(THINWIRE_BODIES_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef THINWIRE_BODIES_INL_H
 #undef THINWIRE_BODIES_INL_H

@@ -12,6 +12,64 @@
 
 THINWIRE_ROWS_BEGIN
 
+// A device may use constants, but not call the host's functions that make them.
+template <typename T>
+constexpr T smallest_normal = std::numeric_limits<T>::min();
+template <typename T>
+constexpr T infinity = std::numeric_limits<T>::infinity();
+template <typename T>
+constexpr T not_finite = std::numeric_limits<T>::quiet_NaN();
+template <typename T>
+constexpr BitsOf<T> infinity_bits = static_cast<BitsOf<T>>(sizeof(T) == 4 ? 0x7f800000
+                                                                          : 0x7ff0000000000000);
+constexpr std::uint32_t no_kept_values = 0xffffffff;  // in place of their number
+constexpr int value_width_of_count = 4;
+
+template <typename T>
+THINWIRE_BODY bool finite(T x) {
+  return x - x == 0;
+}
+template <typename T>
+THINWIRE_BODY Row<BitsOf<T>> magnitude_bits(const Row<T>& a) {
+  return bits_of(magnitude(a));
+}
+
+// Sums of m^2 and of (m - d)^2, for who wants them.
+template <typename T>
+struct Energy {
+  T* to;
+  Row<T> message = zeros<T>();
+  Row<T> left = zeros<T>();
+  template <typename Place>
+  THINWIRE_BODY void add(Place row, const Row<T>& m, const Row<T>& decoded) {
+    if (to == nullptr) return;
+    message = message + m * m;
+    const Row<T> rest = there(row, m - decoded, zeros<T>());
+    left = left + rest * rest;
+  }
+  THINWIRE_BODY void close() {
+    if (to == nullptr) return;
+    const T sum = sum_of_lanes(message);
+    const T rest = sum_of_lanes(left);
+    once([&] {
+      to[0] = sum;
+      to[1] = rest;
+    });
+  }
+};
+
+// What a block's coding needs beside its values.
+template <typename T>
+struct Task {
+  Format format;
+  std::int64_t count;
+  char* payload;
+  std::uint64_t rounding_key;
+  std::int64_t draws_begin;  // of the block in its bucket
+  T* energy;
+  Scratch* scratch;
+};
+
 // ---- raw ----
 
 template <typename T, typename Feedback>

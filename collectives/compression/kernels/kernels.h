@@ -110,8 +110,9 @@ struct FormErrorArgs {
   std::int64_t chunk_begin = 0;  // elements from the bucket's start to the first of `error`
 };
 
-// flag := min(flag, the index of every slice with a block for which a payload decodes to more than
-// largest_addend(ranks), or to NaN).
+// flag := min(flag, the index of every slice with a block of which a payload decodes to more than
+// largest_addend(ranks), or to NaN). A grid is judged by its ends, whatever the levels; a level
+// beyond them, which no encoder writes, is not looked for.
 template <typename T>
 struct FirstNonFiniteArgs {
   const Block* blocks = nullptr;

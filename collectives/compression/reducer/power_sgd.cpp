@@ -439,11 +439,13 @@ std::vector<SlicePlan> PowerSgdReducer::plan(const Bucket& bucket) const {
       entry.coding = fmt::format("low rank {}", shape.rank);
       entry.payload_bytes = (shape.rows + shape.columns) * shape.rank * width;
     } else {
-      const auto reason = reason_for_dense(slice, policy_);
-      entry.coding =
-          reason ? "uncompressed: " + *reason
-                 : fmt::format("uncompressed: too small for rank {} at min_compression_rate {}",
-                               power_.matrix_approximation_rank, power_.min_compression_rate);
+      // A policy may let vectors pass, but they have no rank.
+      const std::string too_small =
+          slice.is_vector()
+              ? "a vector"
+              : fmt::format("too small for rank {} at min_compression_rate {}",
+                            power_.matrix_approximation_rank, power_.min_compression_rate);
+      entry.coding = "uncompressed: " + reason_for_dense(slice, policy_).value_or(too_small);
       entry.payload_bytes = slice.numel * width;
     }
     plans.push_back(std::move(entry));
