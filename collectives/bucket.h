@@ -20,7 +20,12 @@ struct Slice {
   std::int64_t numel = 0;
   // A frozen slice is in no message and in no update; it holds its residual until it thaws.
   bool frozen = false;
+  // No rank had a gradient of it in the step that is being committed: it is in no update, and its
+  // residuals are as before the step. Known only from settle on, when its bytes have been sent.
+  bool absent = false;
 
+  // Whether an update leaves it alone.
+  bool rests() const { return frozen || absent; }
   std::int64_t end() const { return offset + numel; }
   // Matrices and convolution kernels are compressed, vectors and scalars ride along uncompressed.
   bool is_vector() const { return shape.size() < 2; }
