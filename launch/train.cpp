@@ -10,7 +10,7 @@
 
 #include "examples/models/initialize.h"
 #include "examples/models/models.h"
-#include "launch/agreement.h"
+#include "runtime/agreement.h"
 #include "launch/commands.h"
 #include "launch/device.h"
 #include "launch/gpu.h"
@@ -177,7 +177,7 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
   facts["version"] = kVersion;
   facts["parameters"] = layout_of(parameters_of(*model.module));
   facts["dataset"] = fingerprint(data);
-  require_same_everywhere(*communicator, facts);
+  require_same_everywhere(*communicator, facts, kStartedDifferently);
 
   if (rank == 0) make_output_folder(options);
   communicator->barrier()->wait();

@@ -56,10 +56,10 @@ Adam::Adam(std::span<const Bucket> buckets, const AdamOptions& options, WeightDe
       state_(buckets, rules, options.weight_decay, kinds(options), *launch_.queue) {}
 
 StepPlan Adam::plan(std::int64_t) const {
-  return {Quantity::gradient, Transmission::compressed};
+  return {};
 }
 
-void Adam::before_reduce(Bucket&) {}
+void Adam::before_reduce(Bucket&, const StepContext&) {}
 
 void Adam::after_reduce(Bucket& bucket, const StepParameters& step) {
   const AdamStep shared = numbers(options_, decay_, step);

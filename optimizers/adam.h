@@ -35,7 +35,7 @@ class Adam : public Optimizer {
        const GroupRules& rules, const OptimizerLaunch& launch = {});
 
   StepPlan plan(std::int64_t committed_step) const override;
-  void before_reduce(Bucket& bucket) override;
+  void before_reduce(Bucket& bucket, const StepContext& step) override;
   void after_reduce(Bucket& bucket, const StepParameters& step) override;
   void visit(StateVisitor& visitor) override;
 

@@ -15,9 +15,12 @@ namespace thinwire {
 // Which of this rank's quantities is reduced in a step.
 enum class Quantity { gradient, momentum, update };
 
+// What an optimizer asks for in a step.
 struct StepPlan {
   Quantity quantity = Quantity::gradient;
   Transmission transmission = Transmission::compressed;
+  // What its update reads. Of coded estimates a norm or an update decodes a tile at a time.
+  EstimateForm reads = EstimateForm::coded;
 };
 
 // What one update needs besides the bucket.
@@ -47,7 +50,7 @@ class Optimizer {
 
   // A function of replicated state only, so that every rank plans the same.
   virtual StepPlan plan(std::int64_t committed_step) const = 0;
-  virtual void before_reduce(Bucket& bucket) = 0;
+  virtual void before_reduce(Bucket& bucket, const StepContext& step) = 0;
   virtual void after_reduce(Bucket& bucket, const StepParameters& step) = 0;
   // Shows the state of all buckets, tensors named "<kind>/<parameter>".
   virtual void visit(StateVisitor& visitor) = 0;

@@ -48,10 +48,10 @@ Sgd::Sgd(std::span<const Bucket> buckets, const SgdOptions& options, const Group
           *launch_.queue) {}
 
 StepPlan Sgd::plan(std::int64_t) const {
-  return {Quantity::gradient, Transmission::compressed};
+  return {};
 }
 
-void Sgd::before_reduce(Bucket&) {}
+void Sgd::before_reduce(Bucket&, const StepContext&) {}
 
 void Sgd::after_reduce(Bucket& bucket, const StepParameters& step) {
   const SgdStep shared = numbers(options_, step);

@@ -1,18 +1,65 @@
 #include "runtime/data_parallel.h"
 
+#include <ATen/MemoryOverlap.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <torch/torch.h>
 
 #include <algorithm>
 #include <set>
 
+#include "runtime/agreement.h"
+#include "runtime/base/error.h"
 #include "runtime/trainer/compression.h"
 
 namespace thinwire {
 namespace {
 
-BucketOptions for_attaching(BucketOptions options) {
-  options.weights = WeightStorage::untouched;
-  return options;
+BucketOptions bucket_options(const DataParallelOptions& options) {
+  return {.bucket_bytes = options.bucket_bytes,
+          .first_bucket_bytes = options.first_bucket_bytes,
+          .weights = WeightStorage::untouched};
+}
+
+bool is_fixed(const Parameter& parameter) {
+  return parameter.tensor.defined() && !parameter.tensor.is_floating_point() &&
+         !parameter.tensor.requires_grad();
+}
+
+std::vector<Parameter> fixed_ones(const std::vector<Parameter>& parameters) {
+  std::vector<Parameter> fixed;
+  std::copy_if(parameters.begin(), parameters.end(), std::back_inserter(fixed), is_fixed);
+  return fixed;
+}
+
+std::vector<Parameter> trainable_ones(std::vector<Parameter> parameters) {
+  std::erase_if(parameters, is_fixed);
+  return parameters;
+}
+
+std::string describe(const std::string& name, const at::Tensor& tensor) {
+  return fmt::format("{}: {} of {}, strides {}, on {}", name, toString(tensor.scalar_type()),
+                     fmt::join(tensor.sizes(), " x "), fmt::join(tensor.strides(), ", "),
+                     c10::DeviceTypeName(tensor.device().type(), /*lower_case=*/true));
+}
+
+std::string describe(const CompressionOptions& options) {
+  constexpr const char* feedbacks[] = {"auto", "none", "error_feedback", "econtrol"};
+  constexpr const char* exchanges[] = {"auto", "all_reduce", "two_stage", "all_gather"};
+  return fmt::format("feedback {}, eta {}, momentum {}, exchange {}, start_iter {}",
+                     feedbacks[static_cast<std::size_t>(options.feedback.kind)],
+                     options.feedback.eta ? fmt::format("{:g}", *options.feedback.eta) : "auto",
+                     options.feedback.momentum,
+                     exchanges[static_cast<std::size_t>(options.exchange)], options.start_iter);
+}
+
+// A tensor of which two elements share memory cannot be written to.
+void require_own_memory(const std::string& what, const at::Tensor& tensor) {
+  if (at::has_internal_overlap(tensor) != at::MemOverlap::Yes) return;
+  throw UsageError(fmt::format(
+      "{} is expanded: several of its elements share memory; give it memory of its own, as "
+      "tensor.contiguous() does",
+      what));
 }
 
 }  // namespace
@@ -40,46 +87,187 @@ void broadcast_tensors(Communicator& communicator, const std::vector<at::Tensor>
 }
 
 DataParallel::DataParallel(const torch::nn::Module& module, Communicator& communicator,
-                           CompressionOptions compression, BucketOptions buckets)
-    : DataParallel(parameters_of(module), ModelBuffers(module), communicator, compression,
-                   buckets) {}
+                           CompressionOptions compression, DataParallelOptions options)
+    : DataParallel(parameters_of(module), ModelBuffers(module), communicator,
+                   std::move(compression), nullptr, std::move(options)) {}
 
 DataParallel::DataParallel(std::vector<Parameter> parameters, Communicator& communicator,
-                           CompressionOptions compression, BucketOptions buckets)
-    : DataParallel(std::move(parameters), ModelBuffers(), communicator, compression, buckets) {}
+                           CompressionOptions compression, DataParallelOptions options)
+    : DataParallel(std::move(parameters), ModelBuffers(), communicator, std::move(compression),
+                   nullptr, std::move(options)) {}
+
+DataParallel::DataParallel(std::unique_ptr<GradientReducer> reducer,
+                           const torch::nn::Module& module, Communicator& communicator,
+                           DataParallelOptions options)
+    : DataParallel(parameters_of(module), ModelBuffers(module), communicator, {},
+                   std::move(reducer), std::move(options)) {}
 
 DataParallel::DataParallel(std::vector<Parameter> parameters, ModelBuffers module_buffers,
                            Communicator& communicator, CompressionOptions compression,
-                           BucketOptions buckets)
-    : buckets_(std::move(parameters), for_attaching(buckets)),
+                           std::unique_ptr<GradientReducer> reducer, DataParallelOptions options)
+    : options_(std::move(options)),
+      meter_(std::make_shared<Meter>()),
+      steps_(make_metered(communicator.split(0, communicator.rank()), meter_)),
+      calls_(make_metered(communicator.split(0, communicator.rank()), meter_)),
+      fixed_(fixed_ones(parameters)),
+      buckets_(trainable_ones(std::move(parameters)), bucket_options(options_)),
       module_buffers_(std::move(module_buffers)),
       compression_(std::move(compression)),
-      reducer_(make_reducer(compression_)),
-      bucket_reducer_(buckets_, *reducer_, communicator) {
-  std::vector<at::Tensor> tensors = module_buffers_.tensors();
-  for (const auto& parameter : buckets_.parameters()) tensors.push_back(parameter.tensor);
-  broadcast_tensors(communicator, tensors, 0);
+      reducer_(reducer ? std::move(reducer) : make_reducer(compression_)),
+      transaction_(buckets_.buckets(), *reducer_, *steps_),
+      arrival_(buckets_, transaction_, Counting::learned) {
+  meet();
   committed_buffers_ = module_buffers_.clone();
   set_next_step();
 }
 
+// What differs between ranks would later be a mean of things that do not belong together.
+void DataParallel::meet() {
+  std::vector<std::string> parameters, buffers, codings;
+  std::vector<at::Tensor> tensors;
+  for (const auto& parameter : buckets_.parameters()) {
+    parameters.push_back(describe(parameter.name, parameter.tensor));
+    tensors.push_back(parameter.tensor);
+  }
+  for (const auto& parameter : fixed_) {
+    require_own_memory("parameter " + parameter.name, parameter.tensor);
+    parameters.push_back(describe(parameter.name, parameter.tensor));
+    tensors.push_back(parameter.tensor);
+  }
+  for (std::size_t i = 0; i < module_buffers_.tensors().size(); ++i) {
+    const at::Tensor& buffer = module_buffers_.tensors()[i];
+    require_own_memory("buffer " + module_buffers_.names()[i], buffer);
+    buffers.push_back(describe(module_buffers_.names()[i], buffer));
+    tensors.push_back(buffer);
+  }
+  for (const Bucket& bucket : buckets_.buckets()) {
+    for (const SlicePlan& plan : reducer_->plan(bucket)) {
+      codings.push_back(fmt::format("{}: {}", plan.name, plan.coding));
+    }
+  }
+  require_same_everywhere(
+      *calls_,
+      {{"parameters", fmt::format("{}", fmt::join(parameters, "\n"))},
+       {"buffers", fmt::format("{}", fmt::join(buffers, "\n"))},
+       {"coding", fmt::format("{}", fmt::join(codings, "\n"))},
+       {"compression", describe(resolve(compression_))},
+       {"bucket_bytes", std::to_string(options_.bucket_bytes)},
+       {"first_bucket_bytes", std::to_string(options_.first_bucket_bytes)},
+       {"check_every", std::to_string(options_.check_every)},
+       {"thinwire version", THINWIRE_VERSION}},
+      "the ranks gave DataParallel different things; build the same model with the same options on "
+      "every rank");
+  broadcast_tensors(*calls_, tensors, 0);
+}
+
 void DataParallel::set_next_step() {
-  bucket_reducer_.set_step({.step = attempted_,
-                            .transmission = transmission_of(compression_, attempted_ - skipped_,
-                                                            Transmission::compressed)});
+  transaction_.set_step({.step = attempted_,
+                         .transmission = transmission_of(compression_, attempted_ - skipped_,
+                                                         Transmission::compressed)});
 }
 
 Verdict DataParallel::finish() {
-  const Verdict verdict = bucket_reducer_.finish();
+  return end_step([this] { return arrival_.finish(); });
+}
+
+Verdict DataParallel::finish(std::int64_t samples) {
+  return end_step([&] { return arrival_.finish_weighted(samples); });
+}
+
+Verdict DataParallel::abandon(const std::string& why) {
+  return end_step([&] { return arrival_.abandon(why); });
+}
+
+Verdict DataParallel::end_step(const std::function<Verdict()>& end) {
+  Verdict verdict;
+  try {
+    verdict = end();
+  } catch (const Error&) {
+    roll_back();
+    throw;
+  }
   if (verdict.committed()) {
     committed_buffers_ = module_buffers_.clone();
-  } else {
-    ++skipped_;
-    module_buffers_.assign(committed_buffers_);
+    count_step();
+  } else if (!verdict.superseded) {
+    roll_back();
   }
+  if (options_.check_every > 0 && attempted_ % options_.check_every == 0) check_replicas();
+  return verdict;
+}
+
+void DataParallel::count_step() {
   ++attempted_;
   set_next_step();
-  return verdict;
+}
+
+void DataParallel::roll_back() {
+  module_buffers_.take_back(committed_buffers_);
+  ++skipped_;
+  count_step();
+}
+
+void DataParallel::join(const std::function<void()>& update) {
+  if (transaction_.is_open()) {
+    throw UsageError("join() follows a backward(); call finish() or abandon() first");
+  }
+  while (true) {
+    arrival_.begin_step({.joined = 1});
+    const auto& words = transaction_.opening_words();
+    if (std::all_of(words.begin(), words.end(), [](const auto& word) { return word.joined; })) {
+      transaction_.cancel();
+      return;
+    }
+    const Verdict verdict = end_step([this] { return arrival_.finish(StepEnd::idle); });
+    if (verdict.committed()) update();
+  }
+}
+
+at::Tensor DataParallel::step(torch::optim::LBFGS& optimizer,
+                              const std::function<at::Tensor()>& closure) {
+  if (!std::holds_alternative<Uncompressed>(compression_.codec)) {
+    warn(
+        "LBFGS builds its curvature from differences of gradients, in which compression's errors "
+        "are large: it stops far from the minimum; use no compression, or another optimizer");
+  }
+  return optimizer.step([&] {
+    const at::Tensor loss = closure();
+    finish();
+    return torch::full({}, mean(loss.item<double>()), loss.options().requires_grad(false));
+  });
+}
+
+double DataParallel::mean(double value) {
+  return all_reduce_sum(*calls_, {value}).front() / calls_->size();
+}
+
+void DataParallel::average_buffers() {
+  module_buffers_.assign(module_buffers_.mean(*calls_));
+  committed_buffers_ = module_buffers_.clone();
+}
+
+void DataParallel::on_rank_zero(const std::function<void()>& body) {
+  std::string failure;
+  std::exception_ptr error;
+  if (calls_->rank() == 0) {
+    try {
+      body();
+    } catch (const std::exception& thrown) {
+      error = std::current_exception();
+      failure = fmt::format("rank 0 failed while the others waited: {}", thrown.what());
+    }
+  }
+  // No deadline: rank 0 may be busy for as long as it likes. If it dies its end is noticed.
+  at::Tensor length = torch::full({1}, static_cast<std::int64_t>(failure.size()), torch::kLong);
+  calls_->broadcast(length, 0)->wait(Clock::now() + std::chrono::hours(24 * 365));
+  if (length.item<std::int64_t>() == 0) return;
+  failure = broadcast_text(*calls_, failure, 0);
+  if (error) std::rethrow_exception(error);
+  throw Error(ExitCode::internal, failure);
+}
+
+void DataParallel::check_replicas() {
+  require_equal_replicas(*calls_, buckets_.parameters());
 }
 
 std::vector<std::string> DataParallel::describe_compression() const {
@@ -94,10 +282,24 @@ std::vector<std::string> DataParallel::describe_compression() const {
 }
 
 void DataParallel::visit(StateVisitor& visitor) {
+  if (transaction_.is_open()) {
+    throw UsageError(
+        "a step is open: gradients have arrived that no finish() has taken; call finish() or "
+        "abandon() before a checkpoint");
+  }
   visitor.counter("attempted", attempted_);
   visitor.counter("skipped", skipped_);
   for (const Bucket& bucket : buckets_.buckets()) reducer_->visit(bucket, visitor);
   set_next_step();  // the visitor may have filled the counters in
+}
+
+void DataParallel::warn(const std::string& text) const {
+  if (calls_->rank() != 0) return;
+  if (options_.warn) {
+    options_.warn(text);
+  } else {
+    TORCH_WARN("thinwire: ", text);
+  }
 }
 
 }  // namespace thinwire

@@ -2,21 +2,39 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "collectives/communicator.h"
 #include "collectives/compression/options.h"
-#include "runtime/buckets/bucket_reducer.h"
+#include "collectives/metered.h"
 #include "runtime/buckets/gradient_buckets.h"
+#include "runtime/step/arrival.h"
+#include "runtime/step/transaction.h"
 #include "runtime/trainer/model.h"
 #include "runtime/trainer/model_state.h"
+
+namespace torch::optim {
+class LBFGS;
+}
 
 namespace thinwire {
 
 // The parameters of a module under their names; a tied one once, under its first name.
 std::vector<Parameter> parameters_of(const torch::nn::Module& module);
+
+struct DataParallelOptions {
+  std::int64_t bucket_bytes = BucketOptions{}.bucket_bytes;
+  // The bucket that backward fills first is small, so that communication starts early.
+  std::int64_t first_bucket_bytes = BucketOptions{}.first_bucket_bytes;
+  // Steps between comparisons of the ranks' parameters, which throw `RanksDisagree` with the
+  // parameter and the ranks; 0: never.
+  std::int64_t check_every = 100;
+  // What is said to the user, on rank 0. Null: a warning of libtorch's.
+  std::function<void(const std::string&)> warn = {};
+};
 
 // Makes the gradients of a module the mean over ranks, whichever optimizer uses them:
 //
@@ -26,56 +44,107 @@ std::vector<Parameter> parameters_of(const torch::nn::Module& module);
 //   parallel.finish();                                            // every step
 //   optimizer.step();
 //
-// At construction every rank's parameters and buffers become rank 0's. Communication overlaps with
-// backward. Clip after `finish`; do not keep handles of gradients across it. When a gradient is not
-// finite on some rank, the step is rolled back on all: every grad() is undefined, so that
-// optimizer.step() moves nothing, and the module's buffers are what they were after the step
-// before. The first `compression.start_iter` committed steps go uncompressed. Loss must be a mean
-// over the rank's samples. Buffers are each rank's own after the start.
+// At construction, which is collective, the ranks compare what they give (names, order, shapes,
+// dtypes, memory formats, compression, options), and throw `ConfigurationMismatch` on all of them
+// where something differs; then every rank's parameters and buffers become rank 0's. The object
+// takes a group of its own from `communicator`: several objects, and collectives of your own, do
+// not disturb each other as long as every rank makes the objects in the same order. A parameter
+// belongs to one object at a time.
+//
+// Communication overlaps with backward from the third step on; in the first two the object counts
+// the gradients that come between two `finish`, so that a model which gets several of them in a
+// step (an encoder with two heads, a discriminator that the generator's loss goes through) is sent
+// when all have come. Clip after `finish`; do not keep handles of gradients across it.
+//
+// When a gradient is not finite on some rank, or some rank calls `abandon`, the step is rolled back
+// on all: every grad() is undefined, so that optimizer.step() moves nothing, and running statistics
+// of norms are what they were after the step before. A parameter of which no rank had a gradient
+// has an undefined grad() too, and does not move. Buffers are each rank's own after the start.
 class DataParallel {
  public:
+  // The first `compression.start_iter` committed steps go uncompressed.
   DataParallel(const torch::nn::Module& module, Communicator& communicator,
-               CompressionOptions compression = {}, BucketOptions buckets = {});
-  // `communicator` must outlive this.
+               CompressionOptions compression = {}, DataParallelOptions options = {});
+  // Parameters that are no floating-point tensors are not trained, but become rank 0's too.
   DataParallel(std::vector<Parameter> parameters, Communicator& communicator,
-               CompressionOptions compression = {}, BucketOptions buckets = {});
+               CompressionOptions compression = {}, DataParallelOptions options = {});
+  // With a reducer of your own.
+  DataParallel(std::unique_ptr<GradientReducer> reducer, const torch::nn::Module& module,
+               Communicator& communicator, DataParallelOptions options = {});
 
-  // Ends the step that the last backward() belongs to.
+  // Ends the step that the last backward() belongs to. Loss must be a mean over the rank's samples;
+  // ranks weigh alike. Throws `AgreedError` on every rank where one of them has no new gradient.
   Verdict finish();
+  // The same for ranks with different numbers of samples: every sample weighs alike. 0 where there
+  // are none. Call it in all steps or in none. Communication begins here, as the weights are known
+  // only now.
+  Verdict finish(std::int64_t samples);
+  // Ends the step without an effect, on every rank: what a rank calls in place of `finish` that
+  // cannot go on with it, after an exception in backward() say. The others' verdicts tell `why`.
+  Verdict abandon(const std::string& why);
+  // This rank has no more samples: takes part in the others' steps, without gradients, until all
+  // ranks have joined. `update` is called after each of them that is committed (optimizer.step(),
+  // schedules), so that this rank's optimizer stays equal to the others'. The mean is over all
+  // ranks still; with finish(samples) over those that have samples.
+  void join(const std::function<void()>& update);
+  // One step of an optimizer that evaluates its closure several times. `closure` makes new
+  // gradients (zero_grad, forward, backward) and returns the rank's loss; the optimizer sees the
+  // mean over ranks of both. Returns what the optimizer does.
+  at::Tensor step(torch::optim::LBFGS& optimizer, const std::function<at::Tensor()>& closure);
 
   // While alive, backward() accumulates without communication: for all micro-batches but the last.
-  class Accumulation {
-   public:
-    explicit Accumulation(BucketReducer& reducer) : reducer_(reducer) { reducer_.pause(); }
-    ~Accumulation() { reducer_.resume(); }
-    Accumulation(const Accumulation&) = delete;
-    Accumulation& operator=(const Accumulation&) = delete;
+  [[nodiscard]] HeldBack accumulate() { return HeldBack(arrival_); }
+  // While alive, gradients that backward() makes for these parameters are dropped: of a generator's
+  // loss for the discriminator, say.
+  [[nodiscard]] Ignored ignore() { return Ignored(arrival_); }
 
-   private:
-    BucketReducer& reducer_;
-  };
-  [[nodiscard]] Accumulation accumulate() { return Accumulation(bucket_reducer_); }
+  // What follows is collective, and independent of the steps' own communication.
+
+  // The mean over ranks, in rank order, so the same on every rank.
+  double mean(double value);
+  // Every floating-point buffer becomes its mean over ranks, others rank 0's: before an evaluation
+  // whose result shall be the same everywhere.
+  void average_buffers();
+  // Rank 0 runs `body` while the others wait, however long it takes: an evaluation, a file that is
+  // written. Where it throws, every rank throws.
+  void on_rank_zero(const std::function<void()>& body);
+  // Throws `RanksDisagree` where parameters differ. Between steps.
+  void check_replicas();
 
   // What is compressed, how and why the rest is not, as lines for people.
   std::vector<std::string> describe_compression() const;
   // Steps that were rolled back.
   std::int64_t skipped() const { return skipped_; }
+  // What this object has sent so far.
+  Traffic traffic() const { return meter_->total(); }
   // Residuals and the step counter, for a checkpoint. Between steps: before backward, or after
-  // finish.
+  // finish. Throws `UsageError` where gradients have arrived that no `finish` took.
   void visit(StateVisitor& visitor);
 
  private:
   DataParallel(std::vector<Parameter> parameters, ModelBuffers module_buffers,
-               Communicator& communicator, CompressionOptions compression, BucketOptions buckets);
+               Communicator& communicator, CompressionOptions compression,
+               std::unique_ptr<GradientReducer> reducer, DataParallelOptions options);
 
+  void meet();
+  void set_next_step();
+  Verdict end_step(const std::function<Verdict()>& end);
+  void count_step();
+  void roll_back();
+  void warn(const std::string& text) const;
+
+  DataParallelOptions options_;
+  std::shared_ptr<Meter> meter_;
+  std::unique_ptr<Communicator> steps_;  // the group of the steps' communication thread
+  std::unique_ptr<Communicator> calls_;  // and that of what the user calls in between
+  std::vector<Parameter> fixed_;         // that cannot have gradients
   GradientBuckets buckets_;
   ModelBuffers module_buffers_;
   std::vector<at::Tensor> committed_buffers_;  // their values after the last committed step
   CompressionOptions compression_;
   std::unique_ptr<GradientReducer> reducer_;
-  BucketReducer bucket_reducer_;
-  void set_next_step();
-
+  StepTransaction transaction_;
+  GradientArrival arrival_;
   std::int64_t attempted_ = 0;
   std::int64_t skipped_ = 0;
 };

@@ -13,7 +13,7 @@ case ${1:-} in
     preset=asan
     tests=(base_test threads_test sockets_test nccl_simulated_test compression_test codec_test power_sgd_test
            combinations_test optimizers_test
-           bucket_reducer_test buckets_test trainer_test lifeline_test flight_recorder_test
+           step_test buckets_test trainer_test lifeline_test flight_recorder_test
            file_system_test safetensors_test checkpoint_test test_data)
     # libtorch keeps what it allocated for the whole process.
     export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
@@ -22,7 +22,7 @@ case ${1:-} in
     build='build-tsan'
     preset=tsan
     tests=(threads_test sockets_test nccl_simulated_test compression_test combinations_test power_sgd_test
-           bucket_reducer_test lifeline_test flight_recorder_test)
+           step_test lifeline_test flight_recorder_test)
     export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp halt_on_error=1"
     ;;
   *)

@@ -13,7 +13,7 @@
 #include "examples/models/initialize.h"
 #include "launch/advise/advice.h"
 #include "launch/advise/profile.h"
-#include "launch/agreement.h"
+#include "runtime/agreement.h"
 #include "launch/commands.h"
 #include "launch/device.h"
 #include "launch/gpu.h"
@@ -158,7 +158,7 @@ void advise_rank(std::unique_ptr<Communicator> communicator, const CommandLine& 
   facts["version"] = kVersion;
   facts["compressors"] = line.advise.compressors;
   facts["repeats"] = std::to_string(line.advise.repeats);
-  require_same_everywhere(*communicator, facts);
+  require_same_everywhere(*communicator, facts, kStartedDifferently);
 
   const auto fresh_model = [&] {
     Model model = make(training.model, *data.train);

@@ -36,11 +36,24 @@ at::Tensor alias(const at::Tensor& flat, std::int64_t offset, const at::Tensor& 
 
 void check_parameter(const Parameter& parameter) {
   const auto& [name, tensor] = parameter;
-  check(tensor.defined() && tensor.is_leaf(), fmt::format("parameter {} is a leaf tensor", name));
+  if (!tensor.defined() || !tensor.is_leaf()) {
+    throw UsageError(
+        fmt::format("parameter {} is {}; give the tensors that the model registers", name,
+                    tensor.defined() ? "the result of an operation, not a leaf" : "undefined"));
+  }
   const auto dtype = tensor.scalar_type();
-  check(dtype == at::kFloat || dtype == at::kDouble || is_16_bit(dtype),
-        fmt::format("parameter {}: dtype {} is supported", name, toString(dtype)));
-  check(tensor.is_non_overlapping_and_dense(), fmt::format("parameter {} is dense", name));
+  if (dtype != at::kFloat && dtype != at::kDouble && !is_16_bit(dtype)) {
+    throw UsageError(fmt::format(
+        "parameter {} is of dtype {}, of which no gradients travel; use float, double, bfloat16 or "
+        "half (a complex one as two real ones)",
+        name, toString(dtype)));
+  }
+  if (!tensor.is_non_overlapping_and_dense()) {
+    throw UsageError(fmt::format(
+        "parameter {} is no dense block of memory (it is expanded or a slice); give it memory of "
+        "its own, as tensor.clone() does",
+        name));
+  }
 }
 
 }  // namespace
@@ -50,16 +63,24 @@ GradientBuckets::GradientBuckets(std::vector<Parameter> parameters, BucketOption
       places_(parameters_.size()),
       aliases_(parameters_.size()) {
   const c10::NoGradGuard no_grad;
-  check(!parameters_.empty(), "there is at least one parameter");
+  if (parameters_.empty()) {
+    throw UsageError("there are no parameters to train; give a module that has some");
+  }
   std::set<std::string> names;
   std::set<const void*> tensors;
   for (const auto& parameter : parameters_) {
     check_parameter(parameter);
-    check(names.insert(parameter.name).second,
-          fmt::format("parameter name {} is unique", parameter.name));
+    if (!names.insert(parameter.name).second) {
+      throw UsageError(
+          fmt::format("two parameters are called {}; give each a name of its own", parameter.name));
+    }
     // A tied weight in two slots would be reduced in one and stepped in the other.
-    check(tensors.insert(parameter.tensor.unsafeGetTensorImpl()).second,
-          fmt::format("parameter {} is no other name of one before it", parameter.name));
+    if (!tensors.insert(parameter.tensor.unsafeGetTensorImpl()).second) {
+      throw UsageError(fmt::format(
+          "parameter {} is another name of one before it; give a tied parameter once, as "
+          "parameters_of() does",
+          parameter.name));
+    }
   }
 
   // Backward reaches the last parameter first, so buckets fill from the end.

@@ -37,7 +37,7 @@ struct BucketOptions {
 // in the list given to the constructor.
 class GradientBuckets {
  public:
-  // Throws `Bug` for parameters that are no dense floating-point leaves, for none at all, and for a
+  // Throws `UsageError` for parameters that are no dense floating-point leaves, for none at all, and for a
   // name or a tensor that is there twice.
   GradientBuckets(std::vector<Parameter> parameters, BucketOptions options = {});
 

@@ -60,6 +60,17 @@ void ModelBuffers::assign(const std::vector<at::Tensor>& values) {
   for (std::size_t i = 0; i < buffers_.size(); ++i) buffers_[i].copy_(values[i]);
 }
 
+void ModelBuffers::take_back(const std::vector<at::Tensor>& before) {
+  const torch::NoGradGuard no_grad;
+  for (std::size_t i = 0; i < buffers_.size(); ++i) {
+    const bool is_statistic = names_[i].ends_with("running_mean") ||
+                              names_[i].ends_with("running_var") ||
+                              names_[i].ends_with("num_batches_tracked");
+    if (!is_statistic && buffers_[i].isfinite().all().item<bool>()) continue;
+    buffers_[i].copy_(before[i]);
+  }
+}
+
 namespace {
 
 std::uint64_t hash_parameter(const Parameter& parameter, std::uint64_t seed) {

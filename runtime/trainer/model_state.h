@@ -22,6 +22,7 @@ class ModelBuffers {
   ModelBuffers() = default;  // none
   explicit ModelBuffers(const torch::nn::Module& module);
 
+  const std::vector<std::string>& names() const { return names_; }
   const std::vector<at::Tensor>& tensors() const { return buffers_; }
 
   // Collective: the mean over ranks of every buffer, as new tensors.
@@ -33,6 +34,10 @@ class ModelBuffers {
 
   std::vector<at::Tensor> clone() const;
   void assign(const std::vector<at::Tensor>& values);
+  // After a step that was rolled back, takes back what its forward pass has put into buffers, from
+  // their values before it: running statistics of norms, and whatever is no longer finite. Other
+  // buffers are the user's, who may have changed them meanwhile.
+  void take_back(const std::vector<at::Tensor>& before);
 
  private:
   std::vector<std::string> names_;

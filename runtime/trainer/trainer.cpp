@@ -154,12 +154,15 @@ Trainer::Trainer(TrainerParts parts, const TrainOptions& options)
       dtype_(buckets_.parameters().front().tensor.scalar_type()),
       launch_(parts_.device ? parts_.device->optimizer : OptimizerLaunch{}),
       precision_(parse_precision(options.precision)),
-      bucket_reducer_(
-          buckets_, reducer_, parts_.communicator,
-          {.before_reduce = [this](Bucket& bucket) { optimizer_->before_reduce(bucket); },
-           .trace = parts_.trace,
-           .recorder = parts_.recorder,
-           .path = parts_.device ? &parts_.device->path : nullptr}) {
+      transaction_(buckets_.buckets(), reducer_, parts_.communicator,
+                   {.before_reduce =
+                        [this](Bucket& bucket, const StepContext& step) {
+                          optimizer_->before_reduce(bucket, step);
+                        },
+                    .trace = parts_.trace,
+                    .recorder = parts_.recorder,
+                    .path = parts_.device ? &parts_.device->path : nullptr}),
+      arrival_(buckets_, transaction_, Counting::declared) {
   std::vector<at::Tensor> initial;
   for (const Bucket& bucket : buckets_.buckets()) initial.push_back(bucket.weights);
   for (const at::Tensor& buffer : parts_.model.module->buffers()) initial.push_back(buffer);
@@ -243,7 +246,7 @@ Trainer::Step Trainer::take_step(double lr) {
   step.loss = forward_backward(batch);
   // Before, waiting hides behind backward.
   const double waited_before = parts_.meter.waited();
-  const Verdict verdict = bucket_reducer_.finish();
+  const Verdict verdict = arrival_.finish(StepEnd::idle);
   step.waited = parts_.meter.waited() - waited_before;
   if (verdict.committed()) {
     update(lr);
@@ -284,12 +287,11 @@ std::int64_t Trainer::total_steps() const {
 // Begins a step: its samples, and the ranks' question whether anybody wants to stop.
 RankBatch Trainer::next_step() {
   if (parts_.recorder) parts_.recorder->set_step(attempted_ + 1);
-  bucket_reducer_.set_step({.step = attempted_,
-                            .seed = options_.seed,
-                            .transmission = next_transmission(),
-                            // Only norms and updates read it.
-                            .estimate = EstimateForm::coded});
-  bucket_reducer_.begin_step(parts_.stop_requested() ? 1 : 0);
+  transaction_.set_step({.step = attempted_,
+                         .seed = options_.seed,
+                         .transmission = next_transmission(),
+                         .estimate = optimizer_->plan(committed_).reads});
+  arrival_.begin_step({.vote = parts_.stop_requested() ? 1 : 0});
   buffers_before_ = model_buffers_.clone();
   return partition_ ? partition_->next_batch(order_, position_, layout_)
                     : next_batch(order_, position_, layout_, parts_.communicator.rank());
@@ -312,12 +314,9 @@ at::Tensor Trainer::forward_backward(const RankBatch& batch) {
   const double weight =
       static_cast<double>(layout_.world_size) / static_cast<double>(batch.total) / targets;
   for (std::size_t i = 0; i < batch.micro_batches.size(); ++i) {
-    if (i + 1 < batch.micro_batches.size()) {
-      bucket_reducer_.pause();
-    } else {
-      bucket_reducer_.resume();
-    }
     if (batch.micro_batches[i].empty()) continue;
+    std::optional<HeldBack> all_but_the_last;
+    if (i + 1 < batch.micro_batches.size()) all_but_the_last.emplace(arrival_);
     const auto start = Clock::now();
     const Batch samples =
         to_device(parts_.data.train->batch(batch.micro_batches[i], dtype_), sum.device());
@@ -354,7 +353,7 @@ void Trainer::update(double lr) {
 void Trainer::skip(const std::string& parameter, const at::Tensor& loss) {
   ++skipped_;
   // Forward has put the step's samples, finite or not, into running statistics.
-  model_buffers_.assign(buffers_before_);
+  model_buffers_.take_back(buffers_before_);
   ++skipped_in_a_row_;
   if (skipped_in_a_row_ > 1 && skipped_in_a_row_ < kMaximumSkipsInARow) return;
   const std::string what = fmt::format("the gradient of {} is not finite{}", parameter,

@@ -13,12 +13,12 @@
 #include "optimizers/launch.h"
 #include "optimizers/optimizer.h"
 #include "optimizers/schedule.h"
-#include "runtime/buckets/bucket_reducer.h"
-#include "runtime/buckets/gradient_path.h"
 #include "runtime/checkpoint/file_system.h"
 #include "runtime/data/dataset.h"
 #include "runtime/data/partition.h"
 #include "runtime/data/sampler.h"
+#include "runtime/step/arrival.h"
+#include "runtime/step/gradient_path.h"
 #include "runtime/telemetry/trace.h"
 #include "runtime/trainer/model.h"
 #include "runtime/trainer/model_state.h"
@@ -190,7 +190,8 @@ class Trainer {
   std::vector<at::Tensor> buffers_before_;  // the module's, when the step began
   std::optional<std::string> last_checkpoint_;
   std::int64_t last_saved_step_ = -1;
-  BucketReducer bucket_reducer_;  // last: its thread uses the others
+  StepTransaction transaction_;  // its thread uses the others
+  GradientArrival arrival_;
 };
 
 }  // namespace thinwire

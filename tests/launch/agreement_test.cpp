@@ -1,4 +1,4 @@
-#include "launch/agreement.h"
+#include "runtime/agreement.h"
 
 #include <gtest/gtest.h>
 
@@ -57,8 +57,8 @@ TEST(Agreement, EveryRankThrowsTheSameDifference) {
   for (auto& ranks : group) {
     threads.emplace_back([&] {
       try {
-        require_same_everywhere(*ranks,
-                                {{"lr", ranks->rank() == 1 ? "0.2" : "0.1"}, {"seed", "1"}});
+        require_same_everywhere(*ranks, {{"lr", ranks->rank() == 1 ? "0.2" : "0.1"}, {"seed", "1"}},
+                                kStartedDifferently);
       } catch (const ConfigurationMismatch& error) {
         errors[static_cast<std::size_t>(ranks->rank())] = error.what();
       }

@@ -73,7 +73,7 @@ TEST(Plan, SendsCompressedGradientsAsTheyAre) {
   for (Optimizer* optimizer : std::initializer_list<Optimizer*>{&sgd, &adam}) {
     EXPECT_EQ(optimizer->plan(7).quantity, Quantity::gradient);
     EXPECT_EQ(optimizer->plan(7).transmission, Transmission::compressed);
-    optimizer->before_reduce(buckets[0]);
+    optimizer->before_reduce(buckets[0], {});
     EXPECT_TRUE(torch::equal(buckets[0].gradient, before[0].gradient));
     EXPECT_TRUE(torch::equal(buckets[0].weights, before[0].weights));
   }

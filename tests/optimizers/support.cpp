@@ -108,7 +108,7 @@ double largest_difference(const std::vector<Bucket>& buckets,
 
 void step(Optimizer& optimizer, std::vector<Bucket>& buckets, const StepParameters& parameters) {
   for (Bucket& bucket : buckets) {
-    optimizer.before_reduce(bucket);
+    optimizer.before_reduce(bucket, {});
     optimizer.after_reduce(bucket, parameters);
   }
 }

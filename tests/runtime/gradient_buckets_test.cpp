@@ -102,12 +102,12 @@ TEST(GradientBuckets, AliasesFollowAnExchangedBuffer) {
 }
 
 TEST(GradientBuckets, RefusesWhatItCannotHold) {
-  EXPECT_THROW(GradientBuckets({{"a", torch::zeros({2})}, {"a", torch::zeros({2})}}), Bug);
+  EXPECT_THROW(GradientBuckets({{"a", torch::zeros({2})}, {"a", torch::zeros({2})}}), UsageError);
   const at::Tensor tied = torch::zeros({2});
-  EXPECT_THROW(GradientBuckets({{"a", tied}, {"b", tied}}), Bug);
-  EXPECT_THROW(GradientBuckets({}), Bug);
-  EXPECT_THROW(GradientBuckets({{"i", torch::zeros({2}, torch::kLong)}}), Bug);
-  EXPECT_THROW(GradientBuckets({{"e", torch::zeros({1}).expand({4})}}), Bug);
+  EXPECT_THROW(GradientBuckets({{"a", tied}, {"b", tied}}), UsageError);
+  EXPECT_THROW(GradientBuckets({}), UsageError);
+  EXPECT_THROW(GradientBuckets({{"i", torch::zeros({2}, torch::kLong)}}), UsageError);
+  EXPECT_THROW(GradientBuckets({{"e", torch::zeros({1}).expand({4})}}), UsageError);
 }
 
 }  // namespace

@@ -13,7 +13,7 @@
 #include "collectives/cuda/cuda_queue.h"
 #include "collectives/threads/thread_communicator.h"
 #include "optimizers/sgd.h"
-#include "runtime/buckets/bucket_reducer.h"
+#include "runtime/step/arrival.h"
 #include "tests/runtime/simulated_device.h"
 #include "tests/support/simulator/ranks.h"
 
@@ -67,18 +67,18 @@ struct Rank {
 
 // One step, with gradients written by `backward(slot, parameter)`; empty, or what is wrong.
 template <typename Backward>
-std::string run_step(Rank& mine, BucketReducer& bucket_reducer, std::int64_t step,
+std::string run_step(Rank& mine, GradientArrival& arrival, std::int64_t step,
                      const Backward& backward) {
   const auto place = mine.buckets.place(kFrozen);
   mine.buckets.buckets()[place.bucket].slices[place.slice].frozen = step >= kFrozenFrom;
   for (std::size_t i = mine.buckets.parameters().size(); i-- > 0;) {
-    bucket_reducer.arriving(i);
+    arrival.arriving(i);
     const Slice& slice = mine.buckets.slice(i);
     at::Tensor& gradient = mine.buckets.buckets()[mine.buckets.place(i).bucket].gradient;
     backward(gradient.narrow(0, slice.offset, slice.numel), i);
-    bucket_reducer.arrived(i);
+    arrival.arrived(i);
   }
-  const Verdict verdict = bucket_reducer.finish();
+  const Verdict verdict = arrival.finish();
   if (verdict.committed() == (step == kPoisoned)) {
     return fmt::format("step {}: the verdict is {}", step,
                        verdict.non_finite.value_or("to commit"));
@@ -130,10 +130,11 @@ Expected expected_results(std::uint64_t seed) {
                                                   : make_reference_reducer(mine.compression);
     mine.optimizer =
         std::make_unique<Sgd>(mine.buckets.buckets(), SgdOptions{.momentum = 0.5}, GroupRules{});
-    BucketReducer bucket_reducer(mine.buckets, *mine.reducer, communicator);
+    StepTransaction transaction(mine.buckets.buckets(), *mine.reducer, communicator);
+    GradientArrival arrival(mine.buckets, transaction, Counting::declared);
     const int rank = communicator.rank();
     for (std::int64_t step = 0; step < kSteps; ++step) {
-      run_step(mine, bucket_reducer, step, [&](const at::Tensor& slot, std::size_t place) {
+      run_step(mine, arrival, step, [&](const at::Tensor& slot, std::size_t place) {
         write_gradient(slot.data_ptr<float>(), slot.numel(), step, rank, place);
       });
       if (rank == 0) expected.weights.push_back(weights_of(mine));
@@ -179,10 +180,12 @@ ScenarioResult step_scenario(std::uint64_t seed, const std::optional<WaitSite>& 
       Rank& rank;
     } const reset{mine};
     const GradientPath path{self.communicator, *compute, *communication};
-    BucketReducer bucket_reducer(mine.buckets, *mine.reducer, *group[place], {.path = &path});
+    StepTransaction transaction(mine.buckets.buckets(), *mine.reducer, *group[place],
+                                {.path = &path});
+    GradientArrival arrival(mine.buckets, transaction, Counting::declared);
     for (std::int64_t step = 0; step < kSteps; ++step) {
       std::string problem =
-          run_step(mine, bucket_reducer, step, [&](const at::Tensor& slot, std::size_t parameter) {
+          run_step(mine, arrival, step, [&](const at::Tensor& slot, std::size_t parameter) {
             auto* to = slot.data_ptr<float>();
             self.simulator.launch(compute_stream.get(),
                                   [to, count = slot.numel(), step, rank = self.rank(), parameter] {

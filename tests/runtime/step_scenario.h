@@ -5,7 +5,7 @@
 
 namespace thinwire::testing {
 
-// Steps of BucketReducer, reducers and Sgd, with 1-bit gradients, dense ones, low rank and averages
+// Steps of StepTransaction, reducers and Sgd, with 1-bit gradients, dense ones, low rank and averages
 // that are tracked in turn by the seed, among them one with a NaN and one with a frozen parameter;
 // the weights after every step and the state at the end are held to those of ranks that are
 // threads.

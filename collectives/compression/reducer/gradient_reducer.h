@@ -12,8 +12,9 @@
 
 namespace thinwire {
 
-// Whether this step's quantity goes through the codec.
-enum class Transmission { dense, compressed };
+// How this step's quantity travels: as it is, through the codec, or not at all. A reducer sees no
+// silent step.
+enum class Transmission { dense, compressed, silent };
 
 // What a commit leaves behind: values in the gradient buffer, or, where the reducer can, what came
 // over the wire, as Bucket::coded, which is of use until the bucket's next stage. That saves a pass

@@ -1,4 +1,4 @@
-#include "runtime/buckets/communication_thread.h"
+#include "runtime/step/communication_thread.h"
 
 #include <utility>
 

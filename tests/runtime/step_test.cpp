@@ -1,6 +1,6 @@
-// BucketReducer driven with synthetic gradients: no autograd runs, so ThreadSanitizer sees every
-// access that matters.
-#include "runtime/buckets/bucket_reducer.h"
+// StepTransaction and GradientArrival driven with synthetic gradients: no autograd runs, so
+// ThreadSanitizer sees every access that matters.
+#include "runtime/step/arrival.h"
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -30,20 +30,35 @@ GradientBuckets make_buckets() {
   return GradientBuckets(list, {.bucket_bytes = 8192, .first_bucket_bytes = 8192});
 }
 
-void arrive(GradientBuckets& buckets, BucketReducer& reducer, std::size_t parameter, float value) {
-  reducer.arriving(parameter);
+// One rank's steps.
+struct Steps {
+  Steps(GradientBuckets& buckets, GradientReducer& reducer, Communicator& communicator,
+        StepParts parts = {})
+      : transaction(buckets.buckets(), reducer, communicator, std::move(parts)),
+        arrival(buckets, transaction, Counting::declared) {}
+  void set_step(const StepContext& step) { transaction.set_step(step); }
+  void arriving(std::size_t parameter) { arrival.arriving(parameter); }
+  void arrived(std::size_t parameter) { arrival.arrived(parameter); }
+  Verdict finish() { return arrival.finish(); }
+
+  StepTransaction transaction;
+  GradientArrival arrival;
+};
+
+void arrive(GradientBuckets& buckets, Steps& mine, std::size_t parameter, float value) {
+  mine.arriving(parameter);
   const auto place = buckets.place(parameter);
   const Slice& slice = buckets.slice(parameter);
   float* slot = buckets.buckets()[place.bucket].gradient.data_ptr<float>() + slice.offset;
   for (std::int64_t i = 0; i < slice.numel; ++i) slot[i] += value;
-  reducer.arrived(parameter);
+  mine.arrived(parameter);
 }
 
 // A gradient of which no two values are equal, so that something stays behind in every state:
 // `share` of it, and `added` in one place.
-void arrive_uneven(GradientBuckets& buckets, BucketReducer& reducer, std::size_t parameter,
-                   int seed, float share, float added) {
-  reducer.arriving(parameter);
+void arrive_uneven(GradientBuckets& buckets, Steps& mine, std::size_t parameter, int seed,
+                   float share, float added) {
+  mine.arriving(parameter);
   const auto place = buckets.place(parameter);
   const Slice& slice = buckets.slice(parameter);
   float* slot = buckets.buckets()[place.bucket].gradient.data_ptr<float>() + slice.offset;
@@ -51,29 +66,29 @@ void arrive_uneven(GradientBuckets& buckets, BucketReducer& reducer, std::size_t
     slot[i] += share * std::sin(static_cast<float>(i * (seed + 2) + slice.offset));
   }
   slot[slice.numel / 2] += added;
-  reducer.arrived(parameter);
+  mine.arrived(parameter);
 }
 
 float gradient_of(GradientBuckets& buckets, std::size_t parameter) {
   return *buckets.parameters()[parameter].tensor.grad().data_ptr<float>();
 }
 
-TEST(BucketReducer, ReducesInBucketOrderWhateverTheOrderOfArrival) {
+TEST(Step, ReducesInBucketOrderWhateverTheOrderOfArrival) {
   run_ranks(3, [](auto communicator) {
     const auto checked = make_checked(std::move(communicator));
     GradientBuckets buckets = make_buckets();
     ASSERT_EQ(buckets.buckets().size(), 3u);
     const auto reducer = make_reducer({});
-    BucketReducer bucket_reducer(buckets, *reducer, *checked);
+    Steps mine(buckets, *reducer, *checked);
     const int rank = checked->rank();
     for (int step = 0; step < 4; ++step) {
       for (std::size_t i = 0; i < kParameters; ++i) {
         // Every rank in another order, different in each step.
         const std::size_t parameter = (i * 5 + static_cast<std::size_t>(rank + step)) % kParameters;
-        arrive(buckets, bucket_reducer, parameter,
+        arrive(buckets, mine, parameter,
                static_cast<float>(parameter) + 3.0f * static_cast<float>(rank));
       }
-      EXPECT_TRUE(bucket_reducer.finish().committed());
+      EXPECT_TRUE(mine.finish().committed());
       for (std::size_t i = 0; i < kParameters; ++i) {
         EXPECT_EQ(gradient_of(buckets, i), static_cast<float>(i) + 3.0f);
       }
@@ -81,13 +96,14 @@ TEST(BucketReducer, ReducesInBucketOrderWhateverTheOrderOfArrival) {
   });
 }
 
-TEST(BucketReducer, NobodySeesTheBufferOfACodedEstimate) {
+TEST(Step, NobodySeesTheBufferOfACodedEstimate) {
   run_ranks(2, [](auto communicator) {
     GradientBuckets buckets = make_buckets();
     const auto reducer = make_reducer({Sign{64}});
-    BucketReducer bucket_reducer(
-        buckets, *reducer, *communicator,
-        {.before_reduce = [](Bucket& bucket) { EXPECT_EQ(bucket.coded, nullptr); }});
+    Steps mine(buckets, *reducer, *communicator,
+               {.before_reduce = [](Bucket& bucket, const StepContext&) {
+                 EXPECT_EQ(bucket.coded, nullptr);
+               }});
     const StepContext steps[] = {
         {.step = 0, .estimate = EstimateForm::coded},
         {.step = 1, .transmission = Transmission::dense, .estimate = EstimateForm::coded},
@@ -98,11 +114,11 @@ TEST(BucketReducer, NobodySeesTheBufferOfACodedEstimate) {
       const bool frozen = step.step == 3;
       at::Tensor first = buckets.parameters()[0].tensor;
       first.set_requires_grad(!frozen);
-      bucket_reducer.set_step(step);
+      mine.set_step(step);
       for (std::size_t i = kParameters; i-- > 0;) {
-        if (i > 0 || !frozen) arrive(buckets, bucket_reducer, i, 1.0f);
+        if (i > 0 || !frozen) arrive(buckets, mine, i, 1.0f);
       }
-      ASSERT_TRUE(bucket_reducer.finish().committed());
+      ASSERT_TRUE(mine.finish().committed());
       const bool coded = step.step == 0 || step.step >= 3;
       for (const Bucket& bucket : buckets.buckets()) EXPECT_EQ(bucket.coded != nullptr, coded);
       for (std::size_t i = 0; i < kParameters; ++i) {
@@ -116,58 +132,61 @@ TEST(BucketReducer, NobodySeesTheBufferOfACodedEstimate) {
   });
 }
 
-TEST(BucketReducer, SignedGradientsWithFeedbackAreEqualOnAllRanks) {
+TEST(Step, SignedGradientsWithFeedbackAreEqualOnAllRanks) {
   std::array<std::vector<float>, 4> results;
   run_ranks(4, [&](auto communicator) {
     GradientBuckets buckets = make_buckets();
     const auto reducer = make_reducer({Sign{64}});
-    BucketReducer bucket_reducer(buckets, *reducer, *communicator);
+    Steps mine(buckets, *reducer, *communicator);
     for (int step = 0; step < 5; ++step) {
-      bucket_reducer.set_step({.step = step, .seed = 1});
+      mine.set_step({.step = step, .seed = 1});
       for (std::size_t i = kParameters; i-- > 0;) {
-        arrive(buckets, bucket_reducer, i, 0.5f * static_cast<float>(communicator->rank() - 1));
+        arrive(buckets, mine, i, 0.5f * static_cast<float>(communicator->rank() - 1));
       }
-      EXPECT_TRUE(bucket_reducer.finish().committed());
+      EXPECT_TRUE(mine.finish().committed());
     }
-    auto& mine = results[static_cast<std::size_t>(communicator->rank())];
-    for (std::size_t i = 0; i < kParameters; ++i) mine.push_back(gradient_of(buckets, i));
+    auto& values = results[static_cast<std::size_t>(communicator->rank())];
+    for (std::size_t i = 0; i < kParameters; ++i) values.push_back(gradient_of(buckets, i));
   });
   for (const auto& result : results) EXPECT_EQ(result, results[0]);
 }
 
-TEST(BucketReducer, AParameterWithoutGradientOnSomeRanksCountsAsZero) {
+TEST(Step, AParameterWithoutGradientOnSomeRanksCountsAsZero) {
   run_ranks(2, [](auto communicator) {
     GradientBuckets buckets = make_buckets();
     const auto reducer = make_reducer({});
-    BucketReducer bucket_reducer(buckets, *reducer, *communicator);
+    Steps mine(buckets, *reducer, *communicator);
     for (int step = 0; step < 2; ++step) {
       for (std::size_t i = kParameters; i-- > 0;) {
         // Rank 1 never touches p3; nobody touches p0. Old values must not come back.
         if (i == 0 || (i == 3 && communicator->rank() == 1)) continue;
-        arrive(buckets, bucket_reducer, i, 4.0f);
+        arrive(buckets, mine, i, 4.0f);
       }
-      EXPECT_TRUE(bucket_reducer.finish().committed());
-      EXPECT_EQ(gradient_of(buckets, 0), 0.0f);
+      EXPECT_TRUE(mine.finish().committed());
+      EXPECT_FALSE(buckets.parameters()[0].tensor.grad().defined());
+      EXPECT_TRUE(buckets.slice(0).absent);
       EXPECT_EQ(gradient_of(buckets, 3), 2.0f);
       EXPECT_EQ(gradient_of(buckets, 5), 4.0f);
     }
   });
 }
 
-// What a gradient left behind goes on being sent where its parameter gets no more gradients.
-TEST(BucketReducer, ResidualsDrainWithoutGradients) {
+// What a gradient left behind goes on being sent where its parameter gets no more gradients but
+// zeros on some other rank.
+TEST(Step, ResidualsDrainWithoutGradients) {
   run_ranks(2, [](auto communicator) {
     GradientBuckets buckets = make_buckets();
     const auto reducer = make_reducer({TopK{0.1, 64}, {FeedbackKind::error_feedback}});
-    BucketReducer bucket_reducer(buckets, *reducer, *communicator);
+    Steps mine(buckets, *reducer, *communicator);
     float sum = 0;
     for (int step = 0; step < 12; ++step) {
-      bucket_reducer.set_step({.step = step, .seed = 1});
+      mine.set_step({.step = step, .seed = 1});
       for (std::size_t i = kParameters; i-- > 0;) {
-        if (i == 3 && (step > 0 || communicator->rank() == 1)) continue;
-        arrive(buckets, bucket_reducer, i, 4.0f);
+        if (i == 3 && step > 0 && communicator->rank() == 0) continue;
+        const bool is_zero = i == 3 && communicator->rank() == 1;
+        arrive(buckets, mine, i, is_zero ? 0.0f : 4.0f);
       }
-      EXPECT_TRUE(bucket_reducer.finish().committed());
+      EXPECT_TRUE(mine.finish().committed());
       sum += buckets.parameters()[3].tensor.grad().sum().item<float>();
     }
     EXPECT_EQ(sum, 64 * 16 * 2.0f);
@@ -175,23 +194,24 @@ TEST(BucketReducer, ResidualsDrainWithoutGradients) {
 }
 
 // Micro-batches touch the feedback once: estimates and state are those of their sum in one piece.
-TEST(BucketReducer, AccumulationTouchesTheFeedbackOnce) {
+TEST(Step, AccumulationTouchesTheFeedbackOnce) {
   run_ranks(2, [](auto communicator) {
     std::vector<testing::Snapshot> states;
     std::vector<at::Tensor> estimates;
     for (const int micro_batches : {1, 4}) {
       GradientBuckets buckets = make_buckets();
       const auto reducer = make_reducer({Sign{64}});
-      BucketReducer bucket_reducer(buckets, *reducer, *communicator);
+      Steps mine(buckets, *reducer, *communicator);
       for (int step = 0; step < 3; ++step) {
         for (int batch = 0; batch < micro_batches; ++batch) {
-          batch + 1 < micro_batches ? bucket_reducer.pause() : bucket_reducer.resume();
+          std::optional<HeldBack> held;
+          if (batch + 1 < micro_batches) held.emplace(mine.arrival);
           for (std::size_t i = kParameters; i-- > 0;) {
-            arrive_uneven(buckets, bucket_reducer, i, 3 * step + communicator->rank(),
+            arrive_uneven(buckets, mine, i, 3 * step + communicator->rank(),
                           1.0f / static_cast<float>(micro_batches), 0);
           }
         }
-        EXPECT_TRUE(bucket_reducer.finish().committed());
+        EXPECT_TRUE(mine.finish().committed());
       }
       estimates.push_back(buckets.parameters()[0].tensor.grad().clone());
       for (const Bucket& bucket : buckets.buckets()) reducer->visit(bucket, states.emplace_back());
@@ -203,54 +223,54 @@ TEST(BucketReducer, AccumulationTouchesTheFeedbackOnce) {
   });
 }
 
-TEST(BucketReducer, AccumulatedMicroBatchesAreSentOnce) {
+TEST(Step, AccumulatedMicroBatchesAreSentOnce) {
   run_ranks(2, [](auto communicator) {
     GradientBuckets buckets = make_buckets();
     const auto reducer = make_reducer({});
-    BucketReducer bucket_reducer(buckets, *reducer, *communicator);
-    bucket_reducer.pause();
-    for (std::size_t i = 0; i < kParameters; ++i) arrive(buckets, bucket_reducer, i, 1.0f);
-    bucket_reducer.resume();
+    Steps mine(buckets, *reducer, *communicator);
+    {
+      const HeldBack held(mine.arrival);
+      for (std::size_t i = 0; i < kParameters; ++i) arrive(buckets, mine, i, 1.0f);
+    }
     // p2's gradient came in the first micro-batch only.
     for (std::size_t i = 0; i < kParameters; ++i) {
-      if (i != 2) arrive(buckets, bucket_reducer, i, 2.0f);
+      if (i != 2) arrive(buckets, mine, i, 2.0f);
     }
-    EXPECT_TRUE(bucket_reducer.finish().committed());
+    EXPECT_TRUE(mine.finish().committed());
     EXPECT_EQ(gradient_of(buckets, 0), 3.0f);
     EXPECT_EQ(gradient_of(buckets, 2), 1.0f);
   });
 }
 
-TEST(BucketReducer, AGradientAfterItsBucketWasSentIsAnError) {
+TEST(Step, AGradientAfterItsBucketWasSentIsAnError) {
   run_ranks(1, [](auto communicator) {
     GradientBuckets buckets = make_buckets();
     const auto reducer = make_reducer({});
-    BucketReducer bucket_reducer(buckets, *reducer, *communicator);
-    for (std::size_t i = kParameters; i-- > 0;) arrive(buckets, bucket_reducer, i, 1.0f);
-    EXPECT_THROW(bucket_reducer.arriving(5), Error);
-    bucket_reducer.finish();
+    Steps mine(buckets, *reducer, *communicator);
+    for (std::size_t i = kParameters; i-- > 0;) arrive(buckets, mine, i, 1.0f);
+    EXPECT_THROW(mine.arriving(5), Error);
+    mine.finish();
   });
 }
 
-TEST(BucketReducer, ANonFiniteValueInAnyBucketRollsBackAllOfThem) {
+TEST(Step, ANonFiniteValueInAnyBucketRollsBackAllOfThem) {
   for (const auto& options : {CompressionOptions{}, CompressionOptions{Sign{64}}}) {
     run_ranks(3, [&](auto communicator) {
       GradientBuckets buckets = make_buckets();
       const auto reducer = make_reducer(options);
-      BucketReducer bucket_reducer(buckets, *reducer, *communicator);
+      Steps mine(buckets, *reducer, *communicator);
       for (std::size_t bad = 0; bad < kParameters; ++bad) {
         for (std::size_t i = kParameters; i-- > 0;) {
           const bool poisoned = i == bad && communicator->rank() == static_cast<int>(bad % 3);
-          arrive(buckets, bucket_reducer, i,
-                 poisoned ? std::numeric_limits<float>::infinity() : 1.0f);
+          arrive(buckets, mine, i, poisoned ? std::numeric_limits<float>::infinity() : 1.0f);
         }
-        const Verdict verdict = bucket_reducer.finish();
+        const Verdict verdict = mine.finish();
         EXPECT_EQ(verdict.non_finite, fmt::format("p{}", bad));
         for (const auto& parameter : buckets.parameters()) {
           EXPECT_FALSE(parameter.tensor.grad().defined());
         }
-        for (std::size_t i = kParameters; i-- > 0;) arrive(buckets, bucket_reducer, i, 1.0f);
-        EXPECT_TRUE(bucket_reducer.finish().committed());
+        for (std::size_t i = kParameters; i-- > 0;) arrive(buckets, mine, i, 1.0f);
+        EXPECT_TRUE(mine.finish().committed());
         EXPECT_NEAR(gradient_of(buckets, 0), 1.0f, 1e-6f);
       }
     });
@@ -269,14 +289,14 @@ testing::Snapshot state_after(const std::vector<Step>& steps, const CompressionO
                               Communicator& communicator) {
   GradientBuckets buckets = make_buckets();
   const auto reducer = make_reducer(options);
-  BucketReducer bucket_reducer(buckets, *reducer, communicator);
+  Steps mine(buckets, *reducer, communicator);
   for (const Step& step : steps) {
     for (std::size_t i = kParameters; i-- > 0;) {
       const bool poisoned = i == step.bad && communicator.rank() == static_cast<int>(step.bad % 3);
-      arrive_uneven(buckets, bucket_reducer, i, 3 * step.seed + communicator.rank(), 1,
+      arrive_uneven(buckets, mine, i, 3 * step.seed + communicator.rank(), 1,
                     poisoned ? step.value : 0);
     }
-    const Verdict verdict = bucket_reducer.finish();
+    const Verdict verdict = mine.finish();
     EXPECT_EQ(verdict.committed(), step.bad == kParameters);
     if (verdict.committed()) continue;
     EXPECT_EQ(verdict.non_finite, fmt::format("p{}", step.bad));
@@ -291,7 +311,7 @@ testing::Snapshot state_after(const std::vector<Step>& steps, const CompressionO
 
 // With everything that keeps state, and through the kernels: in whichever bucket the bad value is,
 // the states of all are, byte by byte, those of a run without that step.
-TEST(BucketReducer, ANonFiniteValueInAnyBucketLeavesEveryByteOfState) {
+TEST(Step, ANonFiniteValueInAnyBucketLeavesEveryByteOfState) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   std::vector<CompressionOptions> all = valid_combinations();
   all.push_back({TopK{0.1}, {.kind = FeedbackKind::econtrol, .eta = 0.1, .momentum = 0.9}});
@@ -317,42 +337,41 @@ TEST(BucketReducer, ANonFiniteValueInAnyBucketLeavesEveryByteOfState) {
   }
 }
 
-TEST(BucketReducer, AFrozenParameterIsLeftOutAndThawsAgain) {
+TEST(Step, AFrozenParameterIsLeftOutAndThawsAgain) {
   run_ranks(2, [](auto communicator) {
     GradientBuckets buckets = make_buckets();
     const auto reducer = make_reducer({Sign{64}});
-    BucketReducer bucket_reducer(buckets, *reducer, *communicator);
+    Steps mine(buckets, *reducer, *communicator);
     at::Tensor frozen = buckets.parameters()[2].tensor;
     for (const bool is_frozen : {false, true, false}) {
       frozen.set_requires_grad(!is_frozen);
       for (std::size_t i = kParameters; i-- > 0;) {
-        if (i != 2 || !is_frozen) arrive(buckets, bucket_reducer, i, 1.0f);
+        if (i != 2 || !is_frozen) arrive(buckets, mine, i, 1.0f);
       }
-      EXPECT_TRUE(bucket_reducer.finish().committed());
+      EXPECT_TRUE(mine.finish().committed());
       EXPECT_EQ(frozen.grad().defined(), !is_frozen);
       EXPECT_EQ(buckets.slice(2).frozen, is_frozen);
     }
   });
 }
 
-TEST(BucketReducer, AnErrorOfTheCommunicationThreadReachesFinishOnEveryRank) {
+TEST(Step, AnErrorOfTheCommunicationThreadReachesFinishOnEveryRank) {
   std::atomic<int> thrown{0};
   EXPECT_THROW(run_ranks(3,
                          [&](auto communicator) {
                            GradientBuckets buckets = make_buckets();
                            const auto reducer = make_reducer({});
-                           BucketReducer bucket_reducer(
-                               buckets, *reducer, *communicator,
-                               {.before_reduce = [&](Bucket& bucket) {
-                                 if (bucket.index == 1 && communicator->rank() == 1) {
-                                   throw DataError("bucket 1 is cursed; pray");
-                                 }
-                               }});
+                           Steps mine(buckets, *reducer, *communicator,
+                                      {.before_reduce = [&](Bucket& bucket, const StepContext&) {
+                                        if (bucket.index == 1 && communicator->rank() == 1) {
+                                          throw DataError("bucket 1 is cursed; pray");
+                                        }
+                                      }});
                            for (std::size_t i = kParameters; i-- > 0;) {
-                             arrive(buckets, bucket_reducer, i, 1.0f);
+                             arrive(buckets, mine, i, 1.0f);
                            }
                            try {
-                             bucket_reducer.finish();
+                             mine.finish();
                            } catch (const Error&) {
                              ++thrown;
                              throw;
@@ -362,18 +381,18 @@ TEST(BucketReducer, AnErrorOfTheCommunicationThreadReachesFinishOnEveryRank) {
   EXPECT_EQ(thrown, 3);
 }
 
-TEST(BucketReducer, LeavingInTheMiddleOfAStepLetsThePeersGo) {
+TEST(Step, LeavingInTheMiddleOfAStepLetsThePeersGo) {
   EXPECT_THROW(run_ranks(2,
                          [](auto communicator) {
                            GradientBuckets buckets = make_buckets();
                            const auto reducer = make_reducer({});
-                           BucketReducer bucket_reducer(buckets, *reducer, *communicator);
+                           Steps mine(buckets, *reducer, *communicator);
                            for (std::size_t i = kParameters; i-- > 0;) {
                              if (i < 2 && communicator->rank() == 0)
                                throw DataError("no more data");
-                             arrive(buckets, bucket_reducer, i, 1.0f);
+                             arrive(buckets, mine, i, 1.0f);
                            }
-                           bucket_reducer.finish();
+                           mine.finish();
                          }),
                Error);
 }

@@ -12,9 +12,14 @@ namespace thinwire {
 // What a rank was started with: name -> value, e.g. "lr" -> "0.1".
 using Facts = std::map<std::string, std::string>;
 
-// Collective. Throws `ConfigurationMismatch` with `differences` on every rank unless all ranks have
-// the same facts.
-void require_same_everywhere(Communicator& communicator, const Facts& facts);
+// What to tell the operator of a command.
+inline constexpr const char* kStartedDifferently =
+    "the ranks were started differently; give all of them the same options and data";
+
+// Collective. Throws `ConfigurationMismatch` with `what_to_do` ("the ranks ...; give ...") and
+// `differences` on every rank unless all ranks have the same facts.
+void require_same_everywhere(Communicator& communicator, const Facts& facts,
+                             const std::string& what_to_do);
 
 // A line for each key that differs, e.g. "lr: 0.1 (ranks 0, 2-3), 0.2 (rank 1)"; empty if none
 // does. facts[i] are rank i's. Values of several lines are shortened to the first line that

@@ -1,4 +1,4 @@
-#include "launch/agreement.h"
+#include "runtime/agreement.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -99,7 +99,8 @@ std::string differences(const std::vector<Facts>& facts) {
   return fmt::format("{}", fmt::join(found, "\n"));
 }
 
-void require_same_everywhere(Communicator& communicator, const Facts& facts) {
+void require_same_everywhere(Communicator& communicator, const Facts& facts,
+                             const std::string& what_to_do) {
   // A binary form: values may be paths, which need not be valid UTF-8.
   std::string packed;
   nlohmann::json::to_msgpack(facts, packed);
@@ -109,8 +110,7 @@ void require_same_everywhere(Communicator& communicator, const Facts& facts) {
   }
   const std::string diff = differences(all);
   if (diff.empty()) return;
-  throw ConfigurationMismatch(
-      "the ranks were started differently; give all of them the same options and data:\n" + diff);
+  throw ConfigurationMismatch(what_to_do + ":\n" + diff);
 }
 
 }  // namespace thinwire

@@ -1,0 +1,154 @@
+// One step of all buckets, as a transaction.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "collectives/communicator.h"
+#include "collectives/compression/reducer/gradient_reducer.h"
+#include "runtime/step/communication_thread.h"
+#include "runtime/step/gradient_path.h"
+#include "runtime/step/words.h"
+#include "runtime/telemetry/trace.h"
+#include "runtime/watch/flight_recorder.h"
+
+namespace thinwire {
+
+// What a step came to, the same on every rank.
+struct Verdict {
+  // A parameter with a NaN or infinite gradient on some rank.
+  std::optional<std::string> non_finite;
+  // "rank 1: the batch could not be read": the first rank that abandoned the step, and why.
+  std::optional<std::string> abandoned;
+  // "b.weight on rank 1": a value that was not finite in a silent step. Every rank must go back to
+  // what it had when the ranks last agreed, that is, after the last committed step that was not
+  // silent.
+  std::optional<std::string> reverted;
+  // The gradients were dropped after they had been sent; the step begins anew.
+  bool superseded = false;
+  // The largest of the ranks' votes (see `OpeningWord`).
+  std::int64_t vote = 0;
+  // Not committed: the step is rolled back, and nothing may move.
+  bool committed() const { return !non_finite && !abandoned && !reverted && !superseded; }
+};
+
+// What a StepTransaction can be given beside what it needs.
+struct StepParts {
+  // Turns a bucket's gradient into what is to be reduced, on the communication thread.
+  std::function<void(Bucket&, const StepContext&)> before_reduce = {};
+  Trace* trace = nullptr;
+  FlightRecorder* recorder = nullptr;
+  // Null: gradients are in host memory and go over the same communicator as the words, which are in
+  // host memory.
+  const GradientPath* path = nullptr;
+};
+
+// How a rank closes a step.
+struct StepClosing {
+  StepEnd end = StepEnd::finished;
+  std::string why = {};  // of an abandoned step: "the batch could not be read"
+};
+
+// Carries the gradients of one step after another: whoever has them (autograd's hooks, an outer
+// optimizer, another framework's hook) begins the step, hands over one bucket after the other, and
+// finishes it on all ranks in the same way.
+//
+// Buckets may be handed over in any order, another one on each rank, from one thread at a time;
+// they are staged in the order of their indices, on a thread of the transaction's own, from which
+// all its collectives are issued. A bucket's gradient is the transaction's from then on until
+// `finish`, which commits or rolls back all of them.
+//
+// A slice of which no rank had a gradient is absent (`Slice::absent`) until the next step begins:
+// it has no estimate, and its residuals are as before the step. A frozen slice is in no message.
+//
+// A step whose context says `silent` sends nothing. Its estimate is this rank's own quantity. If
+// that is not finite, the next step that is not silent is rolled back on every rank (`reverted`).
+class StepTransaction {
+ public:
+  // All must outlive this; `buckets` stay where they are. The communicator is this object's alone.
+  StepTransaction(std::vector<Bucket>& buckets, GradientReducer& reducer,
+                  Communicator& communicator, StepParts parts = {});
+  // If a step is open, aborts the group, so that neither this rank nor a peer waits for it.
+  ~StepTransaction();
+  StepTransaction(const StepTransaction&) = delete;
+  StepTransaction& operator=(const StepTransaction&) = delete;
+
+  // How the next step reduces; before it begins. The same on every rank.
+  void set_step(const StepContext& step) { step_ = step; }
+  const StepContext& step() const { return step_; }
+
+  bool is_open() const { return open_; }
+  // Opens the step and sends this rank's word. `mine.frozen` and `mine.silent_failure` are filled
+  // in from what is known here; before the call `Slice::frozen` says which slices rest. All ranks
+  // compare those and throw `RanksDisagree` where they differ.
+  void begin(OpeningWord mine);
+  // Blocks until every rank has begun; their words, in rank order.
+  const std::vector<OpeningWord>& opening_words();
+
+  // Collective, between `begin` and the first `hand_over`: the ranks' sample counts, by which what
+  // is handed over is weighted. Gradients are in host memory.
+  void weigh(const SamplesWord& mine);
+  // What `weigh` came to; blocks.
+  Weighting agreed_weighting();
+
+  // The bucket's gradient is this rank's quantity of this step. `used[i]`: this rank has one of
+  // slice i; the others are zero. Each bucket once.
+  void hand_over(std::size_t bucket, const std::vector<bool>& used);
+  bool was_handed_over(std::size_t bucket) const { return handed_over_[bucket]; }
+
+  // After all buckets were handed over (none of them need be in a silent step): waits for
+  // everything, then commits or rolls back every bucket. Rethrows the first error of the
+  // communication thread; the group is aborted then. Throws `AgreedError`, on every rank and after
+  // a rollback, if some rank says that it had no gradient where one was expected.
+  Verdict finish(const StepClosing& closing = {});
+  // Ends an open step of which no rank has handed over anything, on every rank.
+  void cancel();
+
+ private:
+  // How the buckets' slices end up on all ranks.
+  struct Outcome {
+    std::vector<ClosingWord> words;
+    std::vector<std::string> reasons;  // of every rank, if some rank abandoned the step
+  };
+
+  void agree_on_opening(const OpeningWord& mine);
+  void stage_what_is_next();
+  void stage(Bucket& bucket, const Queue::Mark& ready);
+  void close(const StepClosing& closing);
+  Verdict judge();
+  Verdict finish_silent(const StepClosing& closing);
+  std::string name_slice(std::int64_t place) const;
+  std::optional<std::string> misuse() const;
+  std::vector<int> ranks_that(StepEnd end) const;
+  void mark_absent();
+  void submit(std::function<void()> job);
+
+  std::vector<Bucket>& buckets_;
+  GradientReducer& reducer_;
+  Communicator& communicator_;
+  std::unique_ptr<Queue> host_queue_;
+  GradientPath path_;
+  StepParts parts_;
+  StepContext step_;
+
+  bool open_ = false;
+  std::vector<bool> handed_over_;                          // per bucket
+  std::vector<std::vector<bool>> used_;                    // per bucket and slice
+  std::vector<std::shared_ptr<const Queue::Mark>> ready_;  // per bucket that was handed over
+  std::size_t staged_ = 0;           // buckets before this one are staged or queued
+  std::int64_t silent_failure_ = 0;  // as in `OpeningWord`
+
+  // The communication thread's, until it is drained.
+  std::vector<OpeningWord> opening_;
+  AgreedWeight weight_;
+  Outcome outcome_;
+
+  CommunicationThread thread_;  // last: its jobs use the others
+};
+
+}  // namespace thinwire

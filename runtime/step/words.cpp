@@ -1,0 +1,100 @@
+#include "runtime/step/words.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cstring>
+
+#include "runtime/base/error.h"
+
+namespace thinwire {
+namespace {
+
+constexpr std::size_t kBits = 64;
+
+// Plain structs travel as 64-bit integers.
+template <typename Word>
+std::vector<Word> all_gather(Communicator& communicator, const Word& mine) {
+  static_assert(sizeof(Word) % sizeof(std::int64_t) == 0);
+  constexpr auto count = static_cast<std::int64_t>(sizeof(Word) / sizeof(std::int64_t));
+  at::Tensor own = at::empty({count}, at::kLong);
+  std::memcpy(own.data_ptr(), &mine, sizeof mine);
+  at::Tensor all = at::empty({count * communicator.size()}, at::kLong);
+  communicator.all_gather(all, own, {})->wait();
+  std::vector<Word> words(static_cast<std::size_t>(communicator.size()));
+  std::memcpy(words.data(), all.const_data_ptr(), all.nbytes());
+  return words;
+}
+
+}  // namespace
+
+std::vector<OpeningWord> exchange(Communicator& communicator, const OpeningWord& mine) {
+  return all_gather(communicator, mine);
+}
+
+std::vector<SamplesWord> exchange(Communicator& communicator, const SamplesWord& mine) {
+  return all_gather(communicator, mine);
+}
+
+ClosingExchange::ClosingExchange(Communicator& communicator, const ClosingWord& mine)
+    : slices_(mine.used.size()),
+      words_(static_cast<std::int64_t>(1 + (slices_ + kBits - 1) / kBits)),
+      mine_(at::zeros({words_}, at::kLong)),
+      all_(at::empty({words_ * communicator.size()}, at::kLong)) {
+  auto* words = mine_.data_ptr<std::int64_t>();
+  words[0] = static_cast<std::int64_t>(mine.end);
+  for (std::size_t i = 0; i < slices_; ++i) {
+    if (!mine.used[i]) continue;
+    auto& word = words[1 + i / kBits];
+    word =
+        static_cast<std::int64_t>(static_cast<std::uint64_t>(word) | std::uint64_t{1} << i % kBits);
+  }
+  work_ = communicator.all_gather(all_, mine_, {});
+}
+
+std::vector<ClosingWord> ClosingExchange::wait() {
+  work_->wait();
+  std::vector<ClosingWord> result;
+  const auto* words = all_.const_data_ptr<std::int64_t>();
+  for (std::int64_t done = 0; done < all_.numel(); done += words_, words += words_) {
+    ClosingWord& word = result.emplace_back();
+    word.end = static_cast<StepEnd>(words[0]);
+    for (std::size_t i = 0; i < slices_; ++i) {
+      word.used.push_back(static_cast<std::uint64_t>(words[1 + i / kBits]) >> i % kBits & 1);
+    }
+  }
+  return result;
+}
+
+std::string name_ranks(const std::vector<int>& ranks) {
+  return fmt::format("{} {}", ranks.size() == 1 ? "rank" : "ranks", fmt::join(ranks, ", "));
+}
+
+AgreedWeight agree(const std::vector<SamplesWord>& words, int rank) {
+  AgreedWeight agreed;
+  std::int64_t total = 0;
+  std::vector<int> by_samples, equal;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    if (words[i].weighting == Weighting::by_samples) by_samples.push_back(static_cast<int>(i));
+    if (words[i].weighting == Weighting::equal) equal.push_back(static_cast<int>(i));
+    total += words[i].samples;
+  }
+  if (!by_samples.empty() && !equal.empty()) {
+    throw AgreedError(ExitCode::usage,
+                      fmt::format("{} called finish(samples) and {} finish(); call the same on "
+                                  "every rank, finish(0) where there are no samples",
+                                  name_ranks(by_samples), name_ranks(equal)));
+  }
+  if (!equal.empty()) agreed.weighting = Weighting::equal;
+  if (by_samples.empty()) return agreed;
+  agreed.weighting = Weighting::by_samples;
+  if (total > 0) {
+    agreed.factor = static_cast<double>(words[static_cast<std::size_t>(rank)].samples) *
+                    static_cast<double>(words.size()) / static_cast<double>(total);
+  }
+  return agreed;
+}
+
+}  // namespace thinwire
