@@ -21,7 +21,8 @@ struct RoundingKeys {
 // The way of one bucket from gradients to what is needed for the estimate. One object per bucket
 // and rank. `stage` sends and keeps; `non_finite` names a slice to which some rank's contribution
 // was not finite, with the same answer on every rank and no further message; `decode` writes the
-// estimate of the mean into the bucket's gradient buffer (after the feedback's commit).
+// estimate of the mean into the bucket's gradient buffer (after the feedback's commit), but for
+// absent slices.
 class Exchange {
  public:
   virtual ~Exchange() = default;

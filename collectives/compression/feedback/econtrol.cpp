@@ -74,6 +74,17 @@ class EControl final : public Feedback {
     decoded.copy_(estimate);
   }
 
+  void leave_out(at::Tensor gradient, const Slice& slice) override {
+    hold(gradient.narrow(0, slice.offset, slice.numel), slice.offset);
+    const Range own = part_within(slice, state_.owned);
+    if (own.count() > 0) owner_hold(own.begin, own.count());
+    std::erase_if(coded_, [&](const Range& range) {
+      return slice.offset <= range.begin && range.end <= slice.end();
+    });
+    if (slice.numel == 0) return;
+    message_energy_.narrow(0, slice_at(slice.offset), 1).zero_();
+    error_energy_.narrow(0, slice_at(slice.offset), 1).zero_();
+  }
   void commit(at::Tensor& gradient) override {
     for (const Range& range : coded_) {
       state_.tracker.narrow(0, range.begin, range.count())
@@ -90,7 +101,7 @@ class EControl final : public Feedback {
   void before_dense(const Bucket& bucket) override { local_ = bucket.gradient.clone(); }
   void on_dense(const Bucket& bucket) override {
     for (const Slice& slice : bucket.slices) {
-      if (slice.frozen) continue;
+      if (slice.rests()) continue;
       const at::Tensor mean = bucket.gradient.narrow(0, slice.offset, slice.numel);
       state_.tracker.narrow(0, slice.offset, slice.numel)
           .copy_(local_.narrow(0, slice.offset, slice.numel));

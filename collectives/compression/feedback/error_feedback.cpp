@@ -44,6 +44,11 @@ class ErrorFeedback final : public Feedback {
 
   void estimate(at::Tensor, std::int64_t) override {}
 
+  void leave_out(at::Tensor gradient, const Slice& slice) override {
+    hold(gradient.narrow(0, slice.offset, slice.numel), slice.offset);
+    const Range own = part_within(slice, owned_);
+    if (own.count() > 0) owner_hold(own.begin, own.count());
+  }
   void commit(at::Tensor& gradient) override {
     std::swap(gradient, residual_);
     std::swap(owner_residual_, owner_next_);

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -20,6 +21,12 @@ struct Range {
   std::int64_t count() const { return end - begin; }
 };
 
+// The elements of a slice that are in `range`; none: begin is end.
+inline Range part_within(const Slice& slice, Range range) {
+  const std::int64_t begin = std::max(slice.offset, range.begin);
+  return {begin, std::max(begin, std::min(slice.end(), range.end))};
+}
+
 // Owns the residuals of one bucket on one rank. A step visits the bucket piece by piece; `begin` is
 // the piece's first element in the bucket, tensors are flat views of one piece. Nothing that a
 // `rollback` must restore may change before `commit`:
@@ -32,6 +39,10 @@ struct Range {
 //
 // A step that goes uncompressed is told before and after: `before_dense`, when the bucket's
 // gradient is this rank's, and in place of `commit` `on_dense`, when it is the exact mean.
+//
+// Before `commit`, `leave_out` is told a slice that went through all of it and is absent: its state
+// stays as it is, and its part of `gradient`, the bucket's, is its residual again. The exchange
+// does not ask for an estimate of it.
 //
 // `commit` may exchange its storage with the gradient buffer, which holds the new residual then;
 // afterwards the buffer's content is free to be overwritten.
@@ -51,6 +62,7 @@ class Feedback {
 
   virtual void estimate(at::Tensor decoded, std::int64_t begin) = 0;
 
+  virtual void leave_out(at::Tensor gradient, const Slice& slice) = 0;
   virtual void commit(at::Tensor& gradient) = 0;
   virtual void rollback() = 0;
   virtual void before_dense(const Bucket& bucket) = 0;

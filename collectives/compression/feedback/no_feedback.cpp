@@ -12,6 +12,7 @@ class NoFeedback final : public Feedback {
   void owner_absorb(at::Tensor, std::int64_t, const Codec&, const at::Tensor&) override {}
   void owner_hold(std::int64_t, std::int64_t) override {}
   void estimate(at::Tensor, std::int64_t) override {}
+  void leave_out(at::Tensor, const Slice&) override {}
   void commit(at::Tensor&) override {}
   void rollback() override {}
   void before_dense(const Bucket&) override {}

@@ -79,10 +79,16 @@ void ComposedReducer::commit(Bucket& bucket) {
   Path& here = path(bucket);
   if (here.staged == Transmission::dense) {
     here.feedback->on_dense(bucket);
-    return;
+  } else {
+    for (const Slice& slice : bucket.slices) {
+      if (slice.absent) here.feedback->leave_out(bucket.gradient, slice);
+    }
+    here.feedback->commit(bucket.gradient);
+    here.compressed->decode(bucket, *here.feedback);
   }
-  here.feedback->commit(bucket.gradient);
-  here.compressed->decode(bucket, *here.feedback);
+  for (const Slice& slice : bucket.slices) {
+    if (slice.absent) bucket.gradient.narrow(0, slice.offset, slice.numel).zero_();
+  }
 }
 
 void ComposedReducer::rollback(Bucket& bucket) {

@@ -136,6 +136,12 @@ class FusedReducer final : public GradientReducer {
   // The segment's part of `into`.
   template <typename T>
   void decode(const Path& here, const Segment& segment, const at::Tensor& into);
+  // What the step made of the absent slices' state becomes what it was.
+  void hold_state_of_absent(const Bucket& bucket, Path& here);
+  // into := into + mean of what came, in a part of the table, without absent slices.
+  template <typename T>
+  void integrate(const Bucket& bucket, const Path& here, std::int64_t first_block,
+                 std::int64_t block_count, const Received& from, const at::Tensor& into);
   template <typename T>
   void commit_dense(Bucket& bucket, Path& here);
   template <typename T>

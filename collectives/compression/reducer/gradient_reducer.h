@@ -42,8 +42,10 @@ struct SlicePlan {
 // Per step: `stage` for every bucket, `settle`, then `commit` or `rollback` for every bucket.
 // Between stage and commit the gradient buffer's content belongs to the reducer, and the bucket
 // must stay where it is. A rollback leaves every state as before the stage and the gradient
-// undefined. `stage` and `settle` are called by one thread at a time, in bucket order, the same on
-// all ranks.
+// undefined. A slice that is `absent` at commit, the same on all ranks, keeps all its state as
+// before the stage, and its estimate is no update: its values are 0, and `for_each_tile` leaves it
+// out; its gradient was 0 on every rank. `stage` and `settle` are called by one thread at a time,
+// in bucket order, the same on all ranks.
 class GradientReducer {
  public:
   virtual ~GradientReducer() = default;
