@@ -36,8 +36,8 @@ std::vector<Bucket> make_buckets(at::ScalarType dtype) {
 
 // What makes step `step` special.
 void disturb(std::int64_t step, int rank, int size, Bucket& bucket, StepContext& context) {
-  bucket.slices[6].frozen = step == 3 || step == 4;
-  bucket.slices[1].frozen = step == 4;
+  bucket.slices[6].frozen = step >= 3 && step <= 5;
+  bucket.slices[1].frozen = step == 4 || step == 5;
   if (step == 5 || step == 9) context.transmission = Transmission::dense;
   const auto poison = [&](std::size_t slice, double value) {
     if (rank == size - 1)

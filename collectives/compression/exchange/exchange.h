@@ -34,7 +34,8 @@ class Exchange {
   virtual void decode(Bucket& bucket, Feedback& feedback) = 0;
 };
 
-// Sums the gradient buffer itself, in place: for formats that add, that is uncompressed values.
+// Sums the gradient itself, without frozen slices: for formats that add, that is uncompressed
+// values.
 std::unique_ptr<Exchange> make_all_reduce_exchange();
 
 // Each rank sends every other the coded chunk that it owns; the owner decodes and averages them in

@@ -101,13 +101,18 @@ void FusedReducer::stage_dense(Bucket& bucket, Path& here, Communicator& communi
     launch_.queue->copy(here.own_gradient.data_ptr(), bucket.gradient.const_data_ptr(),
                         bucket.gradient.nbytes());
   }
-  communicator.all_reduce(bucket.gradient, ReduceOp::sum)->wait();
-  launch_.kernels<T>().mean_and_check({.blocks = here.table.data(),
-                                       .block_count = here.table.size(),
-                                       .gradient = bucket.gradient.data_ptr<T>(),
-                                       .ranks = communicator.size(),
-                                       .flag = here.flag.data()},
-                                      launch_.queue->stream());
+  const at::Tensor message = here.dense.pack(bucket, *launch_.queue);
+  if (message.numel() > 0) communicator.all_reduce(message, ReduceOp::sum)->wait();
+  here.dense.unpack(bucket, *launch_.queue);
+  for_each_run(bucket, here.table.entries(), std::not_fn(std::mem_fn(&Slice::frozen)),
+               [&](std::int64_t first, std::int64_t count) {
+                 launch_.kernels<T>().mean_and_check({.blocks = here.table.data() + first,
+                                                      .block_count = count,
+                                                      .gradient = bucket.gradient.data_ptr<T>(),
+                                                      .ranks = communicator.size(),
+                                                      .flag = here.flag.data()},
+                                                     launch_.queue->stream());
+               });
 }
 
 template <typename T>

@@ -11,6 +11,7 @@
 #include "collectives/compression/kernels/kernels.h"
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/coded_gradient.h"
+#include "collectives/compression/reducer/dense_message.h"
 #include "collectives/compression/reducer/finite_flag.h"
 #include "collectives/compression/reducer/measured_eta.h"
 #include "collectives/compression/reducer/slices.h"
@@ -86,7 +87,8 @@ class FusedReducer final : public GradientReducer {
     at::Tensor owner_next, mean_tracker_next;
     Decoding decoding = Decoding::at_commit;
     at::Tensor decoded;       // what is decoded on arrival; afterwards a spare buffer
-    at::Tensor own_gradient;  // of a step that goes uncompressed
+    at::Tensor own_gradient;  // of a step that goes uncompressed, as the next one
+    DenseMessage dense;
     at::Tensor messages, arrived, reply, received;
     FiniteFlag flag;
     std::chrono::milliseconds timeout{};

@@ -106,20 +106,20 @@ void PowerSgdReducer::prepare(const Bucket& bucket, int, int) {
 void PowerSgdReducer::lay_out(const Bucket& bucket, Path& here) {
   std::vector<bool> frozen;
   for (const Slice& slice : bucket.slices) frozen.push_back(slice.frozen);
-  if (here.whole.filled() && frozen == here.frozen) return;
+  if (here.live.filled() && frozen == here.frozen) return;
   form_residual(here);
   here.before = {here.kept_left, here.kept_right};
   here.frozen = frozen;
   here.matrices.clear();
   here.matrix_slices.clear();
   here.passengers.clear();
-  std::vector<Block> whole, first, second;
+  std::vector<Block> live, first, second;
   std::int64_t message = 0;
   std::int64_t right = 0;
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
     const Slice& slice = bucket.slices[i];
-    add_blocks(whole, i, slice.offset, slice.numel);
     if (frozen[i]) continue;
+    add_blocks(live, i, slice.offset, slice.numel);
     const LowRankShape shape = shape_of(slice);
     if (shape.rank == 0) {
       here.passengers.push_back({.slice = i});
@@ -144,7 +144,7 @@ void PowerSgdReducer::lay_out(const Bucket& bucket, Path& here) {
     add_blocks(first, passenger.slice, message, count);
     message += count;
   }
-  here.whole.fill(whole, bucket.gradient, *launch_.queue);
+  here.live.fill(live, bucket.gradient, *launch_.queue);
   here.first.fill(first, bucket.gradient, *launch_.queue);
   here.second.fill(second, bucket.gradient, *launch_.queue);
   const auto options = bucket.gradient.options();
@@ -201,7 +201,7 @@ void PowerSgdReducer::stage(Bucket& bucket, Communicator& communicator, const St
   lay_out(bucket, here);
   here.flag.clear(*launch_.queue);
   if (here.staged_dense) {
-    launch(here, bucket.gradient, InFlight::mean, communicator);
+    launch(here, here.dense.pack(bucket, *launch_.queue), InFlight::mean, communicator);
   } else {
     send_left(bucket, here, communicator, step);
   }
@@ -221,10 +221,11 @@ void PowerSgdReducer::receive(Path& here, int ranks) {
   if (here.work) here.work->wait();
   here.work = nullptr;
   const InFlight arrived = std::exchange(here.in_flight, InFlight::nothing);
+  if (arrived == InFlight::mean) here.dense.unpack(*here.bucket, *launch_.queue);
   const at::Tensor& tensor = arrived == InFlight::mean   ? here.bucket->gradient
                              : arrived == InFlight::left ? here.message
                                                          : here.right;
-  const QueueTable<Block>& table = arrived == InFlight::mean   ? here.whole
+  const QueueTable<Block>& table = arrived == InFlight::mean   ? here.live
                                    : arrived == InFlight::left ? here.first
                                                                : here.second;
   with_type(tensor.scalar_type(), [&]<typename T>(T) {

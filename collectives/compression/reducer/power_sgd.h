@@ -7,6 +7,7 @@
 
 #include "collectives/compression/kernels/low_rank.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/dense_message.h"
 #include "collectives/compression/reducer/finite_flag.h"
 #include "collectives/queue_table.h"
 
@@ -82,7 +83,8 @@ class PowerSgdReducer final : public GradientReducer {
     std::vector<LowRankMatrix> matrices;
     std::vector<std::size_t> matrix_slices;  // whose they are
     std::vector<Passenger> passengers;
-    QueueTable<Block> whole, first, second;  // the bucket and both messages, to be checked
+    QueueTable<Block> live, first, second;  // of the bucket and of both messages, to be checked
+    DenseMessage dense;
     QueueTable<LowRankMatrix> table;
     QueueTable<LowRankTile> bands, tiles;
     std::int64_t largest_rank = 0;
