@@ -96,7 +96,8 @@ struct Step {
 Step make_step(std::int64_t number, const std::vector<Bucket>& buckets, EstimateForm form) {
   const Philox draws(5, PhiloxStream::synthetic_data, static_cast<std::uint64_t>(number));
   Step step;
-  step.context = {.step = number, .seed = 1, .estimate = form};
+  // Such that in all of them a part of the mean of trackers is formed anew.
+  step.context = {.step = 16 * number, .seed = 1, .estimate = form};
   if (number % 9 == 4) step.context.transmission = Transmission::dense;
   step.poisoned = number % 7 == 5;
   std::uint64_t draw = 0;
@@ -117,7 +118,8 @@ Step make_step(std::int64_t number, const std::vector<Bucket>& buckets, Estimate
 // them.
 bool adds_up(const CompressionOptions& options, const Step& step) {
   return step.context.transmission == Transmission::dense ||
-         resolve(options).exchange == ExchangeKind::all_reduce;
+         resolve(options).exchange == ExchangeKind::all_reduce ||
+         options.feedback.kind == FeedbackKind::econtrol;
 }
 
 void run(const NamedOptions& way, int size, EstimateForm form,

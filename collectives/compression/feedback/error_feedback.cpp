@@ -17,6 +17,7 @@ class ErrorFeedback final : public Feedback {
         owner_residual_(at::zeros({owned.count()}, bucket.gradient.options())),
         owner_next_(at::zeros_like(owner_residual_)) {}
 
+  void before_compressed(const Bucket&, Communicator&, std::int64_t) override {}
   void compensate(at::Tensor gradient, std::int64_t begin) override {
     gradient.add_(residual_.narrow(0, begin, gradient.numel()));
   }

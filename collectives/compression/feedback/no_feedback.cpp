@@ -5,6 +5,7 @@ namespace {
 
 class NoFeedback final : public Feedback {
  public:
+  void before_compressed(const Bucket&, Communicator&, std::int64_t) override {}
   void compensate(at::Tensor, std::int64_t) override {}
   void absorb(at::Tensor, std::int64_t, const Codec&, const at::Tensor&) override {}
   void hold(at::Tensor, std::int64_t) override {}

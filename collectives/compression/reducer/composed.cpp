@@ -62,7 +62,11 @@ void ComposedReducer::prepare(const Bucket& bucket, int rank, int size) {
 void ComposedReducer::stage(Bucket& bucket, Communicator& communicator, const StepContext& step) {
   Path& here = path(bucket);
   here.staged = step.transmission;
-  if (here.staged == Transmission::dense) here.feedback->before_dense(bucket);
+  if (here.staged == Transmission::dense) {
+    here.feedback->before_dense(bucket);
+  } else {
+    here.feedback->before_compressed(bucket, communicator, step.step);
+  }
   here.used().stage(bucket, *here.feedback, communicator,
                     rounding_keys(step, bucket, communicator.rank()));
 }

@@ -122,6 +122,9 @@ void FusedReducer::stage_compressed(Bucket& bucket, Path& here, Communicator& co
   reserve_buffers(bucket, here);
   here.decoding = decoding_of(here, step.estimate);
   prepare_decoding(bucket, here);
+  if (here.state.tracker.defined()) {
+    here.renewal.renew(bucket, here.state, communicator, step.step, launch_, here.flag);
+  }
   for (const Segment& segment : here.segments) {
     launch_.kernels<T>().encode(
         {.blocks = here.table.data() + segment.first_block,
@@ -325,6 +328,7 @@ void FusedReducer::integrate(const Bucket& bucket, const Path& here, std::int64_
 
 template <typename T>
 void FusedReducer::commit_compressed(Bucket& bucket, Path& here) {
+  here.renewal.commit(bucket, here.state, *launch_.queue);
   if (has_absent(bucket)) hold_state_of_absent(bucket, here);
   if (here.state.residual.defined()) {
     std::swap(bucket.gradient, here.state.residual);
@@ -362,7 +366,10 @@ void FusedReducer::commit_compressed(Bucket& bucket, Path& here) {
   if (here.measured) here.measured->learn(bucket, here.state.eta, *launch_.queue);
 }
 
-void FusedReducer::rollback(Bucket&) {}
+void FusedReducer::rollback(Bucket& bucket) {
+  Path& here = path(bucket);
+  here.renewal.rollback(bucket, here.state, *launch_.queue);
+}
 
 void FusedReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
   Path& here = path(bucket);

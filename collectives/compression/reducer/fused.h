@@ -15,6 +15,7 @@
 #include "collectives/compression/reducer/finite_flag.h"
 #include "collectives/compression/reducer/measured_eta.h"
 #include "collectives/compression/reducer/slices.h"
+#include "collectives/compression/reducer/tracker_renewal.h"
 #include "collectives/queue_table.h"
 
 namespace thinwire {
@@ -83,6 +84,7 @@ class FusedReducer final : public GradientReducer {
     bool residual_is_message = false;
     Sent sent, owner_sent;
     std::optional<MeasuredEta> measured;
+    TrackerRenewal renewal;
     // From the stage to the commit.
     at::Tensor owner_next, mean_tracker_next;
     Decoding decoding = Decoding::at_commit;
