@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <cstring>
@@ -71,6 +72,8 @@ void FusedReducer::prepare(const Bucket& bucket, int rank, int size) {
     here.state.eta.fill_(eta.value_or(0));
     if (!eta) here.measured.emplace();
   }
+  const auto* cast = std::get_if<Cast>(&options_.codec);
+  if (cast != nullptr && cast->half == Half::fp16) here.saturation.emplace();
   here.flag = FiniteFlag(bucket, *launch_.queue);
   paths_.insert_or_assign(bucket.index, std::move(here));
 }
@@ -115,6 +118,13 @@ void FusedReducer::stage_dense(Bucket& bucket, Path& here, Communicator& communi
                });
 }
 
+// Where encoding tells what it has lost, if anybody wants to know.
+template <typename T>
+T* FusedReducer::energy_of(Path& here, std::int64_t first_block) {
+  if (here.measured) return here.measured->energy<T>(first_block);
+  return here.saturation ? here.saturation->energy<T>(first_block) : nullptr;
+}
+
 template <typename T>
 void FusedReducer::stage_compressed(Bucket& bucket, Path& here, Communicator& communicator,
                                     const StepContext& step) {
@@ -122,6 +132,9 @@ void FusedReducer::stage_compressed(Bucket& bucket, Path& here, Communicator& co
   reserve_buffers(bucket, here);
   here.decoding = decoding_of(here, step.estimate);
   prepare_decoding(bucket, here);
+  if (here.saturation) {
+    here.saturation->begin(step.step, here.table.size(), bucket.gradient, *launch_.queue);
+  }
   if (here.state.tracker.defined()) {
     here.renewal.renew(bucket, here.state, communicator, step.step, launch_, here.flag);
   }
@@ -136,7 +149,7 @@ void FusedReducer::stage_compressed(Bucket& bucket, Path& here, Communicator& co
                       .sent = from_block<T>(here.sent.now, segment.first_block)},
          .payload = bytes_of(here.messages),
          .rounding_key = keys.worker,
-         .energy = here.measured ? here.measured->energy<T>(segment.first_block) : nullptr,
+         .energy = energy_of<T>(here, segment.first_block),
          .sent_next = from_block<T>(here.sent.next, segment.first_block)},
         launch_.queue->stream());
     const at::Tensor message = here.messages.narrow(0, segment.begin, segment.total);
@@ -242,6 +255,7 @@ void FusedReducer::settle(Communicator&) {
     if (here->measured && !here->staged_dense) {
       here->measured->fetch(here->state.eta, *launch_.queue);
     }
+    if (here->saturation && !here->staged_dense) here->saturation->fetch(*launch_.queue);
   }
   staged_.clear();
 }
@@ -251,6 +265,19 @@ std::optional<std::string> FusedReducer::non_finite(const Bucket& bucket) {
   if (host_is_behind_) launch_.queue->synchronize(Clock::now() + here.timeout);
   host_is_behind_ = false;
   return here.flag.name(bucket);
+}
+
+std::optional<std::string> FusedReducer::warning(const Bucket& bucket) const {
+  const Path& here = paths_.at(bucket.index);
+  if (!here.saturation || here.staged_dense) return std::nullopt;
+  const auto name = here.saturation->name(bucket, here.table);
+  if (!name) return std::nullopt;
+  return fmt::format(
+      "fp16 clamps gradients of {} at 65504, and {}; use --compressor bf16, or gradients that are "
+      "smaller",
+      *name,
+      here.state.residual.defined() ? "what is beyond piles up in its residual"
+                                    : "what is beyond is lost");
 }
 
 void FusedReducer::commit(Bucket& bucket) {

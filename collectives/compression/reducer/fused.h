@@ -14,6 +14,7 @@
 #include "collectives/compression/reducer/dense_message.h"
 #include "collectives/compression/reducer/finite_flag.h"
 #include "collectives/compression/reducer/measured_eta.h"
+#include "collectives/compression/reducer/saturation.h"
 #include "collectives/compression/reducer/slices.h"
 #include "collectives/compression/reducer/tracker_renewal.h"
 #include "collectives/queue_table.h"
@@ -34,6 +35,7 @@ class FusedReducer final : public GradientReducer {
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;
   void settle(Communicator& communicator) override;
   std::optional<std::string> non_finite(const Bucket& bucket) override;
+  std::optional<std::string> warning(const Bucket& bucket) const override;
   void commit(Bucket& bucket) override;
   void rollback(Bucket& bucket) override;
   void visit(const Bucket& bucket, StateVisitor& visitor) override;
@@ -85,6 +87,7 @@ class FusedReducer final : public GradientReducer {
     Sent sent, owner_sent;
     std::optional<MeasuredEta> measured;
     TrackerRenewal renewal;
+    std::optional<Saturation> saturation;  // of fp16
     // From the stage to the commit.
     at::Tensor owner_next, mean_tracker_next;
     Decoding decoding = Decoding::at_commit;
@@ -118,6 +121,8 @@ class FusedReducer final : public GradientReducer {
     return options_.feedback.kind == FeedbackKind::error_feedback &&
            std::holds_alternative<Sign>(options_.codec);
   }
+  template <typename T>
+  static T* energy_of(Path& here, std::int64_t first_block);
   // The part of the bucket that this rank owns.
   Range owned(const Path& here) const {
     return has_owners() ? here.chunks[here.rank].range() : Range{};

@@ -59,6 +59,10 @@ class GradientReducer {
   // After `settle`: a parameter for which some rank's quantity was NaN or infinite, if there is
   // one; the same answer on every rank. On a device only this call and `visit` make the host wait.
   virtual std::optional<std::string> non_finite(const Bucket& bucket) = 0;
+  // Of a step that is or will be committed, until the bucket's next stage: what the operator should
+  // be told of this rank's messages, with the parameter's name; of the same ones again after a
+  // hundred steps.
+  virtual std::optional<std::string> warning(const Bucket&) const { return std::nullopt; }
   // May exchange `bucket.gradient`'s storage with its own.
   virtual void commit(Bucket& bucket) = 0;
   virtual void rollback(Bucket& bucket) = 0;
