@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -37,6 +38,11 @@ class QueueTable {
 
   const Entry* data() const { return static_cast<const Entry*>(memory_.const_data_ptr()); }
   std::int64_t size() const { return size_; }
+  // The list itself, for the host.
+  std::span<const Entry> entries() const {
+    if (size_ == 0) return {};
+    return {static_cast<const Entry*>(on_host_.get()), static_cast<std::size_t>(size_)};
+  }
 
  private:
   std::int64_t size_ = 0;

@@ -33,12 +33,12 @@ void launch_norm(const Bucket& bucket, const QueueTable<NormBlock>& blocks, at::
 
 // The same of a coded gradient. Norm blocks are cut from a slice's start, and so are tiles.
 template <typename T>
-void norm_of_tiles(const CodedGradient& coded, double* result, const OptimizerLaunch& launch) {
+void norm_of_tiles(const Bucket& bucket, double* result, const OptimizerLaunch& launch) {
   static_assert(tile_step % norm_block == 0);
   std::vector<NormBlock> blocks;
   std::vector<double> sums;
   double of_tile = 0;
-  for_each_tile<T>(coded, [&](const DecodedTile<T>& tile) {
+  for_each_tile<T>(bucket, [&](const DecodedTile<T>& tile) {
     blocks.clear();
     append_norm_blocks(0, tile.count, blocks);
     const std::size_t before = sums.size();
@@ -58,7 +58,7 @@ void norm_of_tiles(const CodedGradient& coded, double* result, const OptimizerLa
 std::vector<NormBlock> norm_blocks(const Bucket& bucket) {
   std::vector<NormBlock> blocks;
   for (const Slice& slice : bucket.slices) {
-    if (!slice.frozen) append_norm_blocks(slice.offset, slice.end(), blocks);
+    if (!slice.rests()) append_norm_blocks(slice.offset, slice.end(), blocks);
   }
   return blocks;
 }
@@ -74,8 +74,8 @@ double squared_norm(std::span<const Bucket> buckets, const OptimizerLaunch& laun
     double* result = results.data_ptr<double>() + i;
     const bool is_double = bucket.gradient.scalar_type() == at::kDouble;
     if (bucket.coded) {
-      is_double ? norm_of_tiles<double>(*bucket.coded, result, launch)
-                : norm_of_tiles<float>(*bucket.coded, result, launch);
+      is_double ? norm_of_tiles<double>(bucket, result, launch)
+                : norm_of_tiles<float>(bucket, result, launch);
       continue;
     }
     tables[i].fill(norm_blocks(bucket), bucket.gradient, *launch.queue);

@@ -9,13 +9,13 @@
 
 namespace thinwire {
 
-// The squared L2 norm of the gradients (float or double, on the CPU) of all slices that are not
-// frozen, summed in double in one fixed order (that of `SquaredNormArgs` over a bucket's
+// The squared L2 norm of the gradients (float or double, on the CPU) of all slices that do
+// not rest, summed in double in one fixed order (that of `SquaredNormArgs` over a bucket's
 // `norm_blocks`, then bucket by bucket), so that it is the same bits everywhere. Not finite if a
 // gradient is not.
 double squared_norm(std::span<const Bucket> buckets, const OptimizerLaunch& launch = {});
 
-// The blocks whose squares make the norm of one bucket: its slices that are not frozen, each cut
+// The blocks whose squares make the norm of one bucket: its slices that do not rest, each cut
 // from its own start.
 std::vector<NormBlock> norm_blocks(const Bucket& bucket);
 

@@ -63,13 +63,13 @@ SliceState::BucketState& SliceState::of(const Bucket& bucket) {
 }
 
 void SliceState::fill_table(const Bucket& bucket, BucketState& own, Queue& queue) {
-  std::vector<bool> frozen;
-  for (const Slice& slice : bucket.slices) frozen.push_back(slice.frozen);
-  if (own.table.filled() && frozen == own.frozen) return;
-  own.frozen = frozen;
+  std::vector<bool> resting;
+  for (const Slice& slice : bucket.slices) resting.push_back(slice.rests());
+  if (own.table.filled() && resting == own.resting) return;
+  own.resting = resting;
   std::vector<StepSlice> slices;
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
-    if (frozen[i]) continue;
+    if (resting[i]) continue;
     slices.push_back(step_slice(own, i));
   }
   own.table.fill(std::move(slices), bucket.gradient, queue);
@@ -84,7 +84,7 @@ StepSlice SliceState::step_slice(const BucketState& own, std::size_t slice) {
 
 void SliceState::round_from_master(Bucket& bucket, const at::Tensor& master) {
   for (const Slice& slice : bucket.slices) {
-    if (slice.frozen) continue;
+    if (slice.rests()) continue;
     bucket.weights.narrow(0, slice.offset, slice.numel)
         .copy_(master.narrow(0, slice.offset, slice.numel));
   }

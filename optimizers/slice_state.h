@@ -24,7 +24,7 @@ namespace thinwire {
 // What one update of a bucket, or of a part of it, reads and writes; no two overlap.
 template <typename T>
 struct BucketView {
-  const StepSlice* slices;  // the slices that are not frozen, in the memory of the queue
+  const StepSlice* slices;  // the slices that do not rest, in the memory of the queue
   std::int64_t slice_count;
   std::int64_t numel;
   T* weights;  // the fp32 master copy where the parameters have 16 bits
@@ -61,7 +61,7 @@ class SliceState {
     std::vector<ParameterGroup> groups;  // one per slice
     std::vector<at::Tensor> tensors;     // one per kind
     at::Tensor master;                   // undefined unless the weights have 16 bits
-    std::vector<bool> frozen;            // as the table knows them
+    std::vector<bool> resting;           // as the table knows them
     QueueTable<StepSlice> table;
   };
 
@@ -97,7 +97,7 @@ void SliceState::update_as(Bucket& bucket, BucketState& own, Queue& queue, const
     update(whole);
     return;
   }
-  for_each_tile<T>(*bucket.coded, [&](const DecodedTile<T>& tile) {
+  for_each_tile<T>(bucket, [&](const DecodedTile<T>& tile) {
     StepSlice slice = step_slice(own, static_cast<std::size_t>(tile.slice));
     slice.offset = 0;
     slice.numel = tile.count;

@@ -3,9 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <map>
 #include <set>
+#include <string>
 
+#include "collectives/compression/options.h"
+#include "collectives/threads/thread_communicator.h"
 #include "tests/compression/coding.h"
+#include "tests/compression/support.h"
 
 namespace thinwire {
 namespace {
@@ -97,6 +102,48 @@ TEST(Cast, NonFiniteValuesAreSeenAnywhere) {
       }
     }
   }
+}
+
+// What a reducer says of a bucket of two matrices, of which the second has this constant gradient
+// in `steps` steps; in which of them, with what.
+std::map<std::int64_t, std::string> warnings(const CompressionOptions& options, double value,
+                                             std::int64_t steps) {
+  std::map<std::int64_t, std::string> all;
+  run_ranks(2, [&](auto communicator) {
+    Bucket bucket = testing::make_bucket({{20, 30}, {40, 50}});
+    const auto reducer = make_reducer(options);
+    reducer->prepare(bucket, communicator->rank(), 2);
+    for (std::int64_t step = 0; step < steps; ++step) {
+      bucket.gradient.copy_(testing::random_gradient(bucket, step, communicator->rank()));
+      bucket.gradient.narrow(0, bucket.slices[1].offset + 700, 40).fill_(value);
+      reducer->stage(bucket, *communicator, {.step = step, .seed = 1});
+      reducer->settle(*communicator);
+      EXPECT_FALSE(reducer->non_finite(bucket));
+      const auto warning = reducer->warning(bucket);
+      reducer->commit(bucket);
+      if (warning && communicator->rank() == 1) all[step] = *warning;
+    }
+  });
+  return all;
+}
+
+TEST(Fp16, ThatClampsIsSaidWithTheParameterEveryHundredSteps) {
+  const CompressionOptions fp16{Cast{Half::fp16}};
+  const CompressionOptions without{Cast{Half::fp16}, {FeedbackKind::none}};
+  for (const double value : {1e5, -7e4, 1e18, 1e30}) {
+    const auto said = warnings(fp16, value, 201);
+    ASSERT_EQ(said.size(), 3U) << value;
+    for (const std::int64_t step : {0, 100, 200}) {
+      EXPECT_NE(said.at(step).find("p1 at 65504"), std::string::npos) << said.at(step);
+      EXPECT_NE(said.at(step).find("residual"), std::string::npos) << said.at(step);
+    }
+    EXPECT_NE(warnings(without, value, 1).at(0).find("is lost"), std::string::npos);
+  }
+  for (const double value : {0.0, 1e-7, 3e-4, 1.0, 65000.0, -65503.0}) {
+    EXPECT_TRUE(warnings(fp16, value, 201).empty()) << value;
+  }
+  EXPECT_TRUE(warnings({Cast{Half::bf16}}, 1e30, 201).empty());
+  EXPECT_TRUE(warnings({Sign{64}}, 1e5, 101).empty());
 }
 
 }  // namespace

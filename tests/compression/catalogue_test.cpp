@@ -5,10 +5,13 @@
 #include <array>
 #include <cmath>
 #include <functional>
+#include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "collectives/compression/options.h"
+#include "collectives/metered.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/coding.h"
 #include "tests/compression/support.h"
@@ -55,15 +58,18 @@ CompressionOptions with(const CodecOptions& codec, FeedbackKind kind,
 
 enum class Start { compressed, dense };
 
+using MakeReducer = std::unique_ptr<GradientReducer> (*)(const CompressionOptions&);
+
 // x := x - gamma estimate, until `watch(x, step)` says so; rank 0 calls it before step 0 and after
 // each.
 // Trackers want to begin at the gradient: a dense first step.
 void descend(const Problem& problem, const CompressionOptions& options, double gamma, Start start,
-             const std::function<bool(const Vector& x, int step)>& watch) {
+             const std::function<bool(const Vector& x, int step)>& watch,
+             at::ScalarType dtype = at::kDouble, MakeReducer make = make_reference_reducer) {
   run_ranks(problem.ranks, [&](auto communicator) {
     const auto d = static_cast<std::int64_t>(problem.start.size());
-    Bucket bucket = testing::make_bucket({{1, d}}, at::kDouble);
-    const auto reducer = make_reference_reducer(options);
+    Bucket bucket = testing::make_bucket({{1, d}}, dtype);
+    const auto reducer = make(options);
     reducer->prepare(bucket, communicator->rank(), problem.ranks);
     Vector x = problem.start;
     for (int step = 0;; ++step) {
@@ -71,8 +77,8 @@ void descend(const Problem& problem, const CompressionOptions& options, double g
       if (communicator->rank() == 0) done.fill_(watch(x, step) ? 1 : 0);
       communicator->broadcast(done, 0)->wait();
       if (done.item<int>() == 1) return;
-      const Vector g = problem.gradient(communicator->rank(), x, step);
-      std::copy(g.begin(), g.end(), bucket.gradient.data_ptr<double>());
+      Vector g = problem.gradient(communicator->rank(), x, step);
+      bucket.gradient.narrow(0, 0, d).copy_(at::from_blob(g.data(), {d}, at::kDouble));
       const bool dense = start == Start::dense && step == 0;
       reducer->stage(bucket, *communicator,
                      {.step = step,
@@ -82,8 +88,10 @@ void descend(const Problem& problem, const CompressionOptions& options, double g
       // A run that diverges ends before it overflows.
       ASSERT_FALSE(reducer->non_finite(bucket));
       reducer->commit(bucket);
-      const double* estimate = bucket.gradient.const_data_ptr<double>();
-      for (std::size_t i = 0; i < x.size(); ++i) x[i] -= gamma * estimate[i];
+      const at::Tensor estimate = bucket.gradient.to(at::kDouble);
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        x[i] -= gamma * estimate.const_data_ptr<double>()[i];
+      }
     }
   });
 }
@@ -142,6 +150,32 @@ TEST(CounterExample, FeedbacksConvergeInAsManyStepsAsPublished) {
   EXPECT_NEAR(steps_to_converge(problem, with(top(3, problem), FeedbackKind::econtrol, 0.5), 0.02,
                                 Start::compressed),
               781, 2);
+}
+
+// Trackers and their mean are sums of rounded terms: what rounding the first gradients, a million
+// times those at the end, has put between the mean and the trackers must not stay there.
+TEST(CounterExample, InSinglePrecisionTrackersForgetHowLargeGradientsWere) {
+  Problem problem = counter_example();
+  problem.start = {1e4, 0.7e4, -0.4e4};
+  for (const auto exchange : {ExchangeKind::all_gather, ExchangeKind::two_stage}) {
+    for (const double eta : {0.0, 0.2}) {
+      for (const auto start : {Start::dense, Start::compressed}) {
+        for (const MakeReducer make :
+             {MakeReducer{[](const CompressionOptions& options) { return make_reducer(options); }},
+              MakeReducer{make_reference_reducer}}) {
+          double left = 0;
+          descend(
+              problem, with(top(1, problem), FeedbackKind::econtrol, eta, exchange), 0.02, start,
+              [&](const Vector& x, int step) {
+                left = std::sqrt(square_norm(x) / square_norm(problem.start));
+                return step == 3000;
+              },
+              at::kFloat, make);
+          EXPECT_LT(left, 1e-12);
+        }
+      }
+    }
+  }
 }
 
 TEST(CounterExample, EControlWithTheFullErrorDiverges) {
@@ -217,6 +251,35 @@ TEST(CounterExample, EControlFollowsTheDefinitionStepByStep) {
                 });
       }
     }
+  }
+}
+
+// What forming the mean anew sends: every value once in 1280 steps.
+TEST(Trackers, AreRenewedForLessThanATwentiethOfABitPerValueAndStep) {
+  constexpr int kRanks = 3;
+  constexpr int kSteps = 2 * 1280;
+  for (const auto exchange : {ExchangeKind::all_gather, ExchangeKind::two_stage}) {
+    run_ranks(kRanks, [&](auto ranks) {
+      const int rank = ranks->rank();
+      const auto meter = std::make_shared<Meter>();
+      const auto communicator = make_metered(std::move(ranks), meter);
+      Bucket bucket = testing::make_bucket({{32, 100}, {7}}, at::kFloat, 5);
+      const auto reducer = make_reducer(with(Sign{64}, FeedbackKind::econtrol, 0.1, exchange));
+      reducer->prepare(bucket, rank, kRanks);
+      std::int64_t least = std::numeric_limits<std::int64_t>::max();
+      for (int step = 0; step < kSteps; ++step) {
+        const auto before = meter->total().bytes_sent;
+        bucket.gradient.copy_(testing::random_gradient(bucket, step % 50, rank));
+        reducer->stage(bucket, *communicator, {.step = step, .seed = 1});
+        reducer->settle(*communicator);
+        reducer->commit(bucket);
+        least = std::min(least, meter->total().bytes_sent - before);
+      }
+      const auto more = static_cast<double>(meter->total().bytes_sent - kSteps * least);
+      EXPECT_LT(8 * more / kSteps / static_cast<double>(bucket.numel()), 0.05);
+      EXPECT_NEAR(more, 2 * ring_bytes(4.0 * static_cast<double>(bucket.numel()), kRanks),
+                  2 * 80 * 3 * 4);
+    });
   }
 }
 

@@ -76,8 +76,8 @@ class EveryCombination : public ::testing::TestWithParam<int> {};
 
 // sum of estimates + mean of e + owners' e = sum of mean gradients, with error feedback and with
 // EControl; of EControl also sum of h + e = sum of g on each rank, and that the mean of h is what
-// owners or, with all-gather, all ranks have as such. Through dense steps, frozen slices,
-// rollbacks.
+// owners or, with all-gather, all ranks have as such. Through dense steps, frozen and absent
+// slices, rollbacks.
 void conserve(const NamedOptions& named, int size,
               std::unique_ptr<GradientReducer> (*make)(const CompressionOptions&)) {
   SCOPED_TRACE(named.name);
@@ -105,8 +105,12 @@ void conserve(const NamedOptions& named, int size,
       if (step < 30) gradient.narrow(0, bucket.slices[0].offset, 40).fill_(5e-324);
       bucket.slices[3].frozen = step >= 200 && step < 230;
       bucket.slices[1].frozen = step >= 220 && step < 225;
-      for (const Slice& slice : bucket.slices) {
-        if (slice.frozen) gradient.narrow(0, slice.offset, slice.numel).zero_();
+      std::vector<bool> absent;
+      for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+        Slice& slice = bucket.slices[i];
+        slice.absent = false;
+        absent.push_back(step >= 300 && step < 400 && (step * 7 + static_cast<int>(i)) % 5 < 2);
+        if (slice.frozen || absent[i]) gradient.narrow(0, slice.offset, slice.numel).zero_();
       }
       bucket.gradient.copy_(gradient);
       const bool poisoned = step % 101 == 7;
@@ -124,13 +128,14 @@ void conserve(const NamedOptions& named, int size,
         reducer->rollback(bucket);
         continue;
       }
+      for (std::size_t i = 0; i < absent.size(); ++i) bucket.slices[i].absent = absent[i];
       reducer->commit(bucket);
       own.add_(gradient);
       sent.add_(bucket.gradient);
       if (feedback != FeedbackKind::econtrol) continue;
       Flat state(bucket, *reducer);
       for (const Slice& slice : bucket.slices) {
-        if (slice.frozen) continue;
+        if (slice.rests()) continue;
         tracked.narrow(0, slice.offset, slice.numel)
             .add_(state["tracker"].narrow(0, slice.offset, slice.numel));
       }

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <mutex>
 
 #include "collectives/checked.h"
@@ -237,6 +238,62 @@ TEST(Reducer, AFrozenSliceHoldsItsResidualAndSendsNothing) {
     step(2);
     EXPECT_FALSE(residual_of_1().equal(before));
   });
+}
+
+// Steps that go uncompressed send what is not frozen, in whatever places that lies, and nothing
+// else: not even a NaN that somebody left in a frozen slice.
+TEST(Reducer, DenseStepsSendNoFrozenSlices) {
+  constexpr int kSize = 3;
+  const CompressionOptions power_sgd{PowerSgd{}};
+  const CompressionOptions econtrol{Sign{64}, {FeedbackKind::econtrol, 0.1}};
+  for (const auto& options : {kDense, kSignFeedback, econtrol, power_sgd}) {
+    for (const auto make :
+         {+[](const CompressionOptions& o) { return make_reducer(o); }, make_reference_reducer}) {
+      run_ranks(kSize, [&](auto communicator) {
+        const int rank = communicator->rank();
+        Bucket bucket = make_bucket({{40, 30}, {5}, {20, 50}, {7}, {64, 64}});
+        const auto meter = std::make_shared<Meter>();
+        const auto metered = make_metered(make_checked(std::move(communicator)), meter);
+        const auto reducer = make(options);
+        reducer->prepare(bucket, rank, kSize);
+        const auto gradient_of = [&](std::int64_t step, int whose) {
+          return (random_gradient(bucket, step, whose) * 100).round() / 8;  // sums are exact
+        };
+        std::int64_t step = 0;
+        // Which are frozen, as bits.
+        for (const unsigned frozen : {0U, 0b00001U, 0b10000U, 0b00100U, 0b01010U, 0b11111U, 0U}) {
+          at::Tensor expected = at::zeros({bucket.numel()});
+          for (int i = 0; i < kSize; ++i) expected += gradient_of(step, i);
+          expected /= kSize;
+          bucket.gradient.copy_(gradient_of(step, rank));
+          std::int64_t live = 0;
+          for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+            Slice& slice = bucket.slices[i];
+            slice.frozen = (frozen >> i & 1U) != 0;
+            if (slice.frozen) {
+              bucket.gradient.narrow(0, slice.offset, slice.numel)
+                  .fill_(rank == 1 ? std::numeric_limits<double>::quiet_NaN() : rank);
+              expected.narrow(0, slice.offset, slice.numel).zero_();
+            } else {
+              live += slice.numel;
+            }
+          }
+          const auto before = meter->total().bytes_sent;
+          reducer->stage(bucket, *metered,
+                         {.step = step++, .seed = 1, .transmission = Transmission::dense});
+          reducer->settle(*metered);
+          EXPECT_FALSE(reducer->non_finite(bucket));
+          reducer->commit(bucket);
+          const auto sent = static_cast<double>(meter->total().bytes_sent - before);
+          // Shares differ by an element, and there are gaps of less than 16 behind slices.
+          EXPECT_NEAR(sent, ring_bytes(4.0 * static_cast<double>(live), kSize), 4 * 5 * 16)
+              << frozen;
+          if (live == 0) EXPECT_EQ(sent, 0);
+          EXPECT_TRUE(bucket.gradient.equal(expected)) << frozen;
+        }
+      });
+    }
+  }
 }
 
 // 1 bit cannot say zero: rows that are always zero must not make the residual grow.

@@ -29,12 +29,14 @@ TEST(SquaredNorm, IsExactOnWholeNumbersAndLeavesGapsOut) {
   }
 }
 
-TEST(SquaredNorm, LeavesFrozenSlicesOut) {
+TEST(SquaredNorm, LeavesSlicesThatRestOut) {
   auto buckets = make_buckets(torch::kFloat, torch::kFloat);
   for (Bucket& bucket : buckets) bucket.gradient.fill_(2);
   EXPECT_EQ(squared_norm(buckets), 4 * (7 + 35 + 27 + 1 + 33));
   buckets[0].slices[1].frozen = true;
   EXPECT_EQ(squared_norm(buckets), 4 * (7 + 27 + 1 + 33));
+  buckets[0].slices[0].absent = true;
+  EXPECT_EQ(squared_norm(buckets), 4 * (27 + 1 + 33));
 }
 
 // 32 lanes, then halves onto each other, with tensors in place of loops over lanes.

@@ -42,8 +42,8 @@ struct Case {
   at::Tensor message;
 };
 
-// Slices of odd sizes with gaps of NaN between them, some of them frozen, in blocks of any coding
-// whose payloads lie in another order than their values.
+// Slices of odd sizes with gaps of NaN between them, some of them frozen or absent, in blocks of
+// any coding whose payloads lie in another order than their values.
 template <typename T>
 std::unique_ptr<Case<T>> random_case(Dice& dice, at::ScalarType dtype) {
   auto made = std::make_unique<Case<T>>();
@@ -55,7 +55,8 @@ std::unique_ptr<Case<T>> random_case(Dice& dice, at::ScalarType dtype) {
                              .shape = {size},
                              .offset = numel,
                              .numel = size,
-                             .frozen = dice.below(5) == 0});
+                             .frozen = dice.below(5) == 0,
+                             .absent = dice.below(5) == 0});
     numel += (size + 15) / 16 * 16 + 16;
   }
   const auto options = torch::dtype(dtype);
@@ -103,6 +104,9 @@ std::unique_ptr<Case<T>> random_case(Dice& dice, at::ScalarType dtype) {
                             .payload = payload,
                             .into = bucket.gradient.template data_ptr<T>()},
                            nullptr);
+  for (const Slice& slice : bucket.slices) {
+    if (slice.absent) part(bucket.gradient, slice).zero_();
+  }
   auto coded = std::make_shared<CodedGradient>();
   std::ranges::copy_if(table.blocks, std::back_inserter(coded->blocks),
                        [](const Block& block) { return block.format.coding != Coding::held; });
@@ -127,7 +131,7 @@ TYPED_TEST(CodedGradients, ComeInTilesThatCoverEverySliceThatMoves) {
     const Bucket& bucket = made->values[0];
     at::Tensor got = torch::full_like(bucket.gradient, std::numeric_limits<T>::quiet_NaN());
     std::int64_t end = 0;
-    for_each_tile<T>(*made->coded[0].coded, [&](const DecodedTile<T>& tile) {
+    for_each_tile<T>(made->coded[0], [&](const DecodedTile<T>& tile) {
       const Slice& slice = bucket.slices.at(static_cast<std::size_t>(tile.slice));
       EXPECT_GE(tile.begin, end);
       EXPECT_EQ((tile.begin - slice.offset) % tile_step, 0);
@@ -136,7 +140,7 @@ TYPED_TEST(CodedGradients, ComeInTilesThatCoverEverySliceThatMoves) {
       std::copy_n(tile.values, tile.count, got.data_ptr<T>() + tile.begin);
     });
     for (const Slice& slice : bucket.slices) {
-      if (slice.frozen) part(got, slice).zero_();
+      if (slice.rests()) part(got, slice).zero_();
     }
     EXPECT_EQ(difference<T>(got, bucket.gradient), "");
   }

@@ -42,7 +42,7 @@ class AllGatherExchange final : public Exchange {
     });
     if (ranks_ > 1) bucket.gradient.div_(ranks_);
     for (const Piece& piece : whole_.pieces) {
-      if (bucket.slices[piece.slice].frozen) continue;
+      if (bucket.slices[piece.slice].rests()) continue;
       feedback.estimate(bucket.gradient.narrow(0, piece.begin, piece.count), piece.begin);
     }
   }

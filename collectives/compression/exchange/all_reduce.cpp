@@ -1,5 +1,8 @@
+#include <ATen/ops/cat.h>
+
 #include "collectives/compression/codec/identity.h"
 #include "collectives/compression/exchange/exchange.h"
+#include "collectives/compression/exchange/layout.h"
 #include "runtime/base/error.h"
 
 namespace thinwire {
@@ -10,7 +13,22 @@ class AllReduceExchange final : public Exchange {
   Range owned() const override { return {}; }
 
   void stage(Bucket& bucket, Feedback&, Communicator& communicator, const RoundingKeys&) override {
-    communicator.all_reduce(bucket.gradient, ReduceOp::sum)->wait();
+    std::vector<at::Tensor> live;
+    for (const Range& run : live_runs(bucket)) {
+      live.push_back(bucket.gradient.narrow(0, run.begin, run.count()));
+    }
+    if (!live.empty()) {
+      const at::Tensor message = at::cat(live);
+      communicator.all_reduce(message, ReduceOp::sum)->wait();
+      std::int64_t from = 0;
+      for (at::Tensor& part : live) {
+        part.copy_(message.narrow(0, from, part.numel()));
+        from += part.numel();
+      }
+    }
+    for (const Slice& slice : bucket.slices) {
+      if (slice.frozen) bucket.gradient.narrow(0, slice.offset, slice.numel).zero_();
+    }
     // A sum with a NaN or an infinity in it is not finite on any rank.
     non_finite_.reset();
     if (!all_finite(bucket.gradient)) non_finite_ = culprit(bucket);

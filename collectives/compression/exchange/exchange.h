@@ -21,7 +21,8 @@ struct RoundingKeys {
 // The way of one bucket from gradients to what is needed for the estimate. One object per bucket
 // and rank. `stage` sends and keeps; `non_finite` names a slice to which some rank's contribution
 // was not finite, with the same answer on every rank and no further message; `decode` writes the
-// estimate of the mean into the bucket's gradient buffer (after the feedback's commit).
+// estimate of the mean into the bucket's gradient buffer (after the feedback's commit), but for
+// absent slices.
 class Exchange {
  public:
   virtual ~Exchange() = default;
@@ -33,7 +34,8 @@ class Exchange {
   virtual void decode(Bucket& bucket, Feedback& feedback) = 0;
 };
 
-// Sums the gradient buffer itself, in place: for formats that add, that is uncompressed values.
+// Sums the gradient itself, without frozen slices: for formats that add, that is uncompressed
+// values.
 std::unique_ptr<Exchange> make_all_reduce_exchange();
 
 // Each rank sends every other the coded chunk that it owns; the owner decodes and averages them in

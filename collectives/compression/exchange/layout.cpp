@@ -49,6 +49,18 @@ std::vector<Chunk> cut_into_chunks(const Bucket& bucket, const std::vector<const
   return chunks;
 }
 
+std::vector<Range> live_runs(const Bucket& bucket) {
+  if (std::ranges::none_of(bucket.slices, &Slice::frozen)) return {{0, bucket.numel()}};
+  std::vector<Range> runs;
+  bool goes_on = false;
+  for (const Slice& slice : bucket.slices) {
+    if (!slice.frozen && goes_on) runs.back().end = slice.end();
+    if (!slice.frozen && !goes_on) runs.push_back({slice.offset, slice.end()});
+    goes_on = !slice.frozen;
+  }
+  return runs;
+}
+
 std::int64_t payload_bytes(const Bucket& bucket, const Chunk& chunk) {
   std::int64_t bytes = 0;
   for (const Piece& piece : chunk.pieces) {

@@ -30,6 +30,10 @@ struct Chunk {
 std::vector<Chunk> cut_into_chunks(const Bucket& bucket, const std::vector<const Codec*>& codecs,
                                    int size);
 
+// What a step that goes uncompressed sends: all of the bucket where nothing is frozen, else the
+// runs of neighbouring slices that are not, with the gaps in them.
+std::vector<Range> live_runs(const Bucket& bucket);
+
 // Payload bytes of the chunk's pieces that are not frozen.
 std::int64_t payload_bytes(const Bucket& bucket, const Chunk& chunk);
 

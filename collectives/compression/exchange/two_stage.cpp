@@ -38,6 +38,7 @@ class TwoStageExchange final : public Exchange {
   void decode(Bucket& bucket, Feedback& feedback) override {
     bucket.gradient.zero_();
     for_each_received(bucket, [&](const Piece& piece, const at::Tensor& payload) {
+      if (bucket.slices[piece.slice].absent) return;
       at::Tensor values = bucket.gradient.narrow(0, piece.begin, piece.count);
       piece.codec->decode_add(payload, 1, values);
       feedback.estimate(values, piece.begin);

@@ -1,3 +1,4 @@
+#include <ATen/ops/cat.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -28,6 +29,34 @@ class EControl final : public Feedback {
     if (eta) state_.eta.fill_(*eta);
   }
 
+  void before_compressed(const Bucket& bucket, Communicator& communicator,
+                         std::int64_t step) override {
+    if (communicator.size() == 1) return;
+    std::vector<at::Tensor> trackers;
+    std::vector<Range> pieces;
+    for (const Slice& slice : bucket.slices) {
+      const Range piece = part_within(slice, renewed_part(bucket, step));
+      if (slice.frozen || piece.count() == 0) continue;
+      trackers.push_back(state_.tracker.narrow(0, piece.begin, piece.count()));
+      pieces.push_back(piece);
+    }
+    if (pieces.empty()) return;
+    at::Tensor mean = at::cat(trackers);
+    communicator.all_reduce(mean, ReduceOp::sum)->wait();
+    mean.div_(communicator.size());
+    const auto [values, part] = mean_of_trackers(bucket, state_);
+    std::int64_t from = 0;
+    for (const Range& piece : pieces) {
+      const std::int64_t begin = std::max(piece.begin, part.begin);
+      const std::int64_t count = std::min(piece.end, part.end) - begin;
+      if (count > 0) {
+        at::Tensor place = values.narrow(0, begin - part.begin, count);
+        renewed_.push_back({begin, place, place.clone()});
+        place.copy_(mean.narrow(0, from + begin - piece.begin, count));
+      }
+      from += piece.count();
+    }
+  }
   void compensate(at::Tensor gradient, std::int64_t begin) override {
     const std::int64_t count = gradient.numel();
     const at::Tensor e = state_.residual.narrow(0, begin, count);
@@ -74,6 +103,20 @@ class EControl final : public Feedback {
     decoded.copy_(estimate);
   }
 
+  void leave_out(at::Tensor gradient, const Slice& slice) override {
+    for (Renewed& piece : renewed_) {
+      if (slice.offset <= piece.begin && piece.begin < slice.end()) piece.place.copy_(piece.before);
+    }
+    hold(gradient.narrow(0, slice.offset, slice.numel), slice.offset);
+    const Range own = part_within(slice, state_.owned);
+    if (own.count() > 0) owner_hold(own.begin, own.count());
+    std::erase_if(coded_, [&](const Range& range) {
+      return slice.offset <= range.begin && range.end <= slice.end();
+    });
+    if (slice.numel == 0) return;
+    message_energy_.narrow(0, slice_at(slice.offset), 1).zero_();
+    error_energy_.narrow(0, slice_at(slice.offset), 1).zero_();
+  }
   void commit(at::Tensor& gradient) override {
     for (const Range& range : coded_) {
       state_.tracker.narrow(0, range.begin, range.count())
@@ -85,12 +128,15 @@ class EControl final : public Feedback {
     if (eta_kind_ == EtaKind::measured) renew_eta();
     forget_step();
   }
-  void rollback() override { forget_step(); }
+  void rollback() override {
+    for (Renewed& piece : renewed_) piece.place.copy_(piece.before);
+    forget_step();
+  }
 
   void before_dense(const Bucket& bucket) override { local_ = bucket.gradient.clone(); }
   void on_dense(const Bucket& bucket) override {
     for (const Slice& slice : bucket.slices) {
-      if (slice.frozen) continue;
+      if (slice.rests()) continue;
       const at::Tensor mean = bucket.gradient.narrow(0, slice.offset, slice.numel);
       state_.tracker.narrow(0, slice.offset, slice.numel)
           .copy_(local_.narrow(0, slice.offset, slice.numel));
@@ -108,6 +154,13 @@ class EControl final : public Feedback {
   }
 
  private:
+  // A piece of the mean of the trackers that was formed anew.
+  struct Renewed {
+    std::int64_t begin = 0;
+    at::Tensor place;
+    at::Tensor before;
+  };
+
   at::Tensor owned_part(const at::Tensor& of, std::int64_t begin, std::int64_t count) const {
     return of.narrow(0, begin - state_.owned.begin, count);
   }
@@ -149,6 +202,7 @@ class EControl final : public Feedback {
     });
   }
   void forget_step() {
+    renewed_.clear();
     coded_.clear();
     message_energy_.zero_();
     error_energy_.zero_();
@@ -158,6 +212,7 @@ class EControl final : public Feedback {
   EControlState state_;
   const EtaKind eta_kind_;
   // Of the step that is under way:
+  std::vector<Renewed> renewed_;
   at::Tensor uncoded_;        // (e + g) - h
   at::Tensor sent_;           // what this rank's message decodes to
   std::vector<Range> coded_;  // the pieces that are in it
@@ -182,6 +237,21 @@ EControlState make_econtrol_state(const Bucket& bucket, Range owned, Averaging a
   state.owner_residual = at::zeros({owned.count()}, options);
   state.mean_tracker = at::zeros({owned.count()}, options);
   return state;
+}
+
+MeanOfTrackers mean_of_trackers(const Bucket& bucket, const EControlState& state) {
+  if (state.averaging == Averaging::by_owners) return {state.mean_tracker, state.owned};
+  return {state.estimate, {0, bucket.numel()}};
+}
+
+Range renewed_part(const Bucket& bucket, std::int64_t step) {
+  constexpr std::int64_t kEvery = 16;
+  constexpr std::int64_t kParts = 80;
+  // Buckets take turns.
+  const std::int64_t turn = step + bucket.index;
+  if (turn % kEvery != 0) return {};
+  const std::int64_t part = turn / kEvery % kParts;
+  return {bucket.numel() * part / kParts, bucket.numel() * (part + 1) / kParts};
 }
 
 void visit_econtrol(const Bucket& bucket, const EControlState& state, EtaKind eta,

@@ -17,6 +17,7 @@ class ErrorFeedback final : public Feedback {
         owner_residual_(at::zeros({owned.count()}, bucket.gradient.options())),
         owner_next_(at::zeros_like(owner_residual_)) {}
 
+  void before_compressed(const Bucket&, Communicator&, std::int64_t) override {}
   void compensate(at::Tensor gradient, std::int64_t begin) override {
     gradient.add_(residual_.narrow(0, begin, gradient.numel()));
   }
@@ -44,6 +45,11 @@ class ErrorFeedback final : public Feedback {
 
   void estimate(at::Tensor, std::int64_t) override {}
 
+  void leave_out(at::Tensor gradient, const Slice& slice) override {
+    hold(gradient.narrow(0, slice.offset, slice.numel), slice.offset);
+    const Range own = part_within(slice, owned_);
+    if (own.count() > 0) owner_hold(own.begin, own.count());
+  }
   void commit(at::Tensor& gradient) override {
     std::swap(gradient, residual_);
     std::swap(owner_residual_, owner_next_);

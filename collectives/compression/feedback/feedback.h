@@ -3,11 +3,13 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
 
 #include "collectives/bucket.h"
+#include "collectives/communicator.h"
 #include "collectives/compression/codec/codec.h"
 #include "runtime/base/state.h"
 
@@ -20,6 +22,12 @@ struct Range {
   std::int64_t count() const { return end - begin; }
 };
 
+// The elements of a slice that are in `range`; none: begin is end.
+inline Range part_within(const Slice& slice, Range range) {
+  const std::int64_t begin = std::max(slice.offset, range.begin);
+  return {begin, std::max(begin, std::min(slice.end(), range.end))};
+}
+
 // Owns the residuals of one bucket on one rank. A step visits the bucket piece by piece; `begin` is
 // the piece's first element in the bucket, tensors are flat views of one piece. Nothing that a
 // `rollback` must restore may change before `commit`:
@@ -30,8 +38,13 @@ struct Range {
 //   owner    owner_*                             the same for the piece of the mean that this rank
 //   owns all      estimate    d := estimate of mean   from what was received
 //
-// A step that goes uncompressed is told before and after: `before_dense`, when the bucket's
-// gradient is this rank's, and in place of `commit` `on_dense`, when it is the exact mean.
+// `before_compressed` comes first, and may talk to the other ranks; what it changes `rollback` puts
+// back. A step that goes uncompressed is told before and after instead: `before_dense`, when the
+// bucket's gradient is this rank's, and in place of `commit` `on_dense`, when it is the exact mean.
+//
+// Before `commit`, `leave_out` is told a slice that went through all of it and is absent: its state
+// stays as it is, and its part of `gradient`, the bucket's, is its residual again. The exchange
+// does not ask for an estimate of it.
 //
 // `commit` may exchange its storage with the gradient buffer, which holds the new residual then;
 // afterwards the buffer's content is free to be overwritten.
@@ -39,6 +52,8 @@ class Feedback {
  public:
   virtual ~Feedback() = default;
 
+  virtual void before_compressed(const Bucket& bucket, Communicator& communicator,
+                                 std::int64_t step) = 0;
   virtual void compensate(at::Tensor gradient, std::int64_t begin) = 0;
   virtual void absorb(at::Tensor message, std::int64_t begin, const Codec& codec,
                       const at::Tensor& payload) = 0;
@@ -51,6 +66,7 @@ class Feedback {
 
   virtual void estimate(at::Tensor decoded, std::int64_t begin) = 0;
 
+  virtual void leave_out(at::Tensor gradient, const Slice& slice) = 0;
   virtual void commit(at::Tensor& gradient) = 0;
   virtual void rollback() = 0;
   virtual void before_dense(const Bucket& bucket) = 0;
@@ -96,6 +112,19 @@ EControlState make_econtrol_state(const Bucket& bucket, Range owned, Averaging a
 // Whether the weights of the error follow from the messages, hence are state.
 enum class EtaKind { fixed, measured };
 
+// What is the mean of the ranks' trackers, and of which part of the bucket this rank has it.
+struct MeanOfTrackers {
+  at::Tensor values;
+  Range part;
+};
+MeanOfTrackers mean_of_trackers(const Bucket& bucket, const EControlState& state);
+
+// The part of the bucket for which a compressed step, counted as StepContext does, begins with the
+// mean of the trackers formed anew from them, in slices that are not frozen: one of 80 in every
+// sixteenth step, each at its turn. That sends 2 (n - 1) / n * 32 / 1280 bits per value and step of
+// n ranks, less than .05.
+Range renewed_part(const Bucket& bucket, std::int64_t step);
+
 // Shows it by parameter and range, the weights only if they are measured.
 void visit_econtrol(const Bucket& bucket, const EControlState& state, EtaKind eta,
                     StateVisitor& visitor);
@@ -107,6 +136,9 @@ void visit_econtrol(const Bucket& bucket, const EControlState& state, EtaKind et
 // of the trackers, mean h := mean h + mean sent, in place of g; so nothing is lost by coding twice.
 // The estimate is the sum of what was received: of the owners' messages, or with all-gather of the
 // ranks' mean messages, which is mean h.
+// Sums are rounded, each rank's and the mean's apart. What a rank's own sum loses its next messages
+// make up for, but mean h would stay where the largest gradients' rounding has put it, and the
+// estimate with it: so it is formed anew from the trackers, bit by bit (`renewed_part`).
 //   Conservation, per rank:  sum of h + e = sum of g; per owner: sum of estimates + owner e = sum
 //   of mean h.
 // A dense step sets h := g, mean h := estimate := mean g, and leaves e.

@@ -5,6 +5,7 @@ namespace {
 
 class NoFeedback final : public Feedback {
  public:
+  void before_compressed(const Bucket&, Communicator&, std::int64_t) override {}
   void compensate(at::Tensor, std::int64_t) override {}
   void absorb(at::Tensor, std::int64_t, const Codec&, const at::Tensor&) override {}
   void hold(at::Tensor, std::int64_t) override {}
@@ -12,6 +13,7 @@ class NoFeedback final : public Feedback {
   void owner_absorb(at::Tensor, std::int64_t, const Codec&, const at::Tensor&) override {}
   void owner_hold(std::int64_t, std::int64_t) override {}
   void estimate(at::Tensor, std::int64_t) override {}
+  void leave_out(at::Tensor, const Slice&) override {}
   void commit(at::Tensor&) override {}
   void rollback() override {}
   void before_dense(const Bucket&) override {}

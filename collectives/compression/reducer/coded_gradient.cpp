@@ -8,8 +8,8 @@
 namespace thinwire {
 
 template <typename T>
-void for_each_tile(const CodedGradient& coded,
-                   const std::function<void(const DecodedTile<T>&)>& body) {
+void for_each_tile(const Bucket& bucket, const std::function<void(const DecodedTile<T>&)>& body) {
+  const CodedGradient& coded = *bucket.coded;
   const std::vector<Block>& blocks = coded.blocks;
   std::int64_t largest = 0;
   for (const Block& block : blocks) largest = std::max<std::int64_t>(largest, block.count);
@@ -22,6 +22,7 @@ void for_each_tile(const CodedGradient& coded,
   std::int64_t filled = 0;  // elements in memory
   std::int64_t begin = 0;   // of the first of them
   for (std::size_t b = 0; b < blocks.size(); ++b) {
+    if (bucket.slices[static_cast<std::size_t>(blocks[b].slice)].rests()) continue;
     if (filled == 0) begin = blocks[b].begin;
     Block& block = batch.emplace_back(blocks[b]);
     block.begin = filled;
@@ -44,9 +45,9 @@ void for_each_tile(const CodedGradient& coded,
   }
 }
 
-template void for_each_tile<float>(const CodedGradient&,
+template void for_each_tile<float>(const Bucket&,
                                    const std::function<void(const DecodedTile<float>&)>&);
-template void for_each_tile<double>(const CodedGradient&,
+template void for_each_tile<double>(const Bucket&,
                                     const std::function<void(const DecodedTile<double>&)>&);
 
 }  // namespace thinwire

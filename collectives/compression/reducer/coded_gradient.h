@@ -7,6 +7,7 @@
 #include <functional>
 #include <vector>
 
+#include "collectives/bucket.h"
 #include "collectives/compression/kernels/kernels.h"
 
 namespace thinwire {
@@ -14,7 +15,7 @@ namespace thinwire {
 // A bucket's estimate as it came over the wire, in host memory: one message, which is decoded where
 // its values are needed.
 struct CodedGradient {
-  std::vector<Block> blocks;  // by rising `begin`, without those that are held
+  std::vector<Block> blocks;  // by rising `begin`, without those of frozen slices
   at::Tensor message;         // packed; the reducer's, which overwrites it in the next stage
 };
 
@@ -30,15 +31,15 @@ struct DecodedTile {
 // A tile begins this many elements, or a multiple, behind its slice's start.
 constexpr std::int64_t tile_step = 1024;
 
-// Decodes all of `coded` through memory for one tile or block, whichever is larger, and calls
-// `body` with each tile, by rising `begin`. The values are those of `Kernels::decode`, bit for bit.
+// Decodes what a bucket has coded, without the slices that rest, through memory for one tile or
+// block, whichever is larger, and calls `body` with each tile, by rising `begin`. The values are
+// those of `Kernels::decode`, bit for bit.
 template <typename T>
-void for_each_tile(const CodedGradient& coded,
-                   const std::function<void(const DecodedTile<T>&)>& body);
+void for_each_tile(const Bucket& bucket, const std::function<void(const DecodedTile<T>&)>& body);
 
-extern template void for_each_tile<float>(const CodedGradient&,
+extern template void for_each_tile<float>(const Bucket&,
                                           const std::function<void(const DecodedTile<float>&)>&);
-extern template void for_each_tile<double>(const CodedGradient&,
+extern template void for_each_tile<double>(const Bucket&,
                                            const std::function<void(const DecodedTile<double>&)>&);
 
 }  // namespace thinwire

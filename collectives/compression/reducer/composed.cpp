@@ -62,7 +62,11 @@ void ComposedReducer::prepare(const Bucket& bucket, int rank, int size) {
 void ComposedReducer::stage(Bucket& bucket, Communicator& communicator, const StepContext& step) {
   Path& here = path(bucket);
   here.staged = step.transmission;
-  if (here.staged == Transmission::dense) here.feedback->before_dense(bucket);
+  if (here.staged == Transmission::dense) {
+    here.feedback->before_dense(bucket);
+  } else {
+    here.feedback->before_compressed(bucket, communicator, step.step);
+  }
   here.used().stage(bucket, *here.feedback, communicator,
                     rounding_keys(step, bucket, communicator.rank()));
 }
@@ -79,10 +83,16 @@ void ComposedReducer::commit(Bucket& bucket) {
   Path& here = path(bucket);
   if (here.staged == Transmission::dense) {
     here.feedback->on_dense(bucket);
-    return;
+  } else {
+    for (const Slice& slice : bucket.slices) {
+      if (slice.absent) here.feedback->leave_out(bucket.gradient, slice);
+    }
+    here.feedback->commit(bucket.gradient);
+    here.compressed->decode(bucket, *here.feedback);
   }
-  here.feedback->commit(bucket.gradient);
-  here.compressed->decode(bucket, *here.feedback);
+  for (const Slice& slice : bucket.slices) {
+    if (slice.absent) bucket.gradient.narrow(0, slice.offset, slice.numel).zero_();
+  }
 }
 
 void ComposedReducer::rollback(Bucket& bucket) {

@@ -3,26 +3,26 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <cstring>
-#include <iterator>
+#include <functional>
 #include <numeric>
 
 #include "collectives/compression/codec/typed.h"
 #include "collectives/compression/feedback/eta.h"
+#include "collectives/compression/reducer/absent.h"
 #include "collectives/compression/reducer/rounding.h"
 #include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {
 
-constexpr std::int64_t kRawBlock = 1024;  // values; of a size that suits a GPU
 // Segments on their way to their owners before the oldest is reduced, and on their way back before
 // the oldest is waited for.
 constexpr std::size_t kScattered = 4;
 constexpr std::size_t kGathered = 8;
-constexpr std::int32_t kMostForReaders = 16384;  // values of a block
 
 char* bytes_of(const at::Tensor& tensor) {
   return static_cast<char*>(tensor.data_ptr());
@@ -72,161 +72,10 @@ void FusedReducer::prepare(const Bucket& bucket, int rank, int size) {
     here.state.eta.fill_(eta.value_or(0));
     if (!eta) here.measured.emplace();
   }
+  const auto* cast = std::get_if<Cast>(&options_.codec);
+  if (cast != nullptr && cast->half == Half::fp16) here.saturation.emplace();
   here.flag = FiniteFlag(bucket, *launch_.queue);
   paths_.insert_or_assign(bucket.index, std::move(here));
-}
-
-// The blocks of every segment, owner by owner, in the order of the pieces, as the frozen slices are
-// now.
-void FusedReducer::lay_out_blocks(const Bucket& bucket, Path& here) {
-  std::vector<bool> frozen;
-  for (const Slice& slice : bucket.slices) frozen.push_back(slice.frozen);
-  if (here.table.filled() && frozen == here.frozen) return;
-  form_errors(here);
-  here.frozen = frozen;
-
-  std::vector<std::vector<Block>> of_owner;
-  std::int64_t values = 0;
-  for (const Chunk& chunk : here.chunks) {
-    std::vector<Block>& blocks = of_owner.emplace_back();
-    for (const Piece& piece : chunk.pieces) {
-      const std::int64_t size =
-          codecs_.compresses(bucket.slices[piece.slice]) ? piece.codec->block() : kRawBlock;
-      for (std::int64_t done = 0; done < piece.count; done += size) {
-        const std::int64_t count = std::min(size, piece.count - done);
-        Block block;
-        block.begin = piece.begin + done;
-        block.count = static_cast<std::int32_t>(count);
-        block.slice = static_cast<std::int32_t>(piece.slice);
-        block.format =
-            frozen[piece.slice] ? Format{.coding = Coding::held} : piece.codec->format(count);
-        blocks.push_back(block);
-        values += count;
-      }
-    }
-  }
-
-  const std::int64_t segments =
-      std::max<std::int64_t>(1, (values + launch_.segment / 2) / launch_.segment);
-  std::vector<Block> table;
-  here.segments.clear();
-  std::int64_t payload = 0;
-  std::int64_t own_sent = 0;
-  for (std::int64_t s = 0; s < segments; ++s) {
-    Segment segment;
-    segment.first_block = static_cast<std::int64_t>(table.size());
-    segment.begin = payload;
-    segment.own_sent = own_sent;
-    for (std::size_t owner = 0; owner < of_owner.size(); ++owner) {
-      const auto& blocks = of_owner[owner];
-      const auto count = static_cast<std::int64_t>(blocks.size());
-      const std::int64_t first = static_cast<std::int64_t>(table.size());
-      const std::int64_t before = payload;
-      for (std::int64_t b = count * s / segments; b < count * (s + 1) / segments; ++b) {
-        Block block = blocks[static_cast<std::size_t>(b)];
-        block.payload = payload;
-        payload += with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
-          return payload_bytes<T>(block.format, block.count);
-        });
-        table.push_back(block);
-      }
-      segment.bytes.push_back(payload - before);
-      if (owner != here.rank) continue;
-      segment.own_first_block = first;
-      segment.own_block_count = static_cast<std::int64_t>(table.size()) - first;
-      segment.own_begin = before;
-      own_sent += payload - before;
-    }
-    segment.block_count = static_cast<std::int64_t>(table.size()) - segment.first_block;
-    segment.total = payload - segment.begin;
-    here.segments.push_back(std::move(segment));
-  }
-  here.bytes = payload;
-  here.own_bytes = own_sent;
-  if (here.measured) here.measured->set_blocks(table, here.state.eta, *launch_.queue);
-  here.table.fill(table, bucket.gradient, *launch_.queue);
-  here.largest_block = 0;
-  for (const Block& block : table) here.largest_block = std::max(here.largest_block, block.count);
-  here.coded.reset();
-  if (!keeps_messages() || here.sent.now.defined()) return;
-  // As many as blocks, whatever is frozen.
-  const auto scales = [&] {
-    at::Tensor list =
-        at::empty({static_cast<std::int64_t>(table.size())}, bucket.gradient.options());
-    launch_.queue->fill(list.data_ptr(), 0, list.nbytes());
-    return list;
-  };
-  here.sent = {scales(), scales()};
-  if (has_owners()) here.owner_sent = {scales(), scales()};
-}
-
-void FusedReducer::form_errors(Path& here) {
-  if (!here.residual_is_message) return;
-  // An owner's scales of blocks that others own are 0, so those stay as they are.
-  const auto form = [&](Sent& sent, at::Tensor& residual, std::int64_t chunk_begin) {
-    with_type(here.dtype, [&]<typename T>(T) {
-      launch_.kernels<T>().form_error({.blocks = here.table.data(),
-                                       .block_count = here.table.size(),
-                                       .error = residual.data_ptr<T>(),
-                                       .sent = sent.now.data_ptr<T>(),
-                                       .chunk_begin = chunk_begin},
-                                      launch_.queue->stream());
-    });
-  };
-  form(here.sent, here.state.residual, 0);
-  if (has_owners()) form(here.owner_sent, here.state.owner_residual, owned(here).begin);
-  here.residual_is_message = false;
-}
-
-// Scratch, kept from step to step.
-void FusedReducer::reserve_buffers(const Bucket& bucket, Path& here) {
-  const auto options = bucket.gradient.options();
-  const auto reserve = [&](at::Tensor& tensor, std::int64_t count, at::ScalarType dtype) {
-    if (tensor.defined() && tensor.numel() == count) return;
-    tensor = at::empty({count}, options.dtype(dtype));
-  };
-  reserve(here.messages, here.bytes, at::kByte);
-  if (!has_owners()) {
-    reserve(here.received, here.bytes * here.size, at::kByte);
-    return;
-  }
-  reserve(here.received, here.bytes, at::kByte);
-  reserve(here.arrived, here.own_bytes * here.size, at::kByte);
-  reserve(here.reply, here.own_bytes, at::kByte);
-  const auto dtype = bucket.gradient.scalar_type();
-  reserve(here.owner_next, owned(here).count(), dtype);
-  if (here.state.tracker.defined()) reserve(here.mean_tracker_next, owned(here).count(), dtype);
-}
-
-// On the host what arrives is decoded while the rest is on the wire. With error feedback that takes
-// a third buffer of the bucket's size, which a device, fast at decoding, does without. Trackers are
-// decoded into their states, after the verdict.
-FusedReducer::Decoding FusedReducer::decoding_of(const Path& here, EstimateForm form) const {
-  if (!launch_.queue->on_host() || here.state.tracker.defined()) return Decoding::at_commit;
-  // With an all-gather every reader would decode the messages of all ranks, and a large block would
-  // go through memory after all.
-  if (form == EstimateForm::coded && has_owners() && here.largest_block <= kMostForReaders) {
-    return Decoding::by_reader;
-  }
-  return Decoding::on_arrival;
-}
-
-void FusedReducer::prepare_decoding(const Bucket& bucket, Path& here) {
-  if (here.decoding == Decoding::by_reader) {
-    if (here.coded) return;
-    here.coded = std::make_shared<CodedGradient>();
-    const auto is_sent = [](const Block& block) { return block.format.coding != Coding::held; };
-    std::copy_if(here.table.data(), here.table.data() + here.table.size(),
-                 std::back_inserter(here.coded->blocks), is_sent);
-    std::ranges::sort(here.coded->blocks, {}, &Block::begin);
-    here.coded->message = here.received;
-  } else if (here.decoding == Decoding::on_arrival) {
-    if (!here.state.residual.defined()) {
-      here.decoded = bucket.gradient;
-    } else if (!here.decoded.defined()) {
-      here.decoded = at::zeros_like(bucket.gradient);
-    }
-  }
 }
 
 void FusedReducer::stage(Bucket& bucket, Communicator& communicator, const StepContext& step) {
@@ -255,13 +104,25 @@ void FusedReducer::stage_dense(Bucket& bucket, Path& here, Communicator& communi
     launch_.queue->copy(here.own_gradient.data_ptr(), bucket.gradient.const_data_ptr(),
                         bucket.gradient.nbytes());
   }
-  communicator.all_reduce(bucket.gradient, ReduceOp::sum)->wait();
-  launch_.kernels<T>().mean_and_check({.blocks = here.table.data(),
-                                       .block_count = here.table.size(),
-                                       .gradient = bucket.gradient.data_ptr<T>(),
-                                       .ranks = communicator.size(),
-                                       .flag = here.flag.data()},
-                                      launch_.queue->stream());
+  const at::Tensor message = here.dense.pack(bucket, *launch_.queue);
+  if (message.numel() > 0) communicator.all_reduce(message, ReduceOp::sum)->wait();
+  here.dense.unpack(bucket, *launch_.queue);
+  for_each_run(bucket, here.table.entries(), std::not_fn(std::mem_fn(&Slice::frozen)),
+               [&](std::int64_t first, std::int64_t count) {
+                 launch_.kernels<T>().mean_and_check({.blocks = here.table.data() + first,
+                                                      .block_count = count,
+                                                      .gradient = bucket.gradient.data_ptr<T>(),
+                                                      .ranks = communicator.size(),
+                                                      .flag = here.flag.data()},
+                                                     launch_.queue->stream());
+               });
+}
+
+// Where encoding tells what it has lost, if anybody wants to know.
+template <typename T>
+T* FusedReducer::energy_of(Path& here, std::int64_t first_block) {
+  if (here.measured) return here.measured->energy<T>(first_block);
+  return here.saturation ? here.saturation->energy<T>(first_block) : nullptr;
 }
 
 template <typename T>
@@ -271,6 +132,12 @@ void FusedReducer::stage_compressed(Bucket& bucket, Path& here, Communicator& co
   reserve_buffers(bucket, here);
   here.decoding = decoding_of(here, step.estimate);
   prepare_decoding(bucket, here);
+  if (here.saturation) {
+    here.saturation->begin(step.step, here.table.size(), bucket.gradient, *launch_.queue);
+  }
+  if (here.state.tracker.defined()) {
+    here.renewal.renew(bucket, here.state, communicator, step.step, launch_, here.flag);
+  }
   for (const Segment& segment : here.segments) {
     launch_.kernels<T>().encode(
         {.blocks = here.table.data() + segment.first_block,
@@ -282,7 +149,7 @@ void FusedReducer::stage_compressed(Bucket& bucket, Path& here, Communicator& co
                       .sent = from_block<T>(here.sent.now, segment.first_block)},
          .payload = bytes_of(here.messages),
          .rounding_key = keys.worker,
-         .energy = here.measured ? here.measured->energy<T>(segment.first_block) : nullptr,
+         .energy = energy_of<T>(here, segment.first_block),
          .sent_next = from_block<T>(here.sent.next, segment.first_block)},
         launch_.queue->stream());
     const at::Tensor message = here.messages.narrow(0, segment.begin, segment.total);
@@ -388,6 +255,7 @@ void FusedReducer::settle(Communicator&) {
     if (here->measured && !here->staged_dense) {
       here->measured->fetch(here->state.eta, *launch_.queue);
     }
+    if (here->saturation && !here->staged_dense) here->saturation->fetch(*launch_.queue);
   }
   staged_.clear();
 }
@@ -399,6 +267,19 @@ std::optional<std::string> FusedReducer::non_finite(const Bucket& bucket) {
   return here.flag.name(bucket);
 }
 
+std::optional<std::string> FusedReducer::warning(const Bucket& bucket) const {
+  const Path& here = paths_.at(bucket.index);
+  if (!here.saturation || here.staged_dense) return std::nullopt;
+  const auto name = here.saturation->name(bucket, here.table);
+  if (!name) return std::nullopt;
+  return fmt::format(
+      "fp16 clamps gradients of {} at 65504, and {}; use --compressor bf16, or gradients that are "
+      "smaller",
+      *name,
+      here.state.residual.defined() ? "what is beyond piles up in its residual"
+                                    : "what is beyond is lost");
+}
+
 void FusedReducer::commit(Bucket& bucket) {
   Path& here = path(bucket);
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
@@ -408,6 +289,7 @@ void FusedReducer::commit(Bucket& bucket) {
       commit_compressed<T>(bucket, here);
     }
   });
+  if (!bucket.coded) clear_absent(bucket, *launch_.queue);
 }
 
 // The trackers follow the exact gradients; what was not sent before stays to be sent.
@@ -420,7 +302,7 @@ void FusedReducer::commit_dense(Bucket& bucket, Path& here) {
   };
   const Range own = owned(here);
   for (const Slice& slice : bucket.slices) {
-    if (slice.frozen) continue;
+    if (slice.rests()) continue;
     copy(here.state.tracker, slice.offset, here.own_gradient, slice.offset, slice.numel);
     copy(here.state.estimate, slice.offset, bucket.gradient, slice.offset, slice.numel);
     const std::int64_t begin = std::max(slice.offset, own.begin);
@@ -430,8 +312,51 @@ void FusedReducer::commit_dense(Bucket& bucket, Path& here) {
   }
 }
 
+void FusedReducer::hold_state_of_absent(const Bucket& bucket, Path& here) {
+  Queue& queue = *launch_.queue;
+  const Range own = owned(here);
+  const EControlState& state = here.state;
+  hold_absent(bucket, {0, bucket.numel()}, bucket.gradient, state.residual, queue);
+  hold_absent(bucket, own, here.owner_next, state.owner_residual, queue);
+  hold_absent(bucket, own, here.mean_tracker_next, state.mean_tracker, queue);
+  // A message that is kept means something with the scale that it was sent with only.
+  const auto hold_scales = [&](const Sent& sent) {
+    if (!sent.now.defined()) return;
+    const auto width = static_cast<std::int64_t>(sent.now.element_size());
+    for_each_run(bucket, here.table.entries(), std::mem_fn(&Slice::absent),
+                 [&](std::int64_t first, std::int64_t count) {
+                   queue.copy(static_cast<char*>(sent.next.data_ptr()) + first * width,
+                              static_cast<const char*>(sent.now.const_data_ptr()) + first * width,
+                              static_cast<std::size_t>(count * width));
+                 });
+  };
+  hold_scales(here.sent);
+  hold_scales(here.owner_sent);
+}
+
+template <typename T>
+void FusedReducer::integrate(const Bucket& bucket, const Path& here, std::int64_t first_block,
+                             std::int64_t block_count, const Received& from,
+                             const at::Tensor& into) {
+  const auto run = [&](std::int64_t first, std::int64_t count) {
+    launch_.kernels<T>().integrate({.blocks = here.table.data() + first_block + first,
+                                    .block_count = count,
+                                    .payload = from.payload,
+                                    .stride = from.stride,
+                                    .ranks = from.ranks,
+                                    .into = into.data_ptr<T>()},
+                                   launch_.queue->stream());
+  };
+  if (!has_absent(bucket)) return run(0, block_count);
+  const auto blocks = here.table.entries().subspan(static_cast<std::size_t>(first_block),
+                                                   static_cast<std::size_t>(block_count));
+  for_each_run(bucket, blocks, std::not_fn(std::mem_fn(&Slice::absent)), run);
+}
+
 template <typename T>
 void FusedReducer::commit_compressed(Bucket& bucket, Path& here) {
+  here.renewal.commit(bucket, here.state, *launch_.queue);
+  if (has_absent(bucket)) hold_state_of_absent(bucket, here);
   if (here.state.residual.defined()) {
     std::swap(bucket.gradient, here.state.residual);
     std::swap(here.state.owner_residual, here.owner_next);
@@ -451,23 +376,12 @@ void FusedReducer::commit_compressed(Bucket& bucket, Path& here) {
     for (const Segment& segment : here.segments) decode<T>(here, segment, bucket.gradient);
     return;
   }
-  const Kernels<T>& run = launch_.kernels<T>();
-  const StreamHandle stream = launch_.queue->stream();
-  run.integrate({.blocks = here.table.data(),
-                 .block_count = here.table.size(),
-                 .payload = bytes_of(here.messages),
-                 .into = here.state.tracker.data_ptr<T>()},
-                stream);
+  integrate<T>(bucket, here, 0, here.table.size(), {.payload = bytes_of(here.messages)},
+               here.state.tracker);
   std::swap(here.state.mean_tracker, here.mean_tracker_next);
   for (const Segment& segment : here.segments) {
-    const Received from = received(here, segment);
-    run.integrate({.blocks = here.table.data() + segment.first_block,
-                   .block_count = segment.block_count,
-                   .payload = from.payload,
-                   .stride = from.stride,
-                   .ranks = from.ranks,
-                   .into = here.state.estimate.data_ptr<T>()},
-                  stream);
+    integrate<T>(bucket, here, segment.first_block, segment.block_count, received(here, segment),
+                 here.state.estimate);
   }
   launch_.queue->copy(bucket.gradient.data_ptr(), here.state.estimate.const_data_ptr(),
                       bucket.gradient.nbytes());
@@ -476,10 +390,13 @@ void FusedReducer::commit_compressed(Bucket& bucket, Path& here) {
     launch_.queue->fill(bucket.gradient.data_ptr<T>() + slice.offset, 0,
                         static_cast<std::size_t>(slice.numel) * sizeof(T));
   }
-  if (here.measured) here.measured->learn(here.state.eta, *launch_.queue);
+  if (here.measured) here.measured->learn(bucket, here.state.eta, *launch_.queue);
 }
 
-void FusedReducer::rollback(Bucket&) {}
+void FusedReducer::rollback(Bucket& bucket) {
+  Path& here = path(bucket);
+  here.renewal.rollback(bucket, here.state, *launch_.queue);
+}
 
 void FusedReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
   Path& here = path(bucket);

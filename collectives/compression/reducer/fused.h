@@ -11,9 +11,12 @@
 #include "collectives/compression/kernels/kernels.h"
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/coded_gradient.h"
+#include "collectives/compression/reducer/dense_message.h"
 #include "collectives/compression/reducer/finite_flag.h"
 #include "collectives/compression/reducer/measured_eta.h"
+#include "collectives/compression/reducer/saturation.h"
 #include "collectives/compression/reducer/slices.h"
+#include "collectives/compression/reducer/tracker_renewal.h"
 #include "collectives/queue_table.h"
 
 namespace thinwire {
@@ -32,6 +35,7 @@ class FusedReducer final : public GradientReducer {
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;
   void settle(Communicator& communicator) override;
   std::optional<std::string> non_finite(const Bucket& bucket) override;
+  std::optional<std::string> warning(const Bucket& bucket) const override;
   void commit(Bucket& bucket) override;
   void rollback(Bucket& bucket) override;
   void visit(const Bucket& bucket, StateVisitor& visitor) override;
@@ -82,11 +86,14 @@ class FusedReducer final : public GradientReducer {
     bool residual_is_message = false;
     Sent sent, owner_sent;
     std::optional<MeasuredEta> measured;
+    TrackerRenewal renewal;
+    std::optional<Saturation> saturation;  // of fp16
     // From the stage to the commit.
     at::Tensor owner_next, mean_tracker_next;
     Decoding decoding = Decoding::at_commit;
     at::Tensor decoded;       // what is decoded on arrival; afterwards a spare buffer
-    at::Tensor own_gradient;  // of a step that goes uncompressed
+    at::Tensor own_gradient;  // of a step that goes uncompressed, as the next one
+    DenseMessage dense;
     at::Tensor messages, arrived, reply, received;
     FiniteFlag flag;
     std::chrono::milliseconds timeout{};
@@ -114,6 +121,8 @@ class FusedReducer final : public GradientReducer {
     return options_.feedback.kind == FeedbackKind::error_feedback &&
            std::holds_alternative<Sign>(options_.codec);
   }
+  template <typename T>
+  static T* energy_of(Path& here, std::int64_t first_block);
   // The part of the bucket that this rank owns.
   Range owned(const Path& here) const {
     return has_owners() ? here.chunks[here.rank].range() : Range{};
@@ -136,6 +145,12 @@ class FusedReducer final : public GradientReducer {
   // The segment's part of `into`.
   template <typename T>
   void decode(const Path& here, const Segment& segment, const at::Tensor& into);
+  // What the step made of the absent slices' state becomes what it was.
+  void hold_state_of_absent(const Bucket& bucket, Path& here);
+  // into := into + mean of what came, in a part of the table, without absent slices.
+  template <typename T>
+  void integrate(const Bucket& bucket, const Path& here, std::int64_t first_block,
+                 std::int64_t block_count, const Received& from, const at::Tensor& into);
   template <typename T>
   void commit_dense(Bucket& bucket, Path& here);
   template <typename T>

@@ -43,8 +43,10 @@ struct SlicePlan {
 // Per step: `stage` for every bucket, `settle`, then `commit` or `rollback` for every bucket.
 // Between stage and commit the gradient buffer's content belongs to the reducer, and the bucket
 // must stay where it is. A rollback leaves every state as before the stage and the gradient
-// undefined. `stage` and `settle` are called by one thread at a time, in bucket order, the same on
-// all ranks.
+// undefined. A slice that is `absent` at commit, the same on all ranks, keeps all its state as
+// before the stage, and its estimate is no update: its values are 0, and `for_each_tile` leaves it
+// out; its gradient was 0 on every rank. `stage` and `settle` are called by one thread at a time,
+// in bucket order, the same on all ranks.
 class GradientReducer {
  public:
   virtual ~GradientReducer() = default;
@@ -58,6 +60,10 @@ class GradientReducer {
   // After `settle`: a parameter for which some rank's quantity was NaN or infinite, if there is
   // one; the same answer on every rank. On a device only this call and `visit` make the host wait.
   virtual std::optional<std::string> non_finite(const Bucket& bucket) = 0;
+  // Of a step that is or will be committed, until the bucket's next stage: what the operator should
+  // be told of this rank's messages, with the parameter's name; of the same ones again after a
+  // hundred steps.
+  virtual std::optional<std::string> warning(const Bucket&) const { return std::nullopt; }
   // May exchange `bucket.gradient`'s storage with its own.
   virtual void commit(Bucket& bucket) = 0;
   virtual void rollback(Bucket& bucket) = 0;

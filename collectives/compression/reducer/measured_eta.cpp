@@ -28,12 +28,13 @@ void MeasuredEta::fetch(const at::Tensor& eta, Queue& queue) {
   queue.copy(eta_on_host_.get(), eta.const_data_ptr(), eta.nbytes());
 }
 
-void MeasuredEta::learn(at::Tensor& eta, Queue& queue) {
+void MeasuredEta::learn(const Bucket& bucket, at::Tensor& eta, Queue& queue) {
   with_type(eta.scalar_type(), [&]<typename T>(T) {
     const auto* sums = static_cast<const T*>(energy_on_host_.get());
     std::vector<T> messages(static_cast<std::size_t>(eta.numel()));
     std::vector<T> errors(messages.size());
     for (const Place& place : places_) {
+      if (bucket.slices[place.slice].absent) continue;
       messages[place.slice] += sums[2 * place.row];
       errors[place.slice] += sums[2 * place.row + 1];
     }

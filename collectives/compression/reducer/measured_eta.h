@@ -25,8 +25,8 @@ class MeasuredEta {
   }
   // After encoding: brings all to the host, where it is once the queue was synchronised.
   void fetch(const at::Tensor& eta, Queue& queue);
-  // Then: enqueues the new weights.
-  void learn(at::Tensor& eta, Queue& queue);
+  // Then: enqueues the new weights. Those of absent slices stay.
+  void learn(const Bucket& bucket, at::Tensor& eta, Queue& queue);
 
  private:
   // Of the bucket's blocks in their order, in which they are summed, however the table has them.

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "collectives/compression/codec/typed.h"
+#include "collectives/compression/reducer/absent.h"
 #include "runtime/base/error.h"
 
 namespace thinwire {
@@ -77,6 +78,7 @@ void MomentumReducer::stage(Bucket& bucket, Communicator& communicator, const St
 void MomentumReducer::commit(Bucket& bucket) {
   inner_->commit(bucket);
   Path& here = path(bucket);
+  hold_absent(bucket, {0, bucket.numel()}, here.next, here.momentum, *launch_.queue);
   std::swap(here.momentum, here.next);
 }
 

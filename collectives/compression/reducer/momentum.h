@@ -32,6 +32,9 @@ class MomentumReducer final : public GradientReducer {
   std::optional<std::string> non_finite(const Bucket& bucket) override {
     return inner_->non_finite(bucket);
   }
+  std::optional<std::string> warning(const Bucket& bucket) const override {
+    return inner_->warning(bucket);
+  }
   void commit(Bucket& bucket) override;
   void rollback(Bucket& bucket) override { inner_->rollback(bucket); }
   void visit(const Bucket& bucket, StateVisitor& visitor) override;

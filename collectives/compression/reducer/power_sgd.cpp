@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "collectives/compression/codec/typed.h"
+#include "collectives/compression/reducer/absent.h"
 #include "runtime/base/error.h"
 #include "runtime/base/hash.h"
 #include "runtime/base/philox.h"
@@ -105,19 +106,20 @@ void PowerSgdReducer::prepare(const Bucket& bucket, int, int) {
 void PowerSgdReducer::lay_out(const Bucket& bucket, Path& here) {
   std::vector<bool> frozen;
   for (const Slice& slice : bucket.slices) frozen.push_back(slice.frozen);
-  if (here.whole.filled() && frozen == here.frozen) return;
+  if (here.live.filled() && frozen == here.frozen) return;
   form_residual(here);
   here.before = {here.kept_left, here.kept_right};
   here.frozen = frozen;
   here.matrices.clear();
+  here.matrix_slices.clear();
   here.passengers.clear();
-  std::vector<Block> whole, first, second;
+  std::vector<Block> live, first, second;
   std::int64_t message = 0;
   std::int64_t right = 0;
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
     const Slice& slice = bucket.slices[i];
-    add_blocks(whole, i, slice.offset, slice.numel);
     if (frozen[i]) continue;
+    add_blocks(live, i, slice.offset, slice.numel);
     const LowRankShape shape = shape_of(slice);
     if (shape.rank == 0) {
       here.passengers.push_back({.slice = i});
@@ -129,6 +131,7 @@ void PowerSgdReducer::lay_out(const Bucket& bucket, Path& here) {
                              .right = right,
                              .factor = here.factor[i],
                              .fresh = hash64(slice.name)});
+    here.matrix_slices.push_back(i);
     add_blocks(first, i, message, shape.rows * shape.rank);
     message += shape.rows * shape.rank;
     add_blocks(second, i, right, shape.rank * shape.columns);
@@ -141,7 +144,7 @@ void PowerSgdReducer::lay_out(const Bucket& bucket, Path& here) {
     add_blocks(first, passenger.slice, message, count);
     message += count;
   }
-  here.whole.fill(whole, bucket.gradient, *launch_.queue);
+  here.live.fill(live, bucket.gradient, *launch_.queue);
   here.first.fill(first, bucket.gradient, *launch_.queue);
   here.second.fill(second, bucket.gradient, *launch_.queue);
   const auto options = bucket.gradient.options();
@@ -198,7 +201,7 @@ void PowerSgdReducer::stage(Bucket& bucket, Communicator& communicator, const St
   lay_out(bucket, here);
   here.flag.clear(*launch_.queue);
   if (here.staged_dense) {
-    launch(here, bucket.gradient, InFlight::mean, communicator);
+    launch(here, here.dense.pack(bucket, *launch_.queue), InFlight::mean, communicator);
   } else {
     send_left(bucket, here, communicator, step);
   }
@@ -218,10 +221,11 @@ void PowerSgdReducer::receive(Path& here, int ranks) {
   if (here.work) here.work->wait();
   here.work = nullptr;
   const InFlight arrived = std::exchange(here.in_flight, InFlight::nothing);
+  if (arrived == InFlight::mean) here.dense.unpack(*here.bucket, *launch_.queue);
   const at::Tensor& tensor = arrived == InFlight::mean   ? here.bucket->gradient
                              : arrived == InFlight::left ? here.message
                                                          : here.right;
-  const QueueTable<Block>& table = arrived == InFlight::mean   ? here.whole
+  const QueueTable<Block>& table = arrived == InFlight::mean   ? here.live
                                    : arrived == InFlight::left ? here.first
                                                                : here.second;
   with_type(tensor.scalar_type(), [&]<typename T>(T) {
@@ -330,7 +334,8 @@ std::optional<std::string> PowerSgdReducer::non_finite(const Bucket& bucket) {
 
 void PowerSgdReducer::commit(Bucket& bucket) {
   Path& here = path(bucket);
-  if (here.staged_dense) return;
+  if (here.staged_dense) return clear_absent(bucket, *launch_.queue);
+  if (has_absent(bucket)) hold_residual_of_absent(bucket, here);
   if (arithmetic_ == Arithmetic::kernels) {
     multiply_back(bucket, here);
   } else {
@@ -338,16 +343,17 @@ void PowerSgdReducer::commit(Bucket& bucket) {
   }
   // With feedback the gradient buffer becomes the residual, and the old residual the estimate.
   const at::Tensor& estimate = feedback_ ? here.residual : bucket.gradient;
-  if (power_.warm_start) keep_factors(here);
+  if (power_.warm_start) keep_factors(bucket, here);
   for (const Passenger& passenger : here.passengers) {
     const Slice& slice = bucket.slices[passenger.slice];
     copy(estimate, slice.offset, here.message, passenger.begin, slice.numel);
   }
   const auto width = static_cast<std::int64_t>(estimate.element_size());
-  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
-    const Slice& slice = bucket.slices[i];
-    if (!here.frozen[i]) continue;
-    if (feedback_) copy(bucket.gradient, slice.offset, estimate, slice.offset, slice.numel);
+  for (const Slice& slice : bucket.slices) {
+    if (!slice.rests()) continue;
+    if (feedback_ && slice.frozen) {
+      copy(bucket.gradient, slice.offset, estimate, slice.offset, slice.numel);
+    }
     launch_.queue->fill(static_cast<char*>(estimate.data_ptr()) + slice.offset * width, 0,
                         static_cast<std::size_t>(slice.numel * width));
   }
@@ -356,14 +362,38 @@ void PowerSgdReducer::commit(Bucket& bucket) {
   copy(here.kept_left, 0, here.message, 0, here.left_numel);
   std::swap(here.own_right, here.kept_right);
   here.residual_is_matrix = arithmetic_ == Arithmetic::kernels;
+  if (has_absent(bucket)) forget_factors_of_absent(bucket, here);
 }
 
-// Neighbours in both buffers, which are all unless slices are frozen, go in one copy.
-void PowerSgdReducer::keep_factors(Path& here) {
+void PowerSgdReducer::hold_residual_of_absent(Bucket& bucket, Path& here) {
+  if (!feedback_) return;
+  form_residual(here);
+  hold_absent(bucket, {0, bucket.numel()}, bucket.gradient, here.residual, *launch_.queue);
+}
+
+void PowerSgdReducer::forget_factors_of_absent(const Bucket& bucket, Path& here) {
+  const auto width = static_cast<std::int64_t>(bucket.gradient.element_size());
+  const auto clear = [&](const at::Tensor& factors, std::int64_t begin, std::int64_t count) {
+    launch_.queue->fill(static_cast<char*>(factors.data_ptr()) + begin * width, 0,
+                        static_cast<std::size_t>(count * width));
+  };
+  for (std::size_t m = 0; m < here.matrices.size(); ++m) {
+    if (!bucket.slices[here.matrix_slices[m]].absent) continue;
+    const LowRankMatrix& matrix = here.matrices[m];
+    const auto [rows, columns, rank] = matrix.shape;
+    clear(here.kept_left, matrix.left, rows * rank);
+    clear(here.kept_right, matrix.right, rank * columns);
+  }
+}
+
+// Neighbours in both buffers, which are all unless slices rest, go in one copy.
+void PowerSgdReducer::keep_factors(const Bucket& bucket, Path& here) {
   std::int64_t to = 0;
   std::int64_t from = 0;
   std::int64_t count = 0;
-  for (const LowRankMatrix& matrix : here.matrices) {
+  for (std::size_t m = 0; m < here.matrices.size(); ++m) {
+    const LowRankMatrix& matrix = here.matrices[m];
+    if (bucket.slices[here.matrix_slices[m]].absent) continue;
     if (matrix.factor != to + count || matrix.right != from + count) {
       copy(here.factors, to, here.right, from, count);
       to = matrix.factor;

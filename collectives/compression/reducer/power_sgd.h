@@ -7,6 +7,7 @@
 
 #include "collectives/compression/kernels/low_rank.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/dense_message.h"
 #include "collectives/compression/reducer/finite_flag.h"
 #include "collectives/queue_table.h"
 
@@ -80,8 +81,10 @@ class PowerSgdReducer final : public GradientReducer {
     // As the frozen slices are now.
     std::vector<bool> frozen;
     std::vector<LowRankMatrix> matrices;
+    std::vector<std::size_t> matrix_slices;  // whose they are
     std::vector<Passenger> passengers;
-    QueueTable<Block> whole, first, second;  // the bucket and both messages, to be checked
+    QueueTable<Block> live, first, second;  // of the bucket and of both messages, to be checked
+    DenseMessage dense;
     QueueTable<LowRankMatrix> table;
     QueueTable<LowRankTile> bands, tiles;
     std::int64_t largest_rank = 0;
@@ -120,12 +123,16 @@ class PowerSgdReducer final : public GradientReducer {
 
   // The residual becomes what was not sent.
   void form_residual(Path& here);
+  // Before the estimate is formed: in absent slices the gradient becomes the residual.
+  void hold_residual_of_absent(Bucket& bucket, Path& here);
+  // Afterwards: nothing was sent of absent matrices.
+  void forget_factors_of_absent(const Bucket& bucket, Path& here);
 
   // The arithmetic of `stage`, of what follows the first message, and of `commit`.
   void multiply_left(Bucket& bucket, Path& here, const StepContext& step);
   void multiply_right(Path& here);
   void multiply_back(Bucket& bucket, Path& here);
-  void keep_factors(Path& here);
+  void keep_factors(const Bucket& bucket, Path& here);
   void tensors_left(Bucket& bucket, Path& here, const StepContext& step);
   void tensors_right(Path& here);
   void tensors_back(Bucket& bucket, Path& here);

@@ -108,7 +108,9 @@ void PowerSgdReducer::tensors_right(Path& here) {
 
 void PowerSgdReducer::tensors_back(Bucket& bucket, Path& here) {
   const at::Tensor& estimate = feedback_ ? here.residual : bucket.gradient;
-  for (const LowRankMatrix& matrix : here.matrices) {
+  for (std::size_t i = 0; i < here.matrices.size(); ++i) {
+    if (bucket.slices[here.matrix_slices[i]].absent) continue;
+    const LowRankMatrix& matrix = here.matrices[i];
     const auto [rows, columns, rank] = matrix.shape;
     const at::Tensor p = view_of(here.message, matrix.left, rows, rank);
     const at::Tensor q = view_of(here.right, matrix.right, rank, columns);
