@@ -189,6 +189,7 @@ Verdict DataParallel::end_step(const std::function<Verdict()>& end) {
   if (verdict.committed()) {
     committed_buffers_ = module_buffers_.clone();
     count_step();
+    if (verdict.warning) warn(fmt::format("rank {}: {}", calls_->rank(), *verdict.warning));
   } else if (!verdict.superseded) {
     roll_back();
   }
@@ -225,7 +226,7 @@ void DataParallel::join(const std::function<void()>& update) {
 
 at::Tensor DataParallel::step(torch::optim::LBFGS& optimizer,
                               const std::function<at::Tensor()>& closure) {
-  if (!std::holds_alternative<Uncompressed>(compression_.codec)) {
+  if (!std::holds_alternative<Uncompressed>(compression_.codec) && calls_->rank() == 0) {
     warn(
         "LBFGS builds its curvature from differences of gradients, in which compression's errors "
         "are large: it stops far from the minimum; use no compression, or another optimizer");
@@ -294,7 +295,6 @@ void DataParallel::visit(StateVisitor& visitor) {
 }
 
 void DataParallel::warn(const std::string& text) const {
-  if (calls_->rank() != 0) return;
   if (options_.warn) {
     options_.warn(text);
   } else {

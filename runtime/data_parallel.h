@@ -32,7 +32,7 @@ struct DataParallelOptions {
   // Steps between comparisons of the ranks' parameters, which throw `RanksDisagree` with the
   // parameter and the ranks; 0: never.
   std::int64_t check_every = 100;
-  // What is said to the user, on rank 0. Null: a warning of libtorch's.
+  // Told what the user should know, by the rank that knows it. Null: a warning of libtorch's.
   std::function<void(const std::string&)> warn = {};
 };
 

@@ -263,10 +263,15 @@ Verdict StepTransaction::finish(const StepClosing& closing) {
     open_ = false;
     throw;
   }
-  const Verdict verdict = judge();
+  Verdict verdict = judge();
   const auto wrong = misuse();
   const bool commits = verdict.committed() && !wrong;
-  if (commits) mark_absent();
+  if (commits) {
+    mark_absent();
+    for (std::size_t b = 0; b < buckets_.size() && !verdict.warning; ++b) {
+      verdict.warning = reducer_.warning(buckets_[b]);
+    }
+  }
   for (Bucket& bucket : buckets_) {
     if (commits) {
       reducer_.commit(bucket);

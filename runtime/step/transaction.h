@@ -19,7 +19,7 @@
 
 namespace thinwire {
 
-// What a step came to, the same on every rank.
+// What a step came to, the same on every rank but for `warning`.
 struct Verdict {
   // A parameter with a NaN or infinite gradient on some rank.
   std::optional<std::string> non_finite;
@@ -33,6 +33,9 @@ struct Verdict {
   bool superseded = false;
   // The largest of the ranks' votes (see `OpeningWord`).
   std::int64_t vote = 0;
+  // What the operator should be told of this rank's messages, with the parameter's name: see
+  // `GradientReducer::warning`.
+  std::optional<std::string> warning;
   // Not committed: the step is rolled back, and nothing may move.
   bool committed() const { return !non_finite && !abandoned && !reverted && !superseded; }
 };

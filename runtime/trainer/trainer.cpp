@@ -248,6 +248,7 @@ Trainer::Step Trainer::take_step(double lr) {
   const double waited_before = parts_.meter.waited();
   const Verdict verdict = arrival_.finish(StepEnd::idle);
   step.waited = parts_.meter.waited() - waited_before;
+  if (verdict.warning) parts_.observer.on_line("warning: " + *verdict.warning);
   if (verdict.committed()) {
     update(lr);
   } else {
