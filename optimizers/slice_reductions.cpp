@@ -61,9 +61,8 @@ void add_flat(const Bucket& bucket, const at::Tensor& flat, Accumulator& sums) {
 
 template <typename T>
 void add_coded(const Bucket& bucket, Accumulator& sums) {
-  for_each_tile<T>(*bucket.coded, [&](const DecodedTile<T>& tile) {
-    const auto slice = static_cast<std::size_t>(tile.slice);
-    if (!bucket.slices[slice].rests()) sums.add(slice, tile.values, tile.count);
+  for_each_tile<T>(bucket, [&](const DecodedTile<T>& tile) {
+    sums.add(static_cast<std::size_t>(tile.slice), tile.values, tile.count);
   });
 }
 

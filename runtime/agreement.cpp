@@ -113,4 +113,21 @@ void require_same_everywhere(Communicator& communicator, const Facts& facts,
   throw ConfigurationMismatch(what_to_do + ":\n" + diff);
 }
 
+std::string rank_zero_says(Communicator& communicator, const std::function<std::string()>& say) {
+  // "=TEXT" is what it says, "65:MESSAGE" an error with its exit code.
+  std::string text;
+  if (communicator.rank() == 0) {
+    try {
+      text = "=" + say();
+    } catch (const Error& error) {
+      text = fmt::format("{}:{}", static_cast<int>(error.code()), error.what());
+    }
+  }
+  text = broadcast_text(communicator, text, 0);
+  if (text[0] == '=') return text.substr(1);
+  const std::size_t colon = text.find(':');
+  throw AgreedError(static_cast<ExitCode>(std::stoi(text.substr(0, colon))),
+                    text.substr(colon + 1));
+}
+
 }  // namespace thinwire

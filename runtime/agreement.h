@@ -1,6 +1,7 @@
 // All ranks were started alike, or all of them say in what they differ.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -25,5 +26,10 @@ void require_same_everywhere(Communicator& communicator, const Facts& facts,
 // does. facts[i] are rank i's. Values of several lines are shortened to the first line that
 // differs.
 std::string differences(const std::vector<Facts>& facts);
+
+// Collective: what `say` returns on rank 0, where one rank must decide because ranks may see
+// different things (a file system that settles). If it throws an `Error` there, every rank throws
+// an `AgreedError` of that code.
+std::string rank_zero_says(Communicator& communicator, const std::function<std::string()>& say);
 
 }  // namespace thinwire

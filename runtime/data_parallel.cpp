@@ -283,15 +283,18 @@ std::vector<std::string> DataParallel::describe_compression() const {
 }
 
 void DataParallel::visit(StateVisitor& visitor) {
-  if (transaction_.is_open()) {
-    throw UsageError(
-        "a step is open: gradients have arrived that no finish() has taken; call finish() or "
-        "abandon() before a checkpoint");
-  }
+  require_between_steps();
   visitor.counter("attempted", attempted_);
   visitor.counter("skipped", skipped_);
   for (const Bucket& bucket : buckets_.buckets()) reducer_->visit(bucket, visitor);
   set_next_step();  // the visitor may have filled the counters in
+}
+
+void DataParallel::require_between_steps() const {
+  if (!transaction_.is_open()) return;
+  throw UsageError(
+      "a step is open: gradients have arrived that no finish() has taken; call finish() or "
+      "abandon() before a checkpoint");
 }
 
 void DataParallel::warn(const std::string& text) const {

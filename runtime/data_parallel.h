@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "collectives/compression/options.h"
 #include "collectives/metered.h"
 #include "runtime/buckets/gradient_buckets.h"
+#include "runtime/checkpoint/checkpoint.h"
 #include "runtime/step/arrival.h"
 #include "runtime/step/transaction.h"
 #include "runtime/trainer/model.h"
@@ -18,7 +20,8 @@
 
 namespace torch::optim {
 class LBFGS;
-}
+class Optimizer;
+}  // namespace torch::optim
 
 namespace thinwire {
 
@@ -111,6 +114,17 @@ class DataParallel {
   // Throws `RanksDisagree` where parameters differ. Between steps.
   void check_replicas();
 
+  // Saves parameters, buffers, the optimizer's state, residuals and the step counter into
+  // `folder`/step-NNNNNNNN, so that no crash or full disk loses the checkpoint before; see
+  // `save_checkpoint`. Where it cannot be written the result says so, on every rank. Between steps.
+  [[nodiscard]] SaveResult save(const std::string& folder, std::int64_t step,
+                                const torch::optim::Optimizer& optimizer);
+  // Loads the newest checkpoint below `folder` that is whole, and returns its step; none if there
+  // is none. With the ranks and options of the run that saved it training goes on bit for bit; with
+  // another number of ranks parameters and optimizer are exact and residuals are their mean. Throws
+  // `DataError` for a checkpoint of another model.
+  std::optional<std::int64_t> load(const std::string& folder, torch::optim::Optimizer& optimizer);
+
   // What is compressed, how and why the rest is not, as lines for people.
   std::vector<std::string> describe_compression() const;
   // Steps that were rolled back.
@@ -131,6 +145,8 @@ class DataParallel {
   Verdict end_step(const std::function<Verdict()>& end);
   void count_step();
   void roll_back();
+  void visit_model(StateVisitor& visitor, const std::vector<at::Tensor>& mean_buffers);
+  void require_between_steps() const;
   void warn(const std::string& text) const;
 
   DataParallelOptions options_;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 
+#include "runtime/agreement.h"
 #include "runtime/base/error.h"
 #include "runtime/trainer/trainer.h"
 
@@ -52,35 +53,21 @@ std::string describe_changes(const std::map<std::string, std::string>& before,
 std::optional<FoundCheckpoint> choose_checkpoint(FileSystem& files, Communicator& communicator,
                                                  const TrainOptions& options,
                                                  TrainerObserver& observer) {
-  // One rank decides, or ranks could choose differently while a file system settles. "=FOLDER" is a
-  // choice, "65:MESSAGE" an error with its exit code, nothing means none.
-  std::string choice;
-  if (communicator.rank() == 0) {
-    try {
-      if (options.resume == "auto") {
-        const LatestCheckpoint latest = find_latest_checkpoint(files, checkpoint_root(options));
-        for (const auto& sentence : latest.rejected) observer.on_line("warning: " + sentence);
-        if (latest.found) choice = "=" + latest.found->folder;
-      } else {
-        verify_checkpoint(files, options.resume);
-        choice = "=" + options.resume;
-      }
-    } catch (const Error& error) {
-      choice = fmt::format("{}:{}", static_cast<int>(error.code()), error.what());
+  const std::string folder = rank_zero_says(communicator, [&]() -> std::string {
+    if (options.resume != "auto") {
+      verify_checkpoint(files, options.resume);
+      return options.resume;
     }
-  }
-  choice = broadcast_text(communicator, choice, 0);
-  if (choice.empty()) {
+    const LatestCheckpoint latest = find_latest_checkpoint(files, checkpoint_root(options));
+    for (const auto& sentence : latest.rejected) observer.on_line("warning: " + sentence);
+    return latest.found ? latest.found->folder : "";
+  });
+  if (folder.empty()) {
     observer.on_line(fmt::format("no checkpoint in {}: starting anew", checkpoint_root(options)));
     return std::nullopt;
   }
-  if (choice[0] != '=') {
-    const std::size_t colon = choice.find(':');
-    throw AgreedError(static_cast<ExitCode>(std::stoi(choice.substr(0, colon))),
-                      choice.substr(colon + 1));
-  }
 
-  FoundCheckpoint found{choice.substr(1), read_manifest(files, choice.substr(1))};
+  FoundCheckpoint found{folder, read_manifest(files, folder)};
   if (found.manifest.world_size != communicator.size()) {
     observer.on_line(fmt::format(
         "the checkpoint is of {} ranks, this run has {}: parameters and optimizer are exact, "

@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <cstdlib>
+#include <filesystem>
 #include <limits>
 
 #include "runtime/base/error.h"
@@ -530,6 +532,87 @@ void what_cannot_be_trained_is_said_by_name(Communicator& ranks) {
   EXPECT_TRUE(parallel.finish().committed());
 }
 
+// --- Checkpoints ---------------------------------------------------------------------------------
+
+// A folder that all ranks know and that is gone afterwards.
+class SharedFolder {
+ public:
+  explicit SharedFolder(Communicator& ranks) : ranks_(ranks) {
+    std::string mine;
+    if (ranks.rank() == 0) {
+      mine = (std::filesystem::temp_directory_path() / "thinwire-attach-XXXXXX").string();
+      EXPECT_NE(::mkdtemp(mine.data()), nullptr);
+    }
+    path_ = broadcast_text(ranks, mine, 0);
+  }
+  ~SharedFolder() {
+    ranks_.barrier()->wait();
+    if (ranks_.rank() == 0) std::filesystem::remove_all(path_);
+  }
+  SharedFolder(const SharedFolder&) = delete;
+  SharedFolder& operator=(const SharedFolder&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  Communicator& ranks_;
+  std::string path_;
+};
+
+void a_run_goes_on_from_its_checkpoint(Communicator& ranks) {
+  const SharedFolder folder(ranks);
+  struct Run {
+    explicit Run(Communicator& group)
+        : net(torch::nn::Linear(6, 4), torch::nn::BatchNorm1d(4)),
+          parallel((net->to(torch::kDouble), *net), group, {Sign{8}}),
+          optimizer(net->parameters(), 0.01) {}
+    void step(int number, int rank) {
+      optimizer.zero_grad();
+      const at::Tensor x =
+          torch::sin(torch::arange(48, torch::kDouble) * (rank + 2) + number).view({8, 6});
+      net->forward(x).pow(3).mean().backward();
+      EXPECT_TRUE(parallel.finish().committed());
+      optimizer.step();
+    }
+    std::vector<at::Tensor> weights() const {
+      std::vector<at::Tensor> all;
+      for (const auto& parameter : net->parameters()) all.push_back(parameter.detach().clone());
+      return all;
+    }
+    torch::nn::Sequential net;
+    DataParallel parallel;
+    torch::optim::Adam optimizer;
+  };
+  {
+    Run fresh(ranks);
+    EXPECT_EQ(fresh.parallel.load(folder.path(), fresh.optimizer), std::nullopt);
+  }
+  std::vector<at::Tensor> expected;
+  {
+    Run run(ranks);
+    for (int number = 0; number < 4; ++number) run.step(number, ranks.rank());
+    EXPECT_TRUE(run.parallel.save(folder.path(), 4, run.optimizer).complete);
+    for (int number = 4; number < 8; ++number) run.step(number, ranks.rank());
+    expected = run.weights();
+    // In the middle of a step there is nothing to save.
+    run.net->forward(torch::zeros({8, 6}, torch::kDouble)).mean().backward();
+    EXPECT_THAT(thrown<UsageError>(
+                    [&] { static_cast<void>(run.parallel.save(folder.path(), 8, run.optimizer)); }),
+                HasSubstr("finish()"));
+    run.parallel.finish();
+  }
+  Run run(ranks);
+  EXPECT_EQ(run.parallel.load(folder.path(), run.optimizer), 4);
+  for (int number = 4; number < 8; ++number) run.step(number, ranks.rank());
+  const auto got = run.weights();
+  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(got[i].equal(expected[i])) << i;
+  // Another model's checkpoint is no checkpoint of this one.
+  at::Tensor other = weight({3, 3});
+  torch::optim::SGD of_other({other}, 0.1);
+  DataParallel parallel({{"other", other}}, ranks);
+  EXPECT_THAT(thrown<DataError>([&] { parallel.load(folder.path(), of_other); }),
+              HasSubstr("other"));
+}
+
 // --- 10. Closures --------------------------------------------------------------------------------
 
 void lbfgs_takes_the_same_steps_on_every_rank(Communicator& ranks) {
@@ -603,6 +686,7 @@ const std::vector<AttachTest>& attach_tests() {
       THINWIRE_CASE(micro_batches_are_accumulated_in_any_form),
       THINWIRE_CASE(buffers_that_the_user_changes_are_his),
       THINWIRE_CASE(what_cannot_be_trained_is_said_by_name),
+      THINWIRE_CASE(a_run_goes_on_from_its_checkpoint),
       THINWIRE_CASE(lbfgs_takes_the_same_steps_on_every_rank),
   };
 #undef THINWIRE_CASE
