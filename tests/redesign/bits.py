@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The bits of before: short trainings by a commit of before and by the present tree, on this machine
-with one thread a rank, compared by the hash of their parameters.
+"""The bits of before: short trainings by a commit of before and by the present tree, on this
+machine with one thread a rank, compared by the hash of their parameters.
 
     bits.py                                  against the commit before the step was split
     bits.py COMMIT --only 'gpt*' --jobs 2    against another, and some of the trainings
@@ -11,9 +11,9 @@ worktree of its own beside the build folder, without CUDA and NCCL; a second run
 `thinwire train` must know the flags, and its library the functions of attached.cpp, that the
 trainings below use.
 
-Four kinds of training: by the command; stopped in the middle and resumed; the same, but the present
-code goes on from the checkpoint that the old code wrote (beside the old code's own resume); attached
-to torch's optimizers (attached.cpp), also with parameters that are frozen and thawed.
+Four kinds of training: by the command; stopped in the middle and resumed; the same, but the
+present code goes on from the checkpoint that the old code wrote (beside the old code's own resume);
+attached to torch's optimizers (attached.cpp), also with parameters that are frozen and thawed.
 
 EXCEPTIONS lists what a redesign changes on purpose, each with its reason: they may differ, but not
 fail. Begin a new redesign with an empty list, and move COMMIT in before.py.
