@@ -9,7 +9,7 @@ machine with one thread a rank, compared by the hash of their parameters.
 For whoever rebuilds something that must not change what is computed. The commit is built in a git
 worktree of its own beside the build folder, without CUDA and NCCL; a second run builds nothing. Its
 `thinwire train` must know the flags, and its library the functions of attached.cpp, that the
-trainings below use.
+trainings below use. `git worktree remove --force build-before/COMMIT/source` takes it away.
 
 Four kinds of training: by the command; stopped in the middle and resumed; the same, but the
 present code goes on from the checkpoint that the old code wrote (beside the old code's own resume);
