@@ -1,7 +1,7 @@
 # How our own code is compiled.
 
 find_program(THINWIRE_CCACHE ccache)
-if(THINWIRE_CCACHE)
+if(THINWIRE_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   # The sloppiness is what ccache needs to cache a file that uses a precompiled header.
   set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env
       CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
@@ -35,24 +35,44 @@ if(THINWIRE_SANITIZE)
   target_link_options(thinwire_compile INTERFACE ${_sanitize})
 endif()
 
+# The parts of the package: what needs MPI, CUDA or NCCL is exported apart, so that the rest can be
+# used without these.
+set(THINWIRE_PARTS core mpi cuda nccl)
+
 # One library per layer and backend: thinwire_library(name) makes thinwire_<name> and its alias
-# thinwire::<name>, installed and exported. Sources are added with target_sources().
+# thinwire::<name>. With PART it is installed, and exported with that part of the package. Sources
+# are added with target_sources().
 function(thinwire_library name)
+  cmake_parse_arguments(arg "" "PART" "" ${ARGN})
   add_library(thinwire_${name} STATIC)
-  add_library(thinwire::${name} ALIAS thinwire_${name})
+  target_compile_features(thinwire_${name} PUBLIC cxx_std_20)
   target_include_directories(thinwire_${name} PUBLIC
-    $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}>
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>
     $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/thinwire>)
   target_link_libraries(thinwire_${name} PUBLIC thinwire::torch PRIVATE $<BUILD_INTERFACE:thinwire_compile>)
+  thinwire_export(${name} "${arg_PART}")
+endfunction()
+
+# The same of a library that is nothing but what it links.
+function(thinwire_collection name part)
+  add_library(thinwire_${name} INTERFACE)
+  target_link_libraries(thinwire_${name} INTERFACE ${ARGN})
+  thinwire_export(${name} ${part})
+endfunction()
+
+function(thinwire_export name part)
+  add_library(thinwire::${name} ALIAS thinwire_${name})
   set_target_properties(thinwire_${name} PROPERTIES EXPORT_NAME ${name})
-  set_property(GLOBAL APPEND PROPERTY THINWIRE_LIBRARIES thinwire_${name})
+  if(part)
+    set_property(GLOBAL APPEND PROPERTY THINWIRE_LIBRARIES_${part} thinwire_${name})
+  endif()
 endfunction()
 
 # <torch/torch.h> costs 16 s a file; one precompiled header serves every target that needs it.
 function(thinwire_use_torch_pch target)
   if(NOT TARGET thinwire_torch_pch)
-    file(WRITE "${CMAKE_BINARY_DIR}/torch_pch.cpp" "")
-    add_library(thinwire_torch_pch OBJECT "${CMAKE_BINARY_DIR}/torch_pch.cpp")
+    file(CONFIGURE OUTPUT "${PROJECT_BINARY_DIR}/torch_pch.cpp" CONTENT "")
+    add_library(thinwire_torch_pch OBJECT "${PROJECT_BINARY_DIR}/torch_pch.cpp")
     target_link_libraries(thinwire_torch_pch PRIVATE thinwire::torch thinwire_compile)
     target_precompile_headers(thinwire_torch_pch PRIVATE <torch/torch.h>)
   endif()

@@ -4,21 +4,43 @@
 # nvcc at configure time, unlike find_package(Torch). Only the CPU libraries are linked: they load
 # without a driver and start in a fraction of the time.
 #
-#   THINWIRE_TORCH   the folder of the Python package `torch` (it holds include/ and lib/)
+#   THINWIRE_TORCH           the folder of the Python package `torch` (it holds include/ and lib/)
+#   THINWIRE_TORCH_PROBLEM   afterwards: why that libtorch cannot be used; empty if it can
 
-if(NOT TARGET thinwire::torch)
-  if(NOT THINWIRE_TORCH)
-    file(GLOB _candidates "${CMAKE_BINARY_DIR}/venv/lib/python3*/site-packages/torch"
-         "${CMAKE_SOURCE_DIR}/build/venv/lib/python3*/site-packages/torch")
-    list(LENGTH _candidates _count)
-    if(_count GREATER 0)
-      list(GET _candidates 0 THINWIRE_TORCH)
-    endif()
+# libtorch promises no binary interface from one minor version to the next.
+set(_wanted 2.11)
+
+# Sets `version` to that of the libtorch in `folder`. Its headers are what programs are compiled with.
+function(_thinwire_torch_version folder version)
+  set(found "of no version that it tells")
+  if(EXISTS "${folder}/include/torch/headeronly/version.h")
+    set(header "${folder}/include/torch/headeronly/version.h")
+  else()
+    set(header "${folder}/include/torch/csrc/api/include/torch/version.h")
   endif()
-  if(NOT EXISTS "${THINWIRE_TORCH}/lib/libtorch_cpu.so")
-    message(FATAL_ERROR "libtorch not found in '${THINWIRE_TORCH}'. Run ./setup.sh, or pass "
-                        "-DTHINWIRE_TORCH=<site-packages>/torch of a torch 2.11 wheel.")
+  if(EXISTS "${header}")
+    file(STRINGS "${header}" lines REGEX "define TORCH_VERSION_(MAJOR|MINOR|PATCH) ")
+    string(REGEX MATCHALL "[0-9]+" numbers "${lines}")
+    list(JOIN numbers "." found)
+  elseif(EXISTS "${folder}/version.py")
+    file(STRINGS "${folder}/version.py" lines REGEX "^__version__")
+    string(REGEX MATCH "[0-9]+\\.[0-9]+\\.[0-9]+" found "${lines}")
   endif()
+  set(${version} "${found}" PARENT_SCOPE)
+endfunction()
+
+set(THINWIRE_TORCH_PROBLEM "")
+_thinwire_torch_version("${THINWIRE_TORCH}" _version)
+if(NOT EXISTS "${THINWIRE_TORCH}/lib/libtorch_cpu.so")
+  set(THINWIRE_TORCH_PROBLEM "libtorch not found in '${THINWIRE_TORCH}'")
+elseif(NOT _version MATCHES "^${_wanted}\\.")
+  set(THINWIRE_TORCH_PROBLEM
+      "libtorch in '${THINWIRE_TORCH}' is ${_version}, but thinwire needs ${_wanted}")
+endif()
+if(THINWIRE_TORCH_PROBLEM)
+  string(APPEND THINWIRE_TORCH_PROBLEM
+         "; pass -DTHINWIRE_TORCH=<site-packages>/torch of a torch ${_wanted} wheel")
+elseif(NOT TARGET thinwire::torch)
   get_filename_component(THINWIRE_TORCH "${THINWIRE_TORCH}" REALPATH)
   set(THINWIRE_TORCH "${THINWIRE_TORCH}" CACHE PATH "folder of the Python package torch" FORCE)
 
@@ -34,7 +56,7 @@ if(NOT TARGET thinwire::torch)
   list(APPEND _rpath ${_wheels})
   list(REMOVE_DUPLICATES _rpath)
 
-  add_library(thinwire::torch INTERFACE IMPORTED)
+  add_library(thinwire::torch INTERFACE IMPORTED GLOBAL)
   set_target_properties(thinwire::torch PROPERTIES
     INTERFACE_INCLUDE_DIRECTORIES
       "${THINWIRE_TORCH}/include;${THINWIRE_TORCH}/include/torch/csrc/api/include"
@@ -48,4 +70,5 @@ if(NOT TARGET thinwire::torch)
     list(APPEND _flags "-Wl,-rpath,${_folder}" "-Wl,-rpath-link,${_folder}")
   endforeach()
   set_property(TARGET thinwire::torch PROPERTY INTERFACE_LINK_OPTIONS "${_flags}")
+  set(THINWIRE_TORCH_LINK_FLAGS "${_flags}")
 endif()

@@ -1,5 +1,4 @@
 // `thinwire bench`.
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <fmt/format.h>
 
@@ -9,7 +8,6 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>
-#include <thread>
 
 #include "collectives/compression/options.h"
 #include "collectives/metered.h"
@@ -314,10 +312,7 @@ int run_bench(const BenchOptions& options, const JobEnvironment& environment) {
   const auto ranks = static_cast<int>(options.ranks);
   const Job job{environment, choose_backend(options.backend, environment, ranks, built_backends()),
                 ranks, std::chrono::seconds(options.timeout)};
-  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
-  if (!environment.threads_limited) {
-    at::set_num_threads(std::max(1, cores / std::max(ranks, environment.local_size)));
-  }
+  share_cores(environment, ranks);
   return run_job(job, [&](std::unique_ptr<Communicator> communicator) {
     bench_rank(std::move(communicator), options, compression, job);
     return 0;

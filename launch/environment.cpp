@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <cstdlib>
 #include <initializer_list>
 #include <utility>
 #include <vector>
@@ -248,6 +249,10 @@ JobEnvironment job_environment(const std::function<const char*(const char*)>& va
   environment.devices_limited = variables.has("CUDA_VISIBLE_DEVICES");
   environment.threads_limited = variables.has("OMP_NUM_THREADS");
   return environment;
+}
+
+JobEnvironment job_environment() {
+  return job_environment([](const char* name) { return std::getenv(name); });
 }
 
 std::string name(JobEnvironment::Launcher launcher) {

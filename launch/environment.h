@@ -48,6 +48,9 @@ struct JobEnvironment {
 // another launcher; it says what to unset.
 JobEnvironment job_environment(const std::function<const char*(const char*)>& variable);
 
+// The same from this process's environment.
+JobEnvironment job_environment();
+
 // "mpirun", "srun", "torchrun" or "alone".
 std::string name(JobEnvironment::Launcher launcher);
 

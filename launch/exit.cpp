@@ -3,8 +3,10 @@
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 
+#include <chrono>
 #include <cstdio>
 #include <new>
+#include <thread>
 #include <utility>
 
 namespace thinwire {
@@ -30,6 +32,23 @@ int report(const std::exception& error, std::optional<int> rank) {
   // One call, so that the lines of ranks do not mix.
   std::fputs((who + message(error) + "\n").c_str(), stderr);
   return exit_code(error);
+}
+
+void let_others_speak() {
+  std::this_thread::sleep_for(std::chrono::seconds(1));
+}
+
+int end_together(const AgreedError& error, int rank) {
+  if (rank == 0) return report(error, std::nullopt);
+  let_others_speak();
+  return exit_code(error);
+}
+
+int end_alone(const std::exception& error, int rank) {
+  const int code = report(error, rank);
+  // A rank that failed on its own tells its peers before it says why itself: let it come first.
+  if (dynamic_cast<const PeerLost*>(&error)) let_others_speak();
+  return code;
 }
 
 std::string exit_code_table() {

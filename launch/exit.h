@@ -24,6 +24,15 @@ std::string message(const std::exception& error);
 // (give it when there are several), and returns the exit code. Of a `PeerLostSaid` only the latter.
 int report(const std::exception& error, std::optional<int> rank);
 
+// Waits a second where another rank ought to speak before this one leaves: launchers end all
+// processes as soon as one has failed.
+void let_others_speak();
+
+// How a rank that is a process ends by an exception that left it: what all ranks throw alike rank 0
+// reports, anything else whoever has it. Both return the exit code.
+int end_together(const AgreedError& error, int rank);
+int end_alone(const std::exception& error, int rank);
+
 // All exit codes and their meaning, a line each, for the help.
 std::string exit_code_table();
 

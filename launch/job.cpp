@@ -1,19 +1,16 @@
 #include "launch/job.h"
 
+#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <atomic>
 #include <thread>
 
-#include "collectives/sockets/socket_communicator.h"
 #include "collectives/threads/thread_communicator.h"
 #include "launch/exit.h"
+#include "launch/mpi_job.h"
 #include "runtime/base/error.h"
-
-#if THINWIRE_HAVE_MPI
-#include "collectives/mpi/mpi_communicator.h"
-#endif
 
 namespace thinwire {
 namespace {
@@ -51,13 +48,7 @@ void require_usable(Backend backend, const JobEnvironment& environment, std::int
                     "--mpi=pmix, or use --backend sockets",
                     launcher));
   }
-  const Rendezvous& meet = environment.rendezvous;
-  if (backend == Backend::sockets && (meet.host.empty() || meet.port == 0)) {
-    throw UsageError(fmt::format(
-        "--backend sockets knows no place to meet under {}; set MASTER_ADDR to rank 0's host and "
-        "MASTER_PORT to a free port there",
-        launcher));
-  }
+  if (backend == Backend::sockets) socket_options(environment);
 }
 
 int run_threads(const Job& job, const RankBody& body) {
@@ -71,69 +62,18 @@ int run_threads(const Job& job, const RankBody& body) {
   return code;
 }
 
-// They end together, and one of them says why.
-int end_together(const AgreedError& error, int rank) {
-  if (rank == 0) return report(error, std::nullopt);
-  let_others_speak();
-  return exit_code(error);
-}
-
-int end_alone(const std::exception& error, int rank) {
-  const int code = report(error, rank);
-  // A rank that failed on its own tells its peers before it says why itself: let it come first.
-  if (dynamic_cast<const PeerLost*>(&error)) let_others_speak();
-  return code;
-}
-
 int run_over_sockets(const Job& job, const RankBody& body) {
-  const JobEnvironment& environment = job.environment;
-  const Rendezvous& meet = environment.rendezvous;
-  SocketOptions options;
-  options.rank = environment.rank;
-  options.size = environment.world_size;
-  options.store_host = meet.host;
-  options.store_port = meet.port;
-  options.store =
-      meet.server == Rendezvous::Server::launcher ? StoreHost::launcher : StoreHost::rank_zero;
-  if (!meet.start.empty()) options.prefix = "thinwire-" + meet.start;
-  options.timeout = job.timeout;
+  const int rank = job.environment.rank;
   try {
+    SocketOptions options = socket_options(job.environment);
+    options.timeout = job.timeout;
     return body(make_socket_communicator(options));
-  } catch (const AgreedError& error) {
-    return end_together(error, environment.rank);
-  } catch (const std::exception& error) {
-    return end_alone(error, environment.rank);
-  }
-}
-
-#if THINWIRE_HAVE_MPI
-int run_over_mpi(const Job& job, const RankBody& body) {
-  const JobEnvironment& environment = job.environment;
-  MpiEnvironment mpi;
-  int rank = 0;
-  int size = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  MPI_Comm_size(MPI_COMM_WORLD, &size);
-  if (rank != environment.rank || size != environment.world_size) {
-    throw UsageError(fmt::format(
-        "MPI finds rank {} of {}, but {} started rank {} of {}: this MPI belongs to another "
-        "launcher; use --backend sockets, or its own mpirun",
-        rank, size, name(environment.launcher), environment.rank, environment.world_size));
-  }
-  try {
-    return body(make_mpi_communicator(MPI_COMM_WORLD, {.timeout = job.timeout}));
   } catch (const AgreedError& error) {
     return end_together(error, rank);
   } catch (const std::exception& error) {
-    // The others may be waiting for this rank.
-    MpiEnvironment::abort_job(end_alone(error, rank));
+    return end_alone(error, rank);
   }
 }
-#else
-int run_over_mpi(const Job&, const RankBody&) {
-  throw Bug("bug: MPI is not built in");
-}
-#endif
 
 }  // namespace
 
@@ -151,7 +91,7 @@ std::string name(Backend backend) {
 
 std::vector<Backend> built_backends() {
   std::vector<Backend> built{Backend::threads, Backend::sockets};
-  if (THINWIRE_HAVE_MPI) built.push_back(Backend::mpi);
+  if (linked_with_mpi()) built.push_back(Backend::mpi);
   return built;
 }
 
@@ -170,7 +110,7 @@ Backend choose_backend(const std::string& word, const JobEnvironment& environmen
   require_usable(backend, environment, ranks);
   if (!has(built, backend)) {
     throw UsageError(fmt::format(
-        "this thinwire was built without {0}, which {1} needs here; rebuild with it, start with "
+        "this program was built without {0}, which {1} needs here; rebuild with it, start with "
         "torchrun or srun, or run one process with --ranks N",
         name(backend), word == "auto" ? name(environment.launcher) : "--backend " + word));
   }
@@ -186,6 +126,32 @@ std::string describe(const Job& job) {
   return fmt::format("launcher {}; ranks {}", describe(job.environment), over);
 }
 
+SocketOptions socket_options(const JobEnvironment& environment) {
+  const Rendezvous& meet = environment.rendezvous;
+  if (environment.world_size > 1 && (meet.host.empty() || meet.port == 0)) {
+    throw UsageError(fmt::format(
+        "--backend sockets knows no place to meet under {}; set MASTER_ADDR to rank 0's host and "
+        "MASTER_PORT to a free port there",
+        name(environment.launcher)));
+  }
+  SocketOptions options;
+  options.rank = environment.rank;
+  options.size = environment.world_size;
+  options.store_host = meet.host;
+  options.store_port = meet.port;
+  options.store =
+      meet.server == Rendezvous::Server::launcher ? StoreHost::launcher : StoreHost::rank_zero;
+  if (!meet.start.empty()) options.prefix = "thinwire-" + meet.start;
+  return options;
+}
+
+void share_cores(const JobEnvironment& environment, std::int64_t ranks) {
+  if (environment.threads_limited) return;
+  const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
+  const std::int64_t on_host = std::max<std::int64_t>(ranks, environment.local_size);
+  at::set_num_threads(static_cast<int>(std::max<std::int64_t>(1, cores / on_host)));
+}
+
 int run_job(const Job& job, const RankBody& body) {
   switch (job.backend) {
     case Backend::threads:
@@ -196,10 +162,6 @@ int run_job(const Job& job, const RankBody& body) {
       return run_over_sockets(job, body);
   }
   throw Bug("bug: a backend without a case");
-}
-
-void let_others_speak() {
-  std::this_thread::sleep_for(std::chrono::seconds(1));
 }
 
 }  // namespace thinwire

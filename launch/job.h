@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "collectives/communicator.h"
+#include "collectives/sockets/socket_communicator.h"
 #include "launch/environment.h"
 
 namespace thinwire {
@@ -27,6 +28,17 @@ std::vector<Backend> built_backends();
 // is not known, or if that backend cannot join these processes or is not in `built`.
 Backend choose_backend(const std::string& word, const JobEnvironment& environment,
                        std::int64_t ranks, const std::vector<Backend>& built);
+
+// What `make_socket_communicator` needs to know under this launcher: who this rank is, where the
+// ranks meet, and that torchrun's own store is already there. Throws `UsageError` where several
+// processes know no place to meet, as under a plain mpirun.
+//
+//   auto ranks = make_socket_communicator(socket_options(job_environment()));
+SocketOptions socket_options(const JobEnvironment& environment);
+
+// Gives each rank of this process its share of the host's cores, unless OMP_NUM_THREADS says
+// otherwise. `ranks`: how many are threads of this process.
+void share_cores(const JobEnvironment& environment, std::int64_t ranks);
 
 // This process's share of a job.
 struct Job {
@@ -50,9 +62,5 @@ using RankBody = std::function<int(std::unique_ptr<Communicator>)>;
 // because the connections of a rank that leaves are closed. Throws `UsageError` where MPI finds
 // other processes than the launcher started.
 int run_job(const Job& job, const RankBody& body);
-
-// Waits a second where another rank ought to speak before this one leaves: launchers end all
-// processes as soon as one has failed.
-void let_others_speak();
 
 }  // namespace thinwire

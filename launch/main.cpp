@@ -1,14 +1,13 @@
 #include <fmt/format.h>
 
 #include <cstdio>
-#include <cstdlib>
-#include <optional>
+#include <string>
+#include <vector>
 
 #include "examples/models/models.h"
 #include "launch/commands.h"
-#include "launch/exit.h"
 #include "launch/info.h"
-#include "launch/job.h"
+#include "launch/launch.h"
 #include "runtime/base/error.h"
 
 namespace thinwire {
@@ -55,28 +54,12 @@ int run(const std::vector<std::string>& arguments, const JobEnvironment& environ
   throw Bug("bug: a command without a case");
 }
 
-int run_reported(const std::vector<std::string>& arguments) {
-  JobEnvironment environment;
-  try {
-    environment = job_environment([](const char* name) { return std::getenv(name); });
-    return run(arguments, environment);
-  } catch (const std::exception& error) {
-    // All ranks have the same arguments: one of them says what is wrong with these.
-    const bool said = environment.rank > 0 && dynamic_cast<const UsageError*>(&error);
-    if (said) {
-      let_others_speak();
-      return exit_code(error);
-    }
-    return report(error,
-                  environment.world_size > 1 ? std::optional(environment.rank) : std::nullopt);
-  }
-}
-
 }  // namespace
 }  // namespace thinwire
 
 int main(int argc, char** argv) {
-  // libtorch then puts tensors of 2 MiB and more in huge pages. Whoever has set it decides.
-  setenv("THP_MEM_ALLOC_ENABLE", "1", 0);
-  return thinwire::run_reported({argv + (argc > 0 ? 1 : 0), argv + argc});
+  const std::vector<std::string> arguments(argv + (argc > 0 ? 1 : 0), argv + argc);
+  return thinwire::run_reported([&](const thinwire::JobEnvironment& environment) {
+    return thinwire::run(arguments, environment);
+  });
 }

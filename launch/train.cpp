@@ -1,12 +1,10 @@
 // `thinwire train`.
-#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <atomic>
 #include <fstream>
 #include <iostream>
 #include <optional>
-#include <thread>
 
 #include "examples/models/initialize.h"
 #include "examples/models/models.h"
@@ -275,13 +273,6 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
   }
 }
 
-// Unless the user has said how many threads a rank shall have.
-void share_cores(const JobEnvironment& environment, std::int64_t ranks) {
-  if (environment.threads_limited) return;
-  const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
-  at::set_num_threads(static_cast<int>(std::max<std::int64_t>(1, cores / ranks)));
-}
-
 Progress::Mode progress_mode(const Job& job) {
   // Launchers give ranks a terminal or a pipe of their own, wherever its output goes.
   return job.backend == Backend::threads ? Progress::mode_for(1) : Progress::Mode::lines;
@@ -297,7 +288,7 @@ int run_train(const TrainOptions& options, const CommandLine& line,
                 choose_backend(line.train.backend, environment, ranks, built_backends()), ranks,
                 std::chrono::seconds(options.timeout)};
   const Device device = choose_rank_device(line.train, environment, 0);
-  share_cores(environment, std::max(ranks, environment.local_size));
+  share_cores(environment, ranks);
   const DataSplit data = load_data(options.data);
   validate(options, data, environment.world_size * line.train.ranks);
   if (environment.rank == 0) std::cout << describe(job) << ", on " << name(device) << std::endl;

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdio>
 #include <cstring>
 #include <mutex>
 #include <optional>
@@ -484,29 +483,9 @@ class MpiCommunicator final : public OperationCommunicator {
 
 }  // namespace
 
-MpiEnvironment::MpiEnvironment() {
-  int provided = 0;
-  mpi_check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided));
-  if (provided < MPI_THREAD_MULTIPLE) {
-    throw Error(ExitCode::internal,
-                "this MPI does not support MPI_THREAD_MULTIPLE; use a build of MPI that does");
-  }
-}
-
-MpiEnvironment::~MpiEnvironment() {
-  int finalized = 0;
-  MPI_Finalized(&finalized);
-  if (!finalized) MPI_Finalize();
-}
-
-void MpiEnvironment::abort_job(int code) {
-  std::fflush(nullptr);
-  MPI_Abort(MPI_COMM_WORLD, code);
-  std::_Exit(code);
-}
-
 std::unique_ptr<Communicator> make_mpi_communicator(MPI_Comm parent, MpiOptions options) {
   check(options.max_message_bytes >= 8, "a message has room for an element");
+  require_mpi_for_threads();
   return std::make_unique<MpiCommunicator>(std::make_shared<Link>(parent, options));
 }
 

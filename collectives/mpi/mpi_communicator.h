@@ -7,22 +7,9 @@
 #include <memory>
 
 #include "collectives/communicator.h"
+#include "collectives/mpi/mpi_environment.h"
 
 namespace thinwire {
-
-// MPI_Init_thread and MPI_Finalize as an object; one per process.
-class MpiEnvironment {
- public:
-  // Throws `Error` where MPI cannot serve calls from a communication thread.
-  MpiEnvironment();
-  // Finalizes. After a communication error use `abort_job` instead: MPI_Finalize would wait.
-  ~MpiEnvironment();
-  MpiEnvironment(const MpiEnvironment&) = delete;
-  MpiEnvironment& operator=(const MpiEnvironment&) = delete;
-
-  // Ends the whole job with `code`. For errors after which peers may wait for this rank.
-  [[noreturn]] static void abort_job(int code);
-};
 
 struct MpiOptions {
   std::chrono::milliseconds timeout{60000};
@@ -31,7 +18,8 @@ struct MpiOptions {
   std::int64_t max_message_bytes = std::int64_t{1} << 30;
 };
 
-// A communicator over a duplicate of `parent`. Collective over `parent`.
+// A communicator over a duplicate of `parent`. Collective over `parent`. Throws as
+// `require_mpi_for_threads` does.
 //
 // Messages go point to point, large sums round a ring, those of two ranks straight across: results
 // have the same bits as those of the threads backend, and the bytes counted are the bytes sent. MPI

@@ -1,5 +1,4 @@
 // `thinwire advise`.
-#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -8,7 +7,6 @@
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
-#include <thread>
 
 #include "examples/models/initialize.h"
 #include "launch/advise/advice.h"
@@ -217,11 +215,7 @@ int run_advise(const CommandLine& line, const JobEnvironment& environment, const
   const Job job{environment,
                 choose_backend(line.train.backend, environment, ranks, built_backends()), ranks,
                 std::chrono::seconds(line.train.timeout)};
-  // As `thinwire train` shares them.
-  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
-  if (!environment.threads_limited) {
-    at::set_num_threads(std::max(1, cores / std::max(ranks, environment.local_size)));
-  }
+  share_cores(environment, ranks);
   const DataSplit data = load_data(line.train.data);
   if (environment.rank == 0) {
     fmt::print("{}\n", describe(job));

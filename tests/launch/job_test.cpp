@@ -93,10 +93,10 @@ TEST(Job, WhatCannotJoinThemIsRefused) {
        "--backend sockets knows no place to meet under mpirun; set MASTER_ADDR to rank 0's host "
        "and MASTER_PORT to a free port there"},
       {"auto", kMpirun, 1, kWithoutMpi,
-       "this thinwire was built without mpi, which mpirun needs here; rebuild with it, start with "
+       "this program was built without mpi, which mpirun needs here; rebuild with it, start with "
        "torchrun or srun, or run one process with --ranks N"},
       {"mpi", kSrunWithPmix, 1, kWithoutMpi,
-       "this thinwire was built without mpi, which --backend mpi needs here; rebuild with it, "
+       "this program was built without mpi, which --backend mpi needs here; rebuild with it, "
        "start with torchrun or srun, or run one process with --ranks N"},
   };
   for (const auto& expected : table) {
@@ -134,6 +134,23 @@ TEST(Job, AProcessReportsItsOwnError) {
   EXPECT_EQ(end(PeerLost("a; b")), "71 thinwire: rank 0: a; b\n");
   EXPECT_EQ(end(ConfigurationMismatch("a; b")), "78 thinwire: a; b\n");
   EXPECT_EQ(run_job(job, [](std::unique_ptr<Communicator> one) { return 40 + one->size(); }), 41);
+}
+
+TEST(Job, WhereSocketsMeet) {
+  JobEnvironment environment = kTorchrun;
+  environment.rank = 1;
+  environment.rendezvous.server = Rendezvous::Server::launcher;
+  environment.rendezvous.start = "torchrun-7-0";
+  const SocketOptions options = socket_options(environment);
+  EXPECT_EQ(options.rank, 1);
+  EXPECT_EQ(options.size, 2);
+  EXPECT_EQ(options.store_host, "host");
+  EXPECT_EQ(options.store_port, 29500);
+  EXPECT_EQ(options.store, StoreHost::launcher);  // its port is taken: by the store
+  EXPECT_EQ(options.prefix, "thinwire-torchrun-7-0");
+  EXPECT_EQ(socket_options(kSrun).store, StoreHost::rank_zero);
+  EXPECT_EQ(make_socket_communicator(socket_options(kAlone))->size(), 1);
+  EXPECT_THROW(socket_options(kMpirun), UsageError);
 }
 
 TEST(Job, OneLineSaysIt) {

@@ -1,7 +1,7 @@
 #include <collectives/threads/thread_communicator.h>
 #include <runtime/data_parallel.h>
 
-#include <ATen/ATen.h>
+#include <ATen/ops/zeros.h>
 
 #include <cstdio>
 
@@ -11,6 +11,7 @@ int main() {
     thinwire::DataParallel parallel({{"weight", weight}}, *ranks, {thinwire::Sign{}});
     (weight.sum() * (1.0 + ranks->rank())).backward();
     parallel.finish();
-    if (ranks->rank() == 0) std::printf("mean gradient %.2f\n", weight.grad()[0][0].item<float>());
+    if (ranks->rank() == 0)
+      std::printf("mean gradient %.2f\n", *weight.grad().const_data_ptr<float>());
   });
 }

@@ -1,0 +1,15 @@
+// launch/mpi_job.h for programs without MPI.
+#include "launch/mpi_job.h"
+#include "runtime/base/error.h"
+
+namespace thinwire {
+
+bool linked_with_mpi() {
+  return false;
+}
+
+int run_over_mpi(const Job&, const RankBody&) {
+  throw Bug("bug: MPI is not built in");
+}
+
+}  // namespace thinwire
