@@ -88,7 +88,9 @@ class DataParallel {
   // This rank has no more samples: takes part in the others' steps, without gradients, until all
   // ranks have joined. `update` is called after each of them that is committed (optimizer.step(),
   // schedules), so that this rank's optimizer stays equal to the others'. The mean is over all
-  // ranks still; with finish(samples) over those that have samples.
+  // ranks still; with finish(samples) over those that have samples. Meanwhile the others may call
+  // nothing collective of this object but `finish` and `abandon`. It serves one object: with several
+  // models call finish(0) of each, in the order of the others.
   void join(const std::function<void()>& update);
   // One step of an optimizer that evaluates its closure several times. `closure` makes new
   // gradients (zero_grad, forward, backward) and returns the rank's loss; the optimizer sees the
