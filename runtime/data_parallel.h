@@ -65,7 +65,8 @@ struct DataParallelOptions {
 // has an undefined grad() too, and does not move. Buffers are each rank's own after the start.
 class DataParallel {
  public:
-  // The first `compression.start_iter` committed steps go uncompressed.
+  // The first `compression.start_iter` committed steps go uncompressed. Gradients that are there are
+  // dropped.
   DataParallel(const torch::nn::Module& module, Communicator& communicator,
                CompressionOptions compression = {}, DataParallelOptions options = {});
   // Parameters that are no floating-point tensors are not trained, but become rank 0's too.

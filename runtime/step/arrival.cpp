@@ -99,7 +99,10 @@ GradientArrival::GradientArrival(GradientBuckets& buckets, StepTransaction& tran
       most_arrivals_(buckets.parameters().size()),
       missing_(buckets.buckets().size()),
       version_(buckets.parameters().size()),
-      hooks_(std::make_unique<Hooks>(*this)) {}
+      hooks_(std::make_unique<Hooks>(*this)) {
+  // What is there belongs to no step of this object; it may be the alias of an earlier one's.
+  detach_all();
+}
 
 GradientArrival::~GradientArrival() = default;
 

@@ -12,6 +12,8 @@
 namespace thinwire {
 namespace {
 
+constexpr std::uint32_t kMostSlices = 0x7fffffff;  // that an opening word can name
+
 std::uint64_t hash_frozen(const std::vector<Bucket>& buckets) {
   std::uint64_t hash = 0;
   for (const Bucket& bucket : buckets) {
@@ -61,6 +63,7 @@ StepTransaction::~StepTransaction() {
 void StepTransaction::begin(OpeningWord mine) {
   check(!open_, "a step begins after the one before has ended");
   open_ = true;
+  settled_ = false;
   staged_ = 0;
   weight_ = {};
   opening_.clear();
@@ -72,7 +75,7 @@ void StepTransaction::begin(OpeningWord mine) {
   }
   if (step_.transmission == Transmission::silent) return;
   mine.frozen = hash_frozen(buckets_);
-  mine.silent_failure = std::exchange(silent_failure_, 0);
+  mine.silent_failure = std::exchange(silent_failure_, 0) & kMostSlices;
   submit([this, mine] { agree_on_opening(mine); });
 }
 
@@ -189,11 +192,10 @@ std::vector<int> StepTransaction::ranks_that(StepEnd end) const {
   return ranks;
 }
 
-std::string StepTransaction::name_slice(std::int64_t place) const {
+std::string StepTransaction::name_slice(std::size_t place) const {
   for (const Bucket& bucket : buckets_) {
-    const auto count = static_cast<std::int64_t>(bucket.slices.size());
-    if (place < count) return bucket.slices[static_cast<std::size_t>(place)].name;
-    place -= count;
+    if (place < bucket.slices.size()) return bucket.slices[place].name;
+    place -= bucket.slices.size();
   }
   return "?";
 }
@@ -203,8 +205,9 @@ Verdict StepTransaction::judge() {
   for (std::size_t rank = 0; rank < opening_.size(); ++rank) {
     verdict.vote = std::max(verdict.vote, opening_[rank].vote);
     if (opening_[rank].silent_failure > 0 && !verdict.reverted) {
-      verdict.reverted =
-          fmt::format("{} on rank {}", name_slice(opening_[rank].silent_failure - 1), rank);
+      verdict.reverted = fmt::format(
+          "{} on rank {}", name_slice(static_cast<std::size_t>(opening_[rank].silent_failure) - 1),
+          rank);
     }
   }
   for (const Bucket& bucket : buckets_) {
@@ -251,11 +254,11 @@ void StepTransaction::mark_absent() {
   }
 }
 
-Verdict StepTransaction::finish(const StepClosing& closing) {
-  check(open_, "a step is finished after it has begun");
-  const c10::NoGradGuard no_grad;
-  if (step_.transmission == Transmission::silent) return finish_silent(closing);
+void StepTransaction::settle(const StepClosing& closing) {
+  check(open_ && !settled_ && step_.transmission != Transmission::silent,
+        "a step that is sent is settled once");
   check_equal(staged_, buckets_.size(), "buckets that were handed over");
+  settled_ = true;
   submit([this, closing] { close(closing); });
   try {
     thread_.drain();
@@ -263,6 +266,21 @@ Verdict StepTransaction::finish(const StepClosing& closing) {
     open_ = false;
     throw;
   }
+}
+
+Bucket StepTransaction::estimate(std::size_t bucket) {
+  check(open_ && settled_, "an estimate is read from settle to finish");
+  const c10::NoGradGuard no_grad;
+  Bucket view = buckets_.at(bucket);
+  reducer_.show_estimate(buckets_[bucket], view);
+  return view;
+}
+
+Verdict StepTransaction::finish(const StepClosing& closing) {
+  check(open_, "a step is finished after it has begun");
+  const c10::NoGradGuard no_grad;
+  if (step_.transmission == Transmission::silent) return finish_silent(closing);
+  if (!settled_) settle(closing);
   Verdict verdict = judge();
   const auto wrong = misuse();
   const bool commits = verdict.committed() && !wrong;
@@ -295,7 +313,7 @@ Verdict StepTransaction::finish_silent(const StepClosing& closing) {
     verdict.abandoned = fmt::format("rank {}: {}", communicator_.rank(), closing.why);
     return verdict;
   }
-  std::int64_t place = 0;
+  std::uint32_t place = 0;
   for (std::size_t b = 0; b < buckets_.size(); ++b) {
     Bucket& bucket = buckets_[b];
     bucket.coded.reset();

@@ -32,7 +32,7 @@ struct Verdict {
   // The gradients were dropped after they had been sent; the step begins anew.
   bool superseded = false;
   // The largest of the ranks' votes (see `OpeningWord`).
-  std::int64_t vote = 0;
+  std::int32_t vote = 0;
   // What the operator should be told of this rank's messages, with the parameter's name: see
   // `GradientReducer::warning`.
   std::optional<std::string> warning;
@@ -104,10 +104,15 @@ class StepTransaction {
   void hand_over(std::size_t bucket, const std::vector<bool>& used);
   bool was_handed_over(std::size_t bucket) const { return handed_over_[bucket]; }
 
+  // After all buckets were handed over: waits until everything has come. Then `estimate` can be
+  // read, before the verdict, so that an optimizer may form what it needs of whole tensors.
+  void settle(const StepClosing& closing = {});
+  // What a commit would leave of the bucket; of use until `finish`. Not in a silent step.
+  Bucket estimate(std::size_t bucket);
   // After all buckets were handed over (none of them need be in a silent step): waits for
-  // everything, then commits or rolls back every bucket. Rethrows the first error of the
-  // communication thread; the group is aborted then. Throws `AgreedError`, on every rank and after
-  // a rollback, if some rank says that it had no gradient where one was expected.
+  // everything, unless `settle` has, then commits or rolls back every bucket. Rethrows the first
+  // error of the communication thread; the group is aborted then. Throws `AgreedError`, on every
+  // rank and after a rollback, if some rank says that it had no gradient where one was expected.
   Verdict finish(const StepClosing& closing = {});
   // Ends an open step of which no rank has handed over anything, on every rank.
   void cancel();
@@ -125,7 +130,7 @@ class StepTransaction {
   void close(const StepClosing& closing);
   Verdict judge();
   Verdict finish_silent(const StepClosing& closing);
-  std::string name_slice(std::int64_t place) const;
+  std::string name_slice(std::size_t place) const;
   std::optional<std::string> misuse() const;
   std::vector<int> ranks_that(StepEnd end) const;
   void mark_absent();
@@ -140,11 +145,12 @@ class StepTransaction {
   StepContext step_;
 
   bool open_ = false;
+  bool settled_ = false;
   std::vector<bool> handed_over_;                          // per bucket
   std::vector<std::vector<bool>> used_;                    // per bucket and slice
   std::vector<std::shared_ptr<const Queue::Mark>> ready_;  // per bucket that was handed over
-  std::size_t staged_ = 0;           // buckets before this one are staged or queued
-  std::int64_t silent_failure_ = 0;  // as in `OpeningWord`
+  std::size_t staged_ = 0;            // buckets before this one are staged or queued
+  std::uint32_t silent_failure_ = 0;  // as in `OpeningWord`
 
   // The communication thread's, until it is drained.
   std::vector<OpeningWord> opening_;

@@ -13,6 +13,7 @@ namespace thinwire {
 namespace {
 
 constexpr std::size_t kBits = 64;
+constexpr std::size_t kEndBits = 3;
 
 // Plain structs travel as 64-bit integers.
 template <typename Word>
@@ -38,31 +39,33 @@ std::vector<SamplesWord> exchange(Communicator& communicator, const SamplesWord&
   return all_gather(communicator, mine);
 }
 
+// The end, then one bit for each slice.
 ClosingExchange::ClosingExchange(Communicator& communicator, const ClosingWord& mine)
     : slices_(mine.used.size()),
-      words_(static_cast<std::int64_t>(1 + (slices_ + kBits - 1) / kBits)),
+      words_(static_cast<std::int64_t>((kEndBits + slices_ + kBits - 1) / kBits)),
       mine_(at::zeros({words_}, at::kLong)),
       all_(at::empty({words_ * communicator.size()}, at::kLong)) {
-  auto* words = mine_.data_ptr<std::int64_t>();
-  words[0] = static_cast<std::int64_t>(mine.end);
+  std::vector<std::uint64_t> bits(static_cast<std::size_t>(words_));
+  bits[0] = static_cast<std::uint64_t>(mine.end);
   for (std::size_t i = 0; i < slices_; ++i) {
-    if (!mine.used[i]) continue;
-    auto& word = words[1 + i / kBits];
-    word =
-        static_cast<std::int64_t>(static_cast<std::uint64_t>(word) | std::uint64_t{1} << i % kBits);
+    const std::size_t place = kEndBits + i;
+    if (mine.used[i]) bits[place / kBits] |= std::uint64_t{1} << place % kBits;
   }
+  std::memcpy(mine_.data_ptr(), bits.data(), mine_.nbytes());
   work_ = communicator.all_gather(all_, mine_, {});
 }
 
 std::vector<ClosingWord> ClosingExchange::wait() {
   work_->wait();
+  std::vector<std::uint64_t> bits(static_cast<std::size_t>(all_.numel()));
+  std::memcpy(bits.data(), all_.const_data_ptr(), all_.nbytes());
   std::vector<ClosingWord> result;
-  const auto* words = all_.const_data_ptr<std::int64_t>();
-  for (std::int64_t done = 0; done < all_.numel(); done += words_, words += words_) {
-    ClosingWord& word = result.emplace_back();
-    word.end = static_cast<StepEnd>(words[0]);
+  for (auto word = bits.begin(); word != bits.end(); word += words_) {
+    ClosingWord& of_rank = result.emplace_back();
+    of_rank.end = static_cast<StepEnd>(*word & ((std::uint64_t{1} << kEndBits) - 1));
     for (std::size_t i = 0; i < slices_; ++i) {
-      word.used.push_back(static_cast<std::uint64_t>(words[1 + i / kBits]) >> i % kBits & 1);
+      const std::size_t place = kEndBits + i;
+      of_rank.used.push_back(word[static_cast<std::ptrdiff_t>(place / kBits)] >> place % kBits & 1);
     }
   }
   return result;

@@ -18,13 +18,15 @@ enum class StepEnd : std::int64_t {
   superseded,  // its gradients were dropped after they had been sent
 };
 
-// What a rank says before anything else of a step is sent.
+// What a rank says before anything else of a step is sent: 16 bytes.
 struct OpeningWord {
-  std::int64_t vote = 0;            // the largest reaches everybody through the verdict
-  std::uint64_t frozen = 0;         // a hash of the names of the frozen slices
-  std::int64_t silent_failure = 0;  // 1 + the place of a slice that was not finite in a silent step
-                                    // since the last one that the ranks agreed on; 0: none
-  std::int64_t joined = 0;          // 1: it has no more samples and only keeps the others company
+  std::uint64_t frozen = 0;  // a hash of the names of the frozen slices
+  std::int32_t vote = 0;     // the largest reaches everybody through the verdict
+  // 1 + the place of a slice that was not finite in a silent step since the last one that the ranks
+  // agreed on; 0: none.
+  std::uint32_t silent_failure : 31 = 0;
+  // 1: the rank has no more samples and only keeps the others company.
+  std::uint32_t joined : 1 = 0;
 };
 
 // How the ranks' gradients weigh in their mean.

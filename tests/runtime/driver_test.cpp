@@ -128,11 +128,32 @@ class Driver {
     const bool abandons = plan_.abandons(step, ranks_.rank());
     StepClosing closing;
     if (abandons) closing = {StepEnd::abandoned, "chance"};
+    std::vector<at::Tensor> early;
+    if (!silent && step % 3 == 0) {
+      transaction_.settle(closing);
+      for (std::size_t b = 0; b < buckets_.size(); ++b) {
+        early.push_back(transaction_.estimate(b).gradient.clone());
+      }
+    }
     const Verdict verdict = transaction_.finish(closing);
+    if (verdict.committed()) compare_with_early(early);
     if (silent) {
       after_silent_step(run, step, verdict);
     } else {
       after_step(run, step, verdict, quantities);
+    }
+  }
+
+  // What was read before the verdict is what the commit has left.
+  void compare_with_early(const std::vector<at::Tensor>& early) {
+    for (std::size_t b = 0; b < early.size(); ++b) {
+      for (const Slice& slice : buckets_[b].slices) {
+        if (slice.rests()) continue;
+        const auto part = [&](const at::Tensor& flat) {
+          return flat.narrow(0, slice.offset, slice.numel);
+        };
+        ASSERT_TRUE(part(early[b]).equal(part(buckets_[b].gradient))) << slice.name;
+      }
     }
   }
 

@@ -79,6 +79,10 @@ std::optional<std::string> ComposedReducer::non_finite(const Bucket& bucket) {
   return bucket.slices[*slice].name;
 }
 
+void ComposedReducer::show_estimate(const Bucket&, Bucket&) {
+  throw Bug("bug: the plain composition has no estimate before it commits");
+}
+
 void ComposedReducer::commit(Bucket& bucket) {
   Path& here = path(bucket);
   if (here.staged == Transmission::dense) {

@@ -23,6 +23,8 @@ class ComposedReducer final : public GradientReducer {
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;
   void settle(Communicator& communicator) override;
   std::optional<std::string> non_finite(const Bucket& bucket) override;
+  // Throws `Bug`: it decodes into the state itself.
+  void show_estimate(const Bucket& bucket, Bucket& view) override;
   void commit(Bucket& bucket) override;
   void rollback(Bucket& bucket) override;
   void visit(const Bucket& bucket, StateVisitor& visitor) override;

@@ -280,6 +280,39 @@ std::optional<std::string> FusedReducer::warning(const Bucket& bucket) const {
                                     : "what is beyond is lost");
 }
 
+void FusedReducer::show_estimate(const Bucket& bucket, Bucket& view) {
+  Path& here = path(bucket);
+  view.coded.reset();
+  view.gradient = bucket.gradient;
+  if (here.staged_dense) return;
+  if (here.decoding == Decoding::by_reader) {
+    view.coded = here.coded;
+  } else if (here.decoding == Decoding::on_arrival) {
+    view.gradient = here.decoded;
+  } else {
+    // What a commit decodes over what it makes of no use.
+    if (!here.shown.defined()) here.shown = at::zeros_like(bucket.gradient);
+    view.gradient = here.shown;
+    with_type(here.dtype, [&]<typename T>(T) { decode_for_show<T>(bucket, here); });
+  }
+}
+
+template <typename T>
+void FusedReducer::decode_for_show(const Bucket& bucket, Path& here) {
+  if (here.state.tracker.defined()) {
+    launch_.queue->copy(here.shown.data_ptr(), here.state.estimate.const_data_ptr(),
+                        here.shown.nbytes());
+  }
+  for (const Segment& segment : here.segments) {
+    if (here.state.tracker.defined()) {
+      integrate<T>(bucket, here, segment.first_block, segment.block_count, received(here, segment),
+                   here.shown);
+    } else {
+      decode<T>(here, segment, here.shown);
+    }
+  }
+}
+
 void FusedReducer::commit(Bucket& bucket) {
   Path& here = path(bucket);
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {

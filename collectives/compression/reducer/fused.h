@@ -36,6 +36,7 @@ class FusedReducer final : public GradientReducer {
   void settle(Communicator& communicator) override;
   std::optional<std::string> non_finite(const Bucket& bucket) override;
   std::optional<std::string> warning(const Bucket& bucket) const override;
+  void show_estimate(const Bucket& bucket, Bucket& view) override;
   void commit(Bucket& bucket) override;
   void rollback(Bucket& bucket) override;
   void visit(const Bucket& bucket, StateVisitor& visitor) override;
@@ -92,6 +93,7 @@ class FusedReducer final : public GradientReducer {
     at::Tensor owner_next, mean_tracker_next;
     Decoding decoding = Decoding::at_commit;
     at::Tensor decoded;       // what is decoded on arrival; afterwards a spare buffer
+    at::Tensor shown;         // an estimate that was asked for before the verdict
     at::Tensor own_gradient;  // of a step that goes uncompressed, as the next one
     DenseMessage dense;
     at::Tensor messages, arrived, reply, received;
@@ -151,6 +153,8 @@ class FusedReducer final : public GradientReducer {
   template <typename T>
   void integrate(const Bucket& bucket, const Path& here, std::int64_t first_block,
                  std::int64_t block_count, const Received& from, const at::Tensor& into);
+  template <typename T>
+  void decode_for_show(const Bucket& bucket, Path& here);
   template <typename T>
   void commit_dense(Bucket& bucket, Path& here);
   template <typename T>

@@ -64,6 +64,10 @@ class GradientReducer {
   // be told of this rank's messages, with the parameter's name; of the same ones again after a
   // hundred steps.
   virtual std::optional<std::string> warning(const Bucket&) const { return std::nullopt; }
+  // After `settle`, before `commit` or `rollback`: makes `view`, which has the bucket's slices,
+  // show the estimate that a commit would leave, in the form that the step asked for. The view's
+  // tensors are the reducer's own, to be read until then. Slices that rest mean nothing.
+  virtual void show_estimate(const Bucket& bucket, Bucket& view) = 0;
   // May exchange `bucket.gradient`'s storage with its own.
   virtual void commit(Bucket& bucket) = 0;
   virtual void rollback(Bucket& bucket) = 0;

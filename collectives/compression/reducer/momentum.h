@@ -35,6 +35,9 @@ class MomentumReducer final : public GradientReducer {
   std::optional<std::string> warning(const Bucket& bucket) const override {
     return inner_->warning(bucket);
   }
+  void show_estimate(const Bucket& bucket, Bucket& view) override {
+    inner_->show_estimate(bucket, view);
+  }
   void commit(Bucket& bucket) override;
   void rollback(Bucket& bucket) override { inner_->rollback(bucket); }
   void visit(const Bucket& bucket, StateVisitor& visitor) override;

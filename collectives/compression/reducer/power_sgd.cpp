@@ -332,12 +332,27 @@ std::optional<std::string> PowerSgdReducer::non_finite(const Bucket& bucket) {
   return here.flag.name(bucket);
 }
 
+void PowerSgdReducer::show_estimate(const Bucket& bucket, Bucket& view) {
+  Path& here = path(bucket);
+  view.coded.reset();
+  view.gradient = bucket.gradient;
+  if (here.staged_dense) return;
+  check(arithmetic_ == Arithmetic::kernels, "an estimate is shown by kernels");
+  if (!here.shown.defined()) here.shown = at::zeros_like(bucket.gradient);
+  view.gradient = here.shown;
+  multiply_back(here, here.shown);
+  for (const Passenger& passenger : here.passengers) {
+    const Slice& slice = bucket.slices[passenger.slice];
+    copy(here.shown, slice.offset, here.message, passenger.begin, slice.numel);
+  }
+}
+
 void PowerSgdReducer::commit(Bucket& bucket) {
   Path& here = path(bucket);
   if (here.staged_dense) return clear_absent(bucket, *launch_.queue);
   if (has_absent(bucket)) hold_residual_of_absent(bucket, here);
   if (arithmetic_ == Arithmetic::kernels) {
-    multiply_back(bucket, here);
+    multiply_back(here, feedback_ ? here.residual : bucket.gradient);
   } else {
     tensors_back(bucket, here);
   }
@@ -405,14 +420,13 @@ void PowerSgdReducer::keep_factors(const Bucket& bucket, Path& here) {
   copy(here.factors, to, here.right, from, count);
 }
 
-void PowerSgdReducer::multiply_back(Bucket& bucket, Path& here) {
-  with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
-    launch_.low_rank<T>().multiply(
-        {.tables = tables(here),
-         .left = here.message.const_data_ptr<T>(),
-         .right = here.right.const_data_ptr<T>(),
-         .bucket = (feedback_ ? here.residual : bucket.gradient).data_ptr<T>()},
-        launch_.queue->stream());
+void PowerSgdReducer::multiply_back(Path& here, const at::Tensor& into) {
+  with_type(into.scalar_type(), [&]<typename T>(T) {
+    launch_.low_rank<T>().multiply({.tables = tables(here),
+                                    .left = here.message.const_data_ptr<T>(),
+                                    .right = here.right.const_data_ptr<T>(),
+                                    .bucket = into.data_ptr<T>()},
+                                   launch_.queue->stream());
   });
 }
 

@@ -55,6 +55,7 @@ class PowerSgdReducer final : public GradientReducer {
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;
   void settle(Communicator& communicator) override;
   std::optional<std::string> non_finite(const Bucket& bucket) override;
+  void show_estimate(const Bucket& bucket, Bucket& view) override;
   void commit(Bucket& bucket) override;
   void rollback(Bucket& bucket) override;
   void visit(const Bucket& bucket, StateVisitor& visitor) override;
@@ -99,6 +100,7 @@ class PowerSgdReducer final : public GradientReducer {
     InFlight in_flight = InFlight::nothing;
     std::unique_ptr<Work> work;
     bool staged_dense = false;
+    at::Tensor shown;  // an estimate that was asked for before the verdict
     FiniteFlag flag;
     std::chrono::milliseconds timeout{};
   };
@@ -131,7 +133,7 @@ class PowerSgdReducer final : public GradientReducer {
   // The arithmetic of `stage`, of what follows the first message, and of `commit`.
   void multiply_left(Bucket& bucket, Path& here, const StepContext& step);
   void multiply_right(Path& here);
-  void multiply_back(Bucket& bucket, Path& here);
+  void multiply_back(Path& here, const at::Tensor& into);
   void keep_factors(const Bucket& bucket, Path& here);
   void tensors_left(Bucket& bucket, Path& here, const StepContext& step);
   void tensors_right(Path& here);

@@ -35,6 +35,9 @@ class TimedReducer final : public GradientReducer {
   std::optional<std::string> warning(const Bucket& bucket) const override {
     return inner_->warning(bucket);
   }
+  void show_estimate(const Bucket& bucket, Bucket& view) override {
+    timed([&] { inner_->show_estimate(bucket, view); });
+  }
   void commit(Bucket& bucket) override {
     timed([&] { inner_->commit(bucket); });
   }
