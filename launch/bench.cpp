@@ -89,22 +89,30 @@ class ReducedMean final : public Subject {
   ReducedMean(Communicator& communicator, const CompressionOptions& compression,
               std::vector<Bucket> buckets)
       : communicator_(communicator),
-        reducer_(make_reducer(compression)),
+        reduction_(make_reduction(compression)),
         buckets_(std::move(buckets)) {
     fill();
     for (const Bucket& bucket : buckets_) {
-      reducer_->prepare(bucket, communicator.rank(), communicator.size());
+      reduction_.reducer->prepare(bucket, communicator.rank(), communicator.size());
+      if (reduction_.before) reduction_.before->prepare(bucket);
     }
   }
 
   void run() override {
     const StepContext step{.step = step_++};
-    for (Bucket& bucket : buckets_) reducer_->stage(bucket, communicator_, step);
-    reducer_->settle(communicator_);
-    for (const Bucket& bucket : buckets_) {
-      if (reducer_->non_finite(bucket)) throw Bug("bug: the benchmark's gradient is not finite");
+    GradientReducer& reducer = *reduction_.reducer;
+    for (Bucket& bucket : buckets_) {
+      if (reduction_.before) reduction_.before->before_reduce(bucket, step);
+      reducer.stage(bucket, communicator_, step);
     }
-    for (Bucket& bucket : buckets_) reducer_->commit(bucket);
+    reducer.settle(communicator_);
+    for (const Bucket& bucket : buckets_) {
+      if (reducer.non_finite(bucket)) throw Bug("bug: the benchmark's gradient is not finite");
+    }
+    for (Bucket& bucket : buckets_) {
+      reducer.commit(bucket);
+      if (reduction_.before) reduction_.before->commit(bucket);
+    }
   }
 
   std::int64_t count_wrong() override {
@@ -134,7 +142,7 @@ class ReducedMean final : public Subject {
   }
 
   Communicator& communicator_;
-  std::unique_ptr<GradientReducer> reducer_;
+  Reduction reduction_;
   std::vector<Bucket> buckets_;
   std::int64_t step_ = 0;
 };

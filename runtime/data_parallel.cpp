@@ -89,22 +89,22 @@ void broadcast_tensors(Communicator& communicator, const std::vector<at::Tensor>
 DataParallel::DataParallel(const torch::nn::Module& module, Communicator& communicator,
                            CompressionOptions compression, DataParallelOptions options)
     : DataParallel(parameters_of(module), ModelBuffers(module), communicator,
-                   std::move(compression), nullptr, std::move(options)) {}
+                   std::move(compression), {}, std::move(options)) {}
 
 DataParallel::DataParallel(std::vector<Parameter> parameters, Communicator& communicator,
                            CompressionOptions compression, DataParallelOptions options)
-    : DataParallel(std::move(parameters), ModelBuffers(), communicator, std::move(compression),
-                   nullptr, std::move(options)) {}
+    : DataParallel(std::move(parameters), ModelBuffers(), communicator, std::move(compression), {},
+                   std::move(options)) {}
 
 DataParallel::DataParallel(std::unique_ptr<GradientReducer> reducer,
                            const torch::nn::Module& module, Communicator& communicator,
                            DataParallelOptions options)
     : DataParallel(parameters_of(module), ModelBuffers(module), communicator, {},
-                   std::move(reducer), std::move(options)) {}
+                   {std::move(reducer), nullptr}, std::move(options)) {}
 
 DataParallel::DataParallel(std::vector<Parameter> parameters, ModelBuffers module_buffers,
                            Communicator& communicator, CompressionOptions compression,
-                           std::unique_ptr<GradientReducer> reducer, DataParallelOptions options)
+                           Reduction reduction, DataParallelOptions options)
     : options_(std::move(options)),
       meter_(std::make_shared<Meter>()),
       steps_(make_metered(communicator.split(0, communicator.rank()), meter_)),
@@ -113,8 +113,9 @@ DataParallel::DataParallel(std::vector<Parameter> parameters, ModelBuffers modul
       buckets_(trainable_ones(std::move(parameters)), bucket_options(options_)),
       module_buffers_(std::move(module_buffers)),
       compression_(std::move(compression)),
-      reducer_(reducer ? std::move(reducer) : make_reducer(compression_)),
-      transaction_(buckets_.buckets(), *reducer_, *steps_),
+      reduction_(reduction.reducer ? std::move(reduction) : make_reduction(compression_)),
+      transaction_(buckets_.buckets(), *reduction_.reducer, *steps_,
+                   {.before = reduction_.before.get()}),
       arrival_(buckets_, transaction_, Counting::learned) {
   meet();
   committed_buffers_ = module_buffers_.clone();
@@ -141,7 +142,7 @@ void DataParallel::meet() {
     tensors.push_back(buffer);
   }
   for (const Bucket& bucket : buckets_.buckets()) {
-    for (const SlicePlan& plan : reducer_->plan(bucket)) {
+    for (const SlicePlan& plan : reduction_.reducer->plan(bucket)) {
       codings.push_back(fmt::format("{}: {}", plan.name, plan.coding));
     }
   }
@@ -275,7 +276,7 @@ std::vector<std::string> DataParallel::describe_compression() const {
   const std::int64_t until_start =
       std::max<std::int64_t>(compression_.start_iter - (attempted_ - skipped_), 0);
   std::vector<std::string> lines = thinwire::describe_compression(
-      buckets_.buckets(), *reducer_, compression_.policy, attempted_ + 1 + until_start);
+      buckets_.buckets(), *reduction_.reducer, compression_.policy, attempted_ + 1 + until_start);
   if (const auto warning = divergence_warning(resolve(compression_))) {
     lines.push_back("warning: " + *warning);
   }
@@ -286,7 +287,10 @@ void DataParallel::visit(StateVisitor& visitor) {
   require_between_steps();
   visitor.counter("attempted", attempted_);
   visitor.counter("skipped", skipped_);
-  for (const Bucket& bucket : buckets_.buckets()) reducer_->visit(bucket, visitor);
+  for (const Bucket& bucket : buckets_.buckets()) {
+    reduction_.reducer->visit(bucket, visitor);
+    if (reduction_.before) reduction_.before->visit(bucket, visitor);
+  }
   set_next_step();  // the visitor may have filled the counters in
 }
 

@@ -65,8 +65,8 @@ struct DataParallelOptions {
 // has an undefined grad() too, and does not move. Buffers are each rank's own after the start.
 class DataParallel {
  public:
-  // The first `compression.start_iter` committed steps go uncompressed. Gradients that are there are
-  // dropped.
+  // The first `compression.start_iter` committed steps go uncompressed. Gradients that are there
+  // are dropped.
   DataParallel(const torch::nn::Module& module, Communicator& communicator,
                CompressionOptions compression = {}, DataParallelOptions options = {});
   // Parameters that are no floating-point tensors are not trained, but become rank 0's too.
@@ -90,8 +90,8 @@ class DataParallel {
   // ranks have joined. `update` is called after each of them that is committed (optimizer.step(),
   // schedules), so that this rank's optimizer stays equal to the others'. The mean is over all
   // ranks still; with finish(samples) over those that have samples. Meanwhile the others may call
-  // nothing collective of this object but `finish` and `abandon`. It serves one object: with several
-  // models call finish(0) of each, in the order of the others.
+  // nothing collective of this object but `finish` and `abandon`. It serves one object: with
+  // several models call finish(0) of each, in the order of the others.
   void join(const std::function<void()>& update);
   // One step of an optimizer that evaluates its closure several times. `closure` makes new
   // gradients (zero_grad, forward, backward) and returns the rank's loss; the optimizer sees the
@@ -140,8 +140,8 @@ class DataParallel {
 
  private:
   DataParallel(std::vector<Parameter> parameters, ModelBuffers module_buffers,
-               Communicator& communicator, CompressionOptions compression,
-               std::unique_ptr<GradientReducer> reducer, DataParallelOptions options);
+               Communicator& communicator, CompressionOptions compression, Reduction reduction,
+               DataParallelOptions options);
 
   void meet();
   void set_next_step();
@@ -161,7 +161,7 @@ class DataParallel {
   ModelBuffers module_buffers_;
   std::vector<at::Tensor> committed_buffers_;  // their values after the last committed step
   CompressionOptions compression_;
-  std::unique_ptr<GradientReducer> reducer_;
+  Reduction reduction_;
   StepTransaction transaction_;
   GradientArrival arrival_;
   std::int64_t attempted_ = 0;

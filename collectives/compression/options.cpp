@@ -13,7 +13,7 @@
 #include "collectives/compression/codec/top_k.h"
 #include "collectives/compression/reducer/composed.h"
 #include "collectives/compression/reducer/fused.h"
-#include "collectives/compression/reducer/momentum.h"
+#include "collectives/compression/reducer/gradient_average.h"
 #include "collectives/compression/reducer/power_sgd.h"
 #include "runtime/base/error.h"
 #include "runtime/base/spec.h"
@@ -230,11 +230,8 @@ void check_contracts(const CompressionOptions& options) {
   }
 }
 
-std::unique_ptr<GradientReducer> with_momentum(std::unique_ptr<GradientReducer> reducer,
-                                               const FeedbackOptions& feedback,
-                                               const ReducerLaunch& launch) {
-  if (feedback.momentum == 0) return reducer;
-  return std::make_unique<MomentumReducer>(std::move(reducer), feedback.momentum, launch);
+void require_no_average(const CompressionOptions& options) {
+  check(options.feedback.momentum == 0, "averages of gradients are no reducer's; see Reduction");
 }
 
 }  // namespace
@@ -325,22 +322,32 @@ CompressionOptions parse_compression(const std::string& compressor, const std::s
 std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
                                               const ReducerLaunch& launch) {
   const CompressionOptions chosen = resolve(options);
+  require_no_average(chosen);
   if (std::holds_alternative<PowerSgd>(chosen.codec)) {
     return std::make_unique<PowerSgdReducer>(chosen, launch, PowerSgdReducer::Arithmetic::kernels);
   }
-  return with_momentum(std::make_unique<FusedReducer>(chosen, make_codec(chosen.codec), launch),
-                       chosen.feedback, launch);
+  return std::make_unique<FusedReducer>(chosen, make_codec(chosen.codec), launch);
+}
+
+Reduction make_reduction(const CompressionOptions& options, const ReducerLaunch& launch) {
+  CompressionOptions chosen = resolve(options);
+  const double momentum = std::exchange(chosen.feedback.momentum, 0);
+  Reduction reduction{make_reducer(chosen, launch), nullptr};
+  if (momentum > 0) {
+    reduction.before = std::make_unique<GradientAverage>(*reduction.reducer, momentum, launch);
+  }
+  return reduction;
 }
 
 std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions& options) {
   const CompressionOptions chosen = resolve(options);
+  require_no_average(chosen);
   if (std::holds_alternative<PowerSgd>(chosen.codec)) {
     return std::make_unique<PowerSgdReducer>(chosen, ReducerLaunch{},
                                              PowerSgdReducer::Arithmetic::tensor_operations);
   }
-  return with_momentum(std::make_unique<ComposedReducer>(make_codec(chosen.codec), chosen.feedback,
-                                                         chosen.exchange, chosen.policy),
-                       chosen.feedback, {});
+  return std::make_unique<ComposedReducer>(make_codec(chosen.codec), chosen.feedback,
+                                           chosen.exchange, chosen.policy);
 }
 
 }  // namespace thinwire

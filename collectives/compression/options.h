@@ -11,6 +11,7 @@
 #include "collectives/compression/kernels/kernels.h"
 #include "collectives/compression/kernels/low_rank.h"
 #include "collectives/compression/policy.h"
+#include "collectives/compression/reducer/before_reduce.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
 #include "collectives/queue.h"
 
@@ -67,7 +68,7 @@ struct FeedbackOptions {
   // others a tenth of the contraction measured while training.
   std::optional<double> eta = std::nullopt;
   // econtrol: share of the average of this rank's gradients that is kept, below 1; the average is
-  // what is tracked (reducer/momentum.h). 0: the gradient itself is.
+  // what is tracked (reducer/gradient_average.h). 0: the gradient itself is.
   double momentum = 0;
 };
 
@@ -151,8 +152,16 @@ struct ReducerLaunch {
 
 // Slices that `options.policy` has no reason to keep go through the codec; the others, by default
 // vectors and scalars (biases, norms), ride along uncompressed in the same messages.
+// Averages (`feedback.momentum`) are not a reducer's: throws `Bug` for them.
 std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
                                               const ReducerLaunch& launch = {});
+
+// All that `options` ask for.
+struct Reduction {
+  std::unique_ptr<GradientReducer> reducer;
+  std::unique_ptr<BeforeReduce> before;  // null: gradients are reduced as they are
+};
+Reduction make_reduction(const CompressionOptions& options, const ReducerLaunch& launch = {});
 
 // The same in plain code, part by part: what the kernels are held to. Host memory only.
 std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions& options);

@@ -11,12 +11,12 @@
 #include "examples/models/initialize.h"
 #include "launch/advise/advice.h"
 #include "launch/advise/profile.h"
-#include "runtime/agreement.h"
 #include "launch/commands.h"
 #include "launch/device.h"
 #include "launch/gpu.h"
 #include "launch/job.h"
 #include "launch/version.h"
+#include "runtime/agreement.h"
 #include "runtime/base/error.h"
 #include "runtime/data/load.h"
 #include "runtime/data_parallel.h"
@@ -203,7 +203,7 @@ void validate(const CommandLine& line, const JobEnvironment& environment) {
     throw UsageError("advise measures training on CPUs only; give --device cpu");
   }
   for (const std::string& compressor : compressors_of(line.advise)) {
-    make_reducer(compression_of(with_compressor(line.train, compressor)));
+    compression_of(with_compressor(line.train, compressor));
   }
 }
 

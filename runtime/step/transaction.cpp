@@ -49,6 +49,7 @@ StepTransaction::StepTransaction(std::vector<Bucket>& buckets, GradientReducer& 
   submit([this] { path_.communication.attach_thread(); });
   for (const Bucket& bucket : buckets_) {
     reducer_.prepare(bucket, communicator_.rank(), communicator_.size());
+    if (parts_.before) parts_.before->prepare(bucket);
   }
 }
 
@@ -162,6 +163,7 @@ void StepTransaction::stage(Bucket& bucket, const Queue::Mark& ready) {
   bucket.coded.reset();
   if (weight_.factor != 1) bucket.gradient.mul_(weight_.factor);
   if (parts_.before_reduce) parts_.before_reduce(bucket, step_);
+  if (parts_.before) parts_.before->before_reduce(bucket, step_);
   reducer_.stage(bucket, path_.communicator, step_);
   if (parts_.recorder) parts_.recorder->set_bucket(std::nullopt);
   if (parts_.trace) {
@@ -293,6 +295,7 @@ Verdict StepTransaction::finish(const StepClosing& closing) {
   for (Bucket& bucket : buckets_) {
     if (commits) {
       reducer_.commit(bucket);
+      if (parts_.before) parts_.before->commit(bucket);
     } else {
       reducer_.rollback(bucket);
     }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "collectives/communicator.h"
+#include "collectives/compression/reducer/before_reduce.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
 #include "runtime/step/communication_thread.h"
 #include "runtime/step/gradient_path.h"
@@ -44,6 +45,8 @@ struct Verdict {
 struct StepParts {
   // Turns a bucket's gradient into what is to be reduced, on the communication thread.
   std::function<void(Bucket&, const StepContext&)> before_reduce = {};
+  // The same with state of its own, after it.
+  BeforeReduce* before = nullptr;
   Trace* trace = nullptr;
   FlightRecorder* recorder = nullptr;
   // Null: gradients are in host memory and go over the same communicator as the words, which are in

@@ -56,6 +56,15 @@ std::optional<LabelPartition> make_partition(const TrainOptions& options, const 
   return LabelPartition(data, *by_label, communicator.size(), communicator.rank());
 }
 
+// The reducer; what comes before it goes to `before`.
+std::unique_ptr<GradientReducer> make_reducer_and(std::unique_ptr<BeforeReduce>& before,
+                                                  const CompressionOptions& compression,
+                                                  const TrainerDevice* device) {
+  Reduction made = make_reduction(compression, device ? device->reducer : ReducerLaunch{});
+  before = std::move(made.before);
+  return std::move(made.reducer);
+}
+
 Batch to_device(Batch batch, at::Device device) {
   return {batch.input.to(device), batch.target.to(device)};
 }
@@ -146,8 +155,7 @@ Trainer::Trainer(TrainerParts parts, const TrainOptions& options)
       buckets_(parameters_of(*parts_.model.module), bucket_options(options)),
       model_buffers_(*parts_.model.module),
       compression_(compression_of(options)),
-      reducer_(make_reducer(compression_, parts_.device ? parts_.device->reducer : ReducerLaunch{}),
-               parts_.meter),
+      reducer_(make_reducer_and(before_, compression_, parts_.device), parts_.meter),
       order_(parts_.data.train->size(), options.seed),
       partition_(make_partition(options, *parts_.data.train, parts_.communicator)),
       layout_{parts_.communicator.size(), options.batch_size, options.accumulate},
@@ -159,6 +167,7 @@ Trainer::Trainer(TrainerParts parts, const TrainOptions& options)
                         [this](Bucket& bucket, const StepContext& step) {
                           optimizer_->before_reduce(bucket, step);
                         },
+                    .before = before_.get(),
                     .trace = parts_.trace,
                     .recorder = parts_.recorder,
                     .path = parts_.device ? &parts_.device->path : nullptr}),
@@ -472,7 +481,10 @@ void Trainer::visit(StateVisitor& visitor) {
   visitor.counter("epoch", position_.epoch);
   visitor.counter("consumed_samples", position_.consumed);
   optimizer_->visit(visitor);
-  for (const Bucket& bucket : buckets_.buckets()) reducer_.visit(bucket, visitor);
+  for (const Bucket& bucket : buckets_.buckets()) {
+    reducer_.visit(bucket, visitor);
+    if (before_) before_->visit(bucket, visitor);
+  }
   model_buffers_.visit_own(visitor);
 }
 

@@ -171,6 +171,7 @@ class Trainer {
   GradientBuckets buckets_;
   ModelBuffers model_buffers_;
   CompressionOptions compression_;
+  std::unique_ptr<BeforeReduce> before_;  // the reducer's averages; null: none
   TimedReducer reducer_;
   std::unique_ptr<Optimizer> optimizer_;
   EpochOrder order_;

@@ -13,6 +13,7 @@
 #include "collectives/compression/codec/typed.h"
 #include "collectives/compression/reducer/coded_gradient.h"
 #include "collectives/threads/thread_communicator.h"
+#include "tests/compression/averaging.h"
 #include "tests/compression/combinations.h"
 #include "tests/compression/support.h"
 
@@ -132,7 +133,7 @@ void run(const NamedOptions& way, int size, EstimateForm form,
     const int rank = ranks->rank();
     const auto communicator = make_checked(std::move(ranks));
     const auto make_side = [&] {
-      Side side{make(way.options),
+      Side side{testing::with_averages(way.options, make),
                 {make_bucket(testing::mixed_shapes(), at::kFloat, 0),
                  make_bucket({{40, 31}, {17}}, at::kFloat, 1)}};
       for (const Bucket& bucket : side.buckets) side.reducer->prepare(bucket, rank, size);

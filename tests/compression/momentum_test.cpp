@@ -1,4 +1,4 @@
-// Momentum before compression: the inner reducer gets the average, and all else is its own.
+// Averages before compression: the reducer gets the average, and all else is its own.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -7,6 +7,7 @@
 #include "collectives/checked.h"
 #include "collectives/compression/options.h"
 #include "collectives/threads/thread_communicator.h"
+#include "tests/compression/averaging.h"
 #include "tests/compression/support.h"
 
 namespace thinwire {
@@ -44,7 +45,8 @@ TEST_P(Momentum, TheInnerReducerGetsTheAverage) {
           CompressionOptions options = plain;
           options.feedback.momentum = kMomentum;
           const auto expected = make_reducer(plain);
-          const auto got = make_reducer(options);
+          const auto got = testing::with_averages(
+              options, [](const CompressionOptions& o) { return make_reducer(o); });
           Bucket by_hand = bucket_of(GetParam());
           Bucket bucket = bucket_of(GetParam());
           expected->prepare(by_hand, rank, size);

@@ -92,8 +92,8 @@ class Driver {
   Driver(const CompressionOptions& options, Communicator& ranks)
       : ranks_(ranks),
         buckets_(make_buckets()),
-        reducer_(make_reducer(options)),
-        transaction_(buckets_, *reducer_, ranks) {}
+        reduction_(make_reduction(options)),
+        transaction_(buckets_, *reduction_.reducer, ranks, {.before = reduction_.before.get()}) {}
 
   void go(History& run, std::int64_t from, std::int64_t to) {
     if (run.estimates.empty()) {
@@ -104,7 +104,7 @@ class Driver {
       }
     } else if (from > 0 && is_fresh_) {
       Restore restore(run.state);
-      for (const Bucket& bucket : buckets_) reducer_->visit(bucket, restore);
+      visit(restore);
     }
     for (std::int64_t step = from; step < to; ++step) {
       take_step(run, step);
@@ -112,10 +112,17 @@ class Driver {
     }
     is_fresh_ = false;
     run.state = {};
-    for (const Bucket& bucket : buckets_) reducer_->visit(bucket, run.state);
+    visit(run.state);
   }
 
  private:
+  void visit(StateVisitor& visitor) {
+    for (const Bucket& bucket : buckets_) {
+      reduction_.reducer->visit(bucket, visitor);
+      if (reduction_.before) reduction_.before->visit(bucket, visitor);
+    }
+  }
+
   void take_step(History& run, std::int64_t step) {
     const bool silent = plan_.silent(step);
     transaction_.set_step({.step = step,
@@ -220,7 +227,7 @@ class Driver {
   const Plan plan_ = {};
   bool is_fresh_ = true;  // has taken no step: it goes on where another one was
   std::vector<Bucket> buckets_;
-  std::unique_ptr<GradientReducer> reducer_;
+  Reduction reduction_;
   StepTransaction transaction_;
 };
 

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <thread>
 
+#include "collectives/compression/reducer/gradient_average.h"
 #include "collectives/cuda/cuda_queue.h"
 #include "collectives/threads/thread_communicator.h"
 #include "optimizers/sgd.h"
@@ -62,6 +63,7 @@ struct Rank {
   GradientBuckets buckets;
   CompressionOptions compression;
   std::unique_ptr<GradientReducer> reducer;
+  std::unique_ptr<BeforeReduce> before;
   std::unique_ptr<Optimizer> optimizer;
 };
 
@@ -103,7 +105,10 @@ std::vector<at::Tensor> state_of(Rank& rank) {
     void counter(const std::string&, std::int64_t&) override {}
     std::vector<at::Tensor> all;
   } copies;
-  for (const Bucket& bucket : rank.buckets.buckets()) rank.reducer->visit(bucket, copies);
+  for (const Bucket& bucket : rank.buckets.buckets()) {
+    rank.reducer->visit(bucket, copies);
+    if (rank.before) rank.before->visit(bucket, copies);
+  }
   return copies.all;
 }
 
@@ -126,11 +131,17 @@ Expected expected_results(std::uint64_t seed) {
   auto group = make_thread_group(kSize);
   const auto train = [&](Communicator& communicator) {
     Rank mine(seed);
-    mine.reducer = seed % kStepScenarioKinds == 2 ? make_reducer(mine.compression)
-                                                  : make_reference_reducer(mine.compression);
+    CompressionOptions plain = mine.compression;
+    const double momentum = std::exchange(plain.feedback.momentum, 0);
+    mine.reducer =
+        seed % kStepScenarioKinds == 2 ? make_reducer(plain) : make_reference_reducer(plain);
+    if (momentum > 0) {
+      mine.before = std::make_unique<GradientAverage>(*mine.reducer, momentum, ReducerLaunch{});
+    }
     mine.optimizer =
         std::make_unique<Sgd>(mine.buckets.buckets(), SgdOptions{.momentum = 0.5}, GroupRules{});
-    StepTransaction transaction(mine.buckets.buckets(), *mine.reducer, communicator);
+    StepTransaction transaction(mine.buckets.buckets(), *mine.reducer, communicator,
+                                {.before = mine.before.get()});
     GradientArrival arrival(mine.buckets, transaction, Counting::declared);
     const int rank = communicator.rank();
     for (std::int64_t step = 0; step < kSteps; ++step) {
@@ -168,12 +179,15 @@ ScenarioResult step_scenario(std::uint64_t seed, const std::optional<WaitSite>& 
     const std::shared_ptr<Queue> compute = make_cuda_queue(cuda, compute_stream.get());
     const std::shared_ptr<Queue> communication =
         make_cuda_queue(cuda, self.stream, [&] { self.communicator.poll(); });
-    mine.reducer = make_reducer(mine.compression, kernels.reducer_launch(communication));
+    Reduction reduction = make_reduction(mine.compression, kernels.reducer_launch(communication));
+    mine.reducer = std::move(reduction.reducer);
+    mine.before = std::move(reduction.before);
     mine.optimizer = std::make_unique<Sgd>(mine.buckets.buckets(), SgdOptions{.momentum = 0.5},
                                            GroupRules{}, kernels.optimizer_launch(compute));
     // Its memory is the simulator's, which it must not outlive.
     struct Reset {
       ~Reset() {
+        rank.before.reset();
         rank.reducer.reset();
         rank.optimizer.reset();
       }
@@ -181,7 +195,7 @@ ScenarioResult step_scenario(std::uint64_t seed, const std::optional<WaitSite>& 
     } const reset{mine};
     const GradientPath path{self.communicator, *compute, *communication};
     StepTransaction transaction(mine.buckets.buckets(), *mine.reducer, *group[place],
-                                {.path = &path});
+                                {.before = mine.before.get(), .path = &path});
     GradientArrival arrival(mine.buckets, transaction, Counting::declared);
     for (std::int64_t step = 0; step < kSteps; ++step) {
       std::string problem =

@@ -288,8 +288,8 @@ struct Step {
 testing::Snapshot state_after(const std::vector<Step>& steps, const CompressionOptions& options,
                               Communicator& communicator) {
   GradientBuckets buckets = make_buckets();
-  const auto reducer = make_reducer(options);
-  Steps mine(buckets, *reducer, communicator);
+  const Reduction reduction = make_reduction(options);
+  Steps mine(buckets, *reduction.reducer, communicator, {.before = reduction.before.get()});
   for (const Step& step : steps) {
     for (std::size_t i = kParameters; i-- > 0;) {
       const bool poisoned = i == step.bad && communicator.rank() == static_cast<int>(step.bad % 3);
@@ -305,7 +305,10 @@ testing::Snapshot state_after(const std::vector<Step>& steps, const CompressionO
     }
   }
   testing::Snapshot state;
-  for (const Bucket& bucket : buckets.buckets()) reducer->visit(bucket, state);
+  for (const Bucket& bucket : buckets.buckets()) {
+    reduction.reducer->visit(bucket, state);
+    if (reduction.before) reduction.before->visit(bucket, state);
+  }
   return state;
 }
 

@@ -1,4 +1,4 @@
-#include "collectives/compression/reducer/momentum.h"
+#include "collectives/compression/reducer/gradient_average.h"
 
 #include <ATen/ops/zeros_like.h>
 
@@ -16,28 +16,27 @@ constexpr std::int64_t kBlock = 1024;  // values; of a size that suits a GPU
 
 }  // namespace
 
-MomentumReducer::MomentumReducer(std::unique_ptr<GradientReducer> inner, double momentum,
+GradientAverage::GradientAverage(const GradientReducer& reducer, double momentum,
                                  const ReducerLaunch& launch)
-    : inner_(std::move(inner)), momentum_(momentum), launch_(launch) {
+    : reducer_(reducer), momentum_(momentum), launch_(launch) {
   check(momentum > 0 && momentum < 1, "momentum is between 0 and 1");
 }
 
-MomentumReducer::Path& MomentumReducer::path(const Bucket& bucket) {
+GradientAverage::Path& GradientAverage::path(const Bucket& bucket) {
   const auto found = paths_.find(bucket.index);
   check(found != paths_.end(), "the bucket was prepared");
   return found->second;
 }
 
-void MomentumReducer::prepare(const Bucket& bucket, int rank, int size) {
-  inner_->prepare(bucket, rank, size);
+void GradientAverage::prepare(const Bucket& bucket) {
   Path here;
-  for (const SlicePlan& slice : inner_->plan(bucket)) here.compressed.push_back(slice.compressed);
+  for (const SlicePlan& slice : reducer_.plan(bucket)) here.compressed.push_back(slice.compressed);
   here.momentum = at::zeros_like(bucket.gradient);
   here.next = at::zeros_like(bucket.gradient);
   paths_.insert_or_assign(bucket.index, std::move(here));
 }
 
-void MomentumReducer::lay_out(const Bucket& bucket, Path& here) {
+void GradientAverage::lay_out(const Bucket& bucket, Path& here) {
   std::vector<bool> frozen;
   for (const Slice& slice : bucket.slices) frozen.push_back(slice.frozen);
   if (here.table.filled() && frozen == here.frozen) return;
@@ -58,7 +57,7 @@ void MomentumReducer::lay_out(const Bucket& bucket, Path& here) {
   here.table.fill(table, bucket.gradient, *launch_.queue);
 }
 
-void MomentumReducer::stage(Bucket& bucket, Communicator& communicator, const StepContext& step) {
+void GradientAverage::before_reduce(Bucket& bucket, const StepContext& step) {
   Path& here = path(bucket);
   lay_out(bucket, here);
   const double keep = step.transmission == Transmission::dense ? 0 : momentum_;
@@ -72,18 +71,15 @@ void MomentumReducer::stage(Bucket& bucket, Communicator& communicator, const St
                                   .share = static_cast<T>(1 - keep)},
                                  launch_.queue->stream());
   });
-  inner_->stage(bucket, communicator, step);
 }
 
-void MomentumReducer::commit(Bucket& bucket) {
-  inner_->commit(bucket);
+void GradientAverage::commit(const Bucket& bucket) {
   Path& here = path(bucket);
   hold_absent(bucket, {0, bucket.numel()}, here.next, here.momentum, *launch_.queue);
   std::swap(here.momentum, here.next);
 }
 
-void MomentumReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
-  inner_->visit(bucket, visitor);
+void GradientAverage::visit(const Bucket& bucket, StateVisitor& visitor) {
   const Path& here = path(bucket);
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
     if (!here.compressed[i]) continue;
