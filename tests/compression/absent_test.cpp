@@ -26,7 +26,7 @@ using testing::NamedOptions;
 using testing::random_gradient;
 using testing::Snapshot;
 
-constexpr std::int64_t kSteps = 40;
+constexpr std::int64_t kSteps = 28;
 
 std::vector<NamedOptions> all_ways() {
   std::vector<NamedOptions> ways;
@@ -163,9 +163,9 @@ void run(const NamedOptions& way, int size, EstimateForm form,
             slice.frozen = step.frozen[b][s] || (i == 1 && step.absent[b][s]);
             if (step.frozen[b][s] || step.absent[b][s]) part(bucket.gradient, slice).zero_();
           }
-          if (step.poisoned && rank == 0 && bucket.index == 1) {
-            bucket.gradient[3] = std::numeric_limits<float>::infinity();
+          if (step.poisoned && bucket.index == 1) {
             bucket.slices[0].frozen = false;
+            if (rank == 0) bucket.gradient[3] = std::numeric_limits<float>::infinity();
           }
           reducer->stage(bucket, *communicator, step.context);
         }
@@ -194,7 +194,9 @@ void run(const NamedOptions& way, int size, EstimateForm form,
                       of_slice(states[0], bucket.slices[s]))
               << where << ", slice " << s;
         }
-        if (comparable) ASSERT_TRUE(states[0] == states[1]) << where;
+        if (comparable) {
+          ASSERT_TRUE(states[0] == states[1]) << where;
+        }
         if (step.poisoned) continue;
         const at::Tensor got = estimate(bucket);
         for (const Slice& slice : bucket.slices) {

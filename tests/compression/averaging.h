@@ -47,12 +47,12 @@ class AveragingReducer final : public GradientReducer {
 
 // What `make` makes, behind averages where the options ask for them.
 template <typename Make>
-std::unique_ptr<GradientReducer> with_averages(CompressionOptions options, const Make& make) {
+std::unique_ptr<GradientReducer> with_averages(CompressionOptions options, const Make& make,
+                                               const ReducerLaunch& launch = {}) {
   const double momentum = std::exchange(options.feedback.momentum, 0);
   Reduction reduction{make(options), nullptr};
   if (momentum == 0) return std::move(reduction.reducer);
-  reduction.before =
-      std::make_unique<GradientAverage>(*reduction.reducer, momentum, ReducerLaunch{});
+  reduction.before = std::make_unique<GradientAverage>(*reduction.reducer, momentum, launch);
   return std::make_unique<AveragingReducer>(std::move(reduction));
 }
 

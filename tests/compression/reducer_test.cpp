@@ -288,7 +288,9 @@ TEST(Reducer, DenseStepsSendNoFrozenSlices) {
           // Shares differ by an element, and there are gaps of less than 16 behind slices.
           EXPECT_NEAR(sent, ring_bytes(4.0 * static_cast<double>(live), kSize), 4 * 5 * 16)
               << frozen;
-          if (live == 0) EXPECT_EQ(sent, 0);
+          if (live == 0) {
+            EXPECT_EQ(sent, 0);
+          }
           EXPECT_TRUE(bucket.gradient.equal(expected)) << frozen;
         }
       });
