@@ -233,11 +233,19 @@ const Attack kAttacks[] = {
      }},
     {"a rank that is late", "timed out",
      [](const Round& round) {
-       if (round.rank() == 0) std::this_thread::sleep_for(300ms);
+       if (round.rank() == 0) {
+         MPI_Barrier(MPI_COMM_WORLD);
+         round.ranks.barrier()->wait();
+         return;
+       }
        const auto work = round.any(round.count());
        round.lender.move_storages();
-       work->wait(Clock::now() + 5ms);
-       round.ranks.barrier()->wait();
+       try {
+         work->wait(Clock::now() + 5ms);
+       } catch (const thinwire::PeerLost&) {
+         MPI_Barrier(MPI_COMM_WORLD);
+         throw;
+       }
      }},
 };
 
