@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <numeric>
 
 #include "runtime/base/error.h"
@@ -15,6 +16,32 @@ Counts equal_counts(std::int64_t total, int size) {
   Counts counts(static_cast<std::size_t>(size), total / size);
   for (int rank = 0; rank < total % size; ++rank) ++counts[static_cast<std::size_t>(rank)];
   return counts;
+}
+
+// FNV-1a over words.
+constexpr std::uint64_t kMixBasis = 0xcbf29ce484222325;
+
+std::uint64_t mix(std::uint64_t hash, std::uint64_t word) {
+  hash = (hash ^ word) * 0x100000001b3;
+  return hash ^ (hash >> 29);
+}
+
+std::uint64_t mixed(std::initializer_list<std::uint64_t> words) {
+  std::uint64_t hash = kMixBasis;
+  for (const std::uint64_t word : words) hash = mix(hash, word);
+  return hash;
+}
+
+const char* name(ReduceOp op) {
+  switch (op) {
+    case ReduceOp::sum:
+      return "sum";
+    case ReduceOp::min:
+      return "min";
+    case ReduceOp::max:
+      return "max";
+  }
+  return "unknown operation";
 }
 
 void check_tensor(const at::Tensor& tensor, std::string_view what) {
@@ -86,8 +113,86 @@ const char* name(OperationKind kind) {
 }
 
 std::string Operation::describe() const {
-  if (!input.defined()) return name(kind);
-  return fmt::format("{} of {} {}", name(kind), input.numel(), toString(input.scalar_type()));
+  return CallRecord(*this).describe();
+}
+
+std::string CallSummary::describe() const {
+  if (dtype < 0) return name(kind);
+  return fmt::format("{} of {} {}", name(kind), numel,
+                     toString(static_cast<at::ScalarType>(dtype)));
+}
+
+std::uint64_t CallSummary::giving() const {
+  return mixed({static_cast<std::uint64_t>(kind), static_cast<std::uint64_t>(op),
+                static_cast<std::uint64_t>(dtype), static_cast<std::uint64_t>(root), gives});
+}
+
+std::uint64_t CallSummary::taking() const {
+  CallSummary mirrored = *this;
+  mirrored.gives = takes;
+  return mirrored.giving();
+}
+
+CallRecord::CallRecord(const Operation& call) {
+  same_.kind = call.kind;
+  same_.op = call.op;
+  same_.root = call.root;
+  if (!call.input.defined()) return;
+  same_.dtype = static_cast<std::int32_t>(call.input.scalar_type());
+  same_.numel = call.input.numel();
+  if (call.kind == OperationKind::all_to_all) {
+    gives_ = call.input_counts;
+    takes_ = call.output_counts;
+    return;
+  }
+  same_.gives = kMixBasis;
+  for (const Counts* counts : {&call.input_counts, &call.output_counts}) {
+    for (const std::int64_t count : *counts) {
+      same_.gives = mix(same_.gives, static_cast<std::uint64_t>(count));
+    }
+  }
+  same_.takes = same_.gives;
+}
+
+CallSummary CallRecord::towards(int peer) const {
+  CallSummary summary = same_;
+  if (!gives_.empty()) {
+    summary.gives = static_cast<std::uint64_t>(gives_[static_cast<std::size_t>(peer)]);
+    summary.takes = static_cast<std::uint64_t>(takes_[static_cast<std::size_t>(peer)]);
+  }
+  return summary;
+}
+
+std::string disagreement(const CallSummary& a, int rank_a, const CallSummary& b, int rank_b) {
+  if (rank_a > rank_b) return disagreement(b, rank_b, a, rank_a);
+  const bool same_op = a.op == b.op;
+  const bool same_root = a.root == b.root;
+  const bool same_shares = a.gives == b.takes && a.takes == b.gives;
+  if (a.kind == b.kind && same_op && a.dtype == b.dtype && same_root && same_shares) return {};
+  const auto called = [&](const CallSummary& call, int other) {
+    std::string text = call.describe();
+    if (a.kind != b.kind || a.dtype != b.dtype) return text;
+    if (!same_op) text += fmt::format(" ({})", name(call.op));
+    if (!same_root) text += fmt::format(" from rank {}", call.root);
+    if (!same_shares && call.kind == OperationKind::all_to_all) {
+      text += fmt::format(", {} to and {} from rank {}", call.gives, call.takes, other);
+    }
+    return text;
+  };
+  const bool only_shares = a.kind == b.kind && a.kind != OperationKind::all_to_all &&
+                           !same_shares && a.numel == b.numel && a.dtype == b.dtype && same_op &&
+                           same_root;
+  return fmt::format(
+      "rank {} called {}, rank {} called {}{}; every rank must call the same operations in the "
+      "same order",
+      rank_a, called(a, rank_b), rank_b, called(b, rank_a), only_shares ? " in other shares" : "");
+}
+
+std::string left_before(int rank, const std::string& operation) {
+  return fmt::format(
+      "rank {} left the group before {}, which the others are in; every rank must call the same "
+      "operations",
+      rank, operation);
 }
 
 Operation make_all_reduce(at::Tensor tensor, ReduceOp op, int size) {

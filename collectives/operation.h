@@ -49,6 +49,47 @@ Operation make_all_to_all(at::Tensor output, at::Tensor input, Counts output_cou
                           Counts input_counts, int size);
 Operation make_broadcast(at::Tensor tensor, int root, int size);
 
+// What a rank may tell another of its call, as plain data.
+struct CallSummary {
+  OperationKind kind = OperationKind::barrier;
+  ReduceOp op = ReduceOp::sum;
+  std::int32_t dtype = -1;  // none
+  std::int32_t root = 0;
+  std::int64_t numel = 0;  // of the input
+  // What goes to the other and comes from it: elements of an all_to_all, else the shares of all
+  // ranks as one number.
+  std::uint64_t gives = 0;
+  std::uint64_t takes = 0;
+
+  std::string describe() const;
+  // A hash of all that a message to the other is part of, and one of what comes from it: this
+  // rank's `giving` is the other's `taking` where the calls match.
+  std::uint64_t giving() const;
+  std::uint64_t taking() const;
+};
+
+// A call without its tensors.
+class CallRecord {
+ public:
+  CallRecord() = default;
+  explicit CallRecord(const Operation& call);
+  // As it is to be told to the rank `peer`.
+  CallSummary towards(int peer) const;
+  std::string describe() const { return same_.describe(); }
+
+ private:
+  CallSummary same_;  // for all peers
+  Counts gives_;      // of an all_to_all
+  Counts takes_;
+};
+
+// Empty where two ranks' calls, each as told to the other, may meet in one operation; else a
+// sentence: "rank 0 called barrier, rank 1 called all_reduce of 4 Float; every rank must ...".
+std::string disagreement(const CallSummary& a, int rank_a, const CallSummary& b, int rank_b);
+
+// What others say who are in `operation` when `rank` has left.
+std::string left_before(int rank, const std::string& operation);
+
 // A communicator whose operations all come through one function: what backends and decorators
 // derive from.
 class OperationCommunicator : public Communicator {

@@ -26,6 +26,16 @@ struct MpiOptions {
 // makes progress only inside `wait`, which tests with yields and then short sleeps. A timeout names
 // the peers that this rank waits for; in a large sum those are its neighbours, which may be waiting
 // themselves. The lifeline (runtime/watch) knows who is behind.
+//
+// A rank that destroyed its communicator, all its operations done, is missed at once by an
+// operation that needs it. Ranks that call different operations hear so as soon as nothing moves
+// any more: messages are tagged with what they are part of, so none comes into another operation's
+// memory, and a rank that waits tells its peers in what. An operation that failed, or was dropped,
+// lets go of memory only when MPI has: its tensors' storages are held, for ever if need be, and are
+// not resizable any more.
+//
+// `split` costs a barrier and an MPI_Comm_split. A group that its ranks have left is freed when the
+// last of them is known to have, at the latest in MPI_Finalize; one that failed never is.
 std::unique_ptr<Communicator> make_mpi_communicator(MPI_Comm parent, MpiOptions options = {});
 
 }  // namespace thinwire

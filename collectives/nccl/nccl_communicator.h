@@ -61,6 +61,12 @@ struct NcclOptions {
 // Sums: the same bits on all ranks, in an order of NCCL's choosing. `bytes_sent` is what a direct
 // algorithm sends (`direct_bytes_sent`); NCCL does not tell what it sent.
 //
+// Several groups on one device: their operations run on streams of their own, but a device may hold
+// no more than one NCCL kernel at a time, so that one that waits for its peers keeps the others
+// from running. Callers therefore keep one launch order per device: operations of all groups that a
+// device is in are called in the same order on all ranks, from one thread or under one lock. Where
+// ranks call them in different orders they may wait for each other until the timeout.
+//
 // Threads: the caller has made the communicator's device current (cudaSetDevice) on each thread
 // that calls it.
 //

@@ -4,6 +4,8 @@
 #include <compare>
 #include <cstdint>
 
+#include "collectives/failure.h"
+
 namespace thinwire::sockets {
 
 // Names a group in the whole job: the rank of its first member and how many it had named before.
@@ -40,19 +42,19 @@ struct FrameHeader {
 };
 static_assert(sizeof(FrameHeader) == 32, "32 bytes are less than 1 % of 4 KiB");
 
-// Why a group ended.
-enum class FailureKind : std::uint32_t {
-  lost,      // PeerLost
-  disagree,  // RanksDisagree
+enum class NoticeKind : std::uint32_t {
+  failure,  // the group has ended
+  left,     // the sender calls no more operations of the group
+  goodbye,  // the sender closes its connections
 };
-
-enum class NoticeKind : std::uint32_t { failure, goodbye };
 
 // On the notices connection; `bytes` of text follow.
 struct NoticeHeader {
   NoticeKind kind = NoticeKind::goodbye;
   FailureKind failure = FailureKind::lost;
   GroupId group;
+  // Of a failure: the first operation that fails. Of who left: how many he has called.
+  std::int64_t sequence = 0;
   std::uint32_t bytes = 0;
   std::uint32_t unused = 0;
 };

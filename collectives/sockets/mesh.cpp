@@ -37,11 +37,6 @@ int stream_of(FrameKind kind) {
   return kind == FrameKind::second ? 1 : 0;
 }
 
-[[noreturn]] void raise(const Failure& failure) {
-  if (failure.kind == FailureKind::disagree) throw RanksDisagree(failure.reason);
-  throw PeerLost(failure.reason);
-}
-
 bool again(int code) {
   return code == EAGAIN || code == EWOULDBLOCK || code == EINTR;
 }
@@ -59,6 +54,11 @@ bool drained(const Descriptor& socket) {
 const Failure* Group::ended() const {
   if (failure) return &*failure;
   return parent != nullptr ? parent->ended() : nullptr;
+}
+
+bool Group::fails(std::uint64_t sequence) const {
+  if (failure && static_cast<std::int64_t>(sequence) >= failure->from) return true;
+  return parent != nullptr && parent->ended() != nullptr;
 }
 
 int Group::place_of(int job_rank) const {
@@ -88,7 +88,7 @@ Mesh::Mesh(const SocketOptions& options, std::vector<Connections> connections)
 Mesh::~Mesh() {
   const bool clean = world_->ended() == nullptr;
   each_peer([&](int rank) {
-    if (clean) send_notice(peer(rank), {NoticeKind::goodbye, FailureKind::lost, {}, 0, 0}, {});
+    if (clean) send_notice(peer(rank), {NoticeKind::goodbye, FailureKind::lost, {}, 0, 0, 0}, {});
     ::shutdown(peer(rank).sockets.data.get(), SHUT_WR);
   });
   // Closing a socket into which a peer still writes throws away what it has not delivered.
@@ -127,21 +127,32 @@ Group& Mesh::add_group(GroupId id, std::vector<int> members, Group& parent) {
     group->failure = early->second;
     early_failures_.erase(early);
   }
+  if (const auto early = early_left_.find(id); early != early_left_.end()) {
+    group->left = std::move(early->second);
+    early_left_.erase(early);
+  }
   Group& added = *group;
   groups_[id] = std::move(group);
   return added;
 }
 
-void Mesh::throw_if_ended(const Group& group) {
+void Mesh::leave(Group& group) {
   const std::lock_guard lock(mutex_);
-  if (const Failure* failure = group.ended()) raise(*failure);
+  if (group.ended() != nullptr) return;
+  for (const int rank : group.members) {
+    if (rank == options_.rank) continue;
+    send_notice(peer(rank),
+                {NoticeKind::left, FailureKind::lost, group.id,
+                 static_cast<std::int64_t>(group.posted), 0, 0},
+                {});
+  }
 }
 
 // --- Operations ---------------------------------------------------------------------------------
 
 std::shared_ptr<Exchange> Mesh::post(Group& group, Operation call) {
   const std::lock_guard lock(mutex_);
-  if (const Failure* failure = group.ended()) raise(*failure);
+  if (group.fails(group.posted)) raise(*group.ended());
   const auto exchange = std::make_shared<Exchange>(
       OperationId{group.id, group.posted++}, std::move(call), group.rank,
       static_cast<int>(group.members.size()), options_.chunk_bytes, pool_);
@@ -154,7 +165,7 @@ std::shared_ptr<Exchange> Mesh::post(Group& group, Operation call) {
   forget_complete();
   // A thread that polls must also look out for what this operation needs.
   if (polling_) wake();
-  if (const Failure* failure = group.ended()) raise(*failure);
+  if (group.fails(exchange->id().sequence)) raise(*group.ended());
   return exchange;
 }
 
@@ -169,7 +180,7 @@ void Mesh::wait(Group& group, Exchange& exchange, Deadline deadline) {
   for (;;) {
     // What is complete has succeeded, whatever happened since.
     if (complete()) return;
-    if (const Failure* failure = group.ended()) raise(*failure);
+    if (group.fails(exchange.id().sequence)) raise(*group.ended());
     if (Clock::now() >= deadline) {
       end_group(group, {FailureKind::lost, timed_out(group, exchange)});
       tell_members(group);
@@ -183,9 +194,7 @@ void Mesh::wait(Group& group, Exchange& exchange, Deadline deadline) {
 
 void Mesh::abort(Group& group, Failure failure) {
   const std::lock_guard lock(mutex_);
-  if (group.ended() != nullptr) return;
-  end_group(group, std::move(failure));
-  tell_members(group);
+  if (end_group(group, std::move(failure))) tell_members(group);
 }
 
 void Mesh::progress(std::unique_lock<std::mutex>& lock, Deadline deadline) {
@@ -450,7 +459,7 @@ void Mesh::begin_frame(int rank) {
   if (header.kind == FrameKind::call) release_ahead(from, header.id);
 
   Group* group = find_group(header.id.group);
-  if (group != nullptr && group->ended() != nullptr) return;
+  if (group != nullptr && group->fails(header.id.sequence)) return;
   if (const auto exchange = find_exchange(header.id)) {
     if (accept(rank, *group, *exchange, header) && header.bytes > 0) {
       reading.exchange = exchange;
@@ -461,14 +470,15 @@ void Mesh::begin_frame(int rank) {
   if (group != nullptr && header.id.sequence < group->posted) {
     // The operation is over here, so nothing was expected from this rank but its call.
     if (header.total > 0) {
-      refuse(rank, *group, fmt::format("sent {} bytes where none were expected", header.total));
+      refuse(rank, *group, header.id.sequence,
+             fmt::format("sent {} bytes where none were expected", header.total));
     }
     return;
   }
   std::int64_t kept = header.bytes;
   for (const auto& [id, early] : from.early) kept += early.header.bytes;
   if (header.kind != FrameKind::call || kept > kAheadBytes || from.early.contains(header.id)) {
-    refuse(rank, *world_, "sent what this program does not send");
+    refuse(rank, *world_, 0, "sent what this program does not send");
     return;
   }
   reading.early = &from.early[header.id];
@@ -481,24 +491,25 @@ void Mesh::begin_frame(int rank) {
 bool Mesh::accept(int rank, Group& group, Exchange& exchange, const FrameHeader& header) {
   const int member = group.place_of(rank);
   if (member < 0) {
-    refuse(rank, group, "sent something to a group that it is not in");
+    refuse(rank, group, header.id.sequence, "sent something to a group that it is not in");
     return false;
   }
   const std::string what = exchange.mismatch(member, header);
   if (!what.empty()) {
-    refuse(rank, group, what);
+    refuse(rank, group, header.id.sequence, what);
     return false;
   }
   if (header.kind == FrameKind::call) exchange.lane(member).call_received = true;
   return true;
 }
 
-void Mesh::refuse(int rank, Group& group, const std::string& what) {
+void Mesh::refuse(int rank, Group& group, std::uint64_t sequence, const std::string& what) {
   if (group.ended() != nullptr) return;
   end_group(group, {FailureKind::disagree,
                     fmt::format("rank {} {}: ranks called different operations; every rank must "
                                 "call the same operations in the same order",
-                                rank, what)});
+                                rank, what),
+                    static_cast<std::int64_t>(sequence)});
   tell_members(group);
 }
 
@@ -567,14 +578,16 @@ void Mesh::receive_notices(int rank) {
     from.notices.erase(from.notices.begin(), end + static_cast<std::ptrdiff_t>(header.bytes));
     if (header.kind == NoticeKind::goodbye) {
       from.said_goodbye = true;
+    } else if (header.kind == NoticeKind::left) {
+      Group* group = find_group(header.group);
+      (group != nullptr ? group->left : early_left_[header.group])[rank] = header.sequence;
     } else if (Group* group = find_group(header.group)) {
-      if (group->ended() != nullptr) continue;
-      end_group(*group, {header.failure, text});
+      if (!end_group(*group, {header.failure, text, header.sequence})) continue;
       // Once more to everybody, though the sender did: this rank may now end, and a peer that sees
       // that before it hears the sender would blame this one.
       tell_members(*group);
     } else {
-      early_failures_[header.group] = {header.failure, text};
+      early_failures_[header.group] = {header.failure, text, header.sequence};
     }
   }
 }
@@ -597,7 +610,8 @@ void Mesh::fail_world(const std::string& reason) {
   tell_members(*world_);
 }
 
-// A rank that left is an error once an operation needs it. What it sent before is read first.
+// A rank that left is an error once an operation needs it: one that it has not called, or, once it
+// has closed its connections, one to which it owes something. What it sent before is read first.
 void Mesh::miss_those_who_left() {
   each_peer([&](int rank) {
     const Peer& gone = peer(rank);
@@ -607,39 +621,50 @@ void Mesh::miss_those_who_left() {
       const int member = group.place_of(rank);
       if (member < 0) continue;
       if (!gone.can_write) exchange.lane(member).call_sent = true;
-      if (!gone.said_goodbye || gone.can_read) continue;
-      if (!exchange.needs_to_receive(member) && !exchange.needs_to_send(member)) continue;
-      end_group(group, {FailureKind::lost,
-                        fmt::format("rank {} has left, but {} needs it; every rank must call the "
-                                    "same operations",
-                                    rank, exchange.call().describe())});
+      const auto left = group.left.find(rank);
+      const auto sequence = static_cast<std::int64_t>(exchange.id().sequence);
+      const bool never_called = left != group.left.end() && sequence >= left->second;
+      const bool closed = gone.said_goodbye && !gone.can_read &&
+                          (exchange.needs_to_receive(member) || exchange.needs_to_send(member));
+      if (!never_called && !closed) continue;
+      end_group(group,
+                {FailureKind::lost, left_before(rank, exchange.call().describe()), sequence});
       tell_members(group);
       return;
     }
   });
 }
 
-void Mesh::end_group(Group& group, Failure failure) {
-  if (group.ended() != nullptr) return;
-  group.failure = std::move(failure);
-  drop_ended();
+// False where it is no news. What a group fails for first is said.
+bool Mesh::end_group(Group& group, Failure failure) {
+  if (group.parent != nullptr && group.parent->ended() != nullptr) return false;
+  if (!group.failure) {
+    group.failure = std::move(failure);
+  } else if (failure.from < group.failure->from) {
+    group.failure->from = failure.from;
+  } else {
+    return false;
+  }
+  drop_what_fails();
   changed_.notify_all();
   if (polling_) wake();
+  return true;
 }
 
 void Mesh::tell_members(const Group& group) {
   for (const int rank : group.members) {
     if (rank == options_.rank) continue;
-    send_notice(peer(rank), {NoticeKind::failure, group.ended()->kind, group.id, 0, 0},
+    send_notice(peer(rank),
+                {NoticeKind::failure, group.ended()->kind, group.id, group.ended()->from, 0, 0},
                 group.ended()->reason);
   }
 }
 
-// Lets go of the tensors of groups that ended. Connections stay in step for the other groups: a
+// Lets go of the tensors of operations that fail. Connections stay in step for the other groups: a
 // frame that is half written or half read goes on without its operation.
-void Mesh::drop_ended() {
+void Mesh::drop_what_fails() {
   const auto ended = [&](const Exchange& exchange) {
-    return find_group(exchange.id().group)->ended() != nullptr;
+    return find_group(exchange.id().group)->fails(exchange.id().sequence);
   };
   for (Peer& each : peers_) {
     Writing& writing = each.writing;
@@ -655,7 +680,7 @@ void Mesh::drop_ended() {
     if (each.reading.exchange && ended(*each.reading.exchange)) each.reading.exchange.reset();
     std::erase_if(each.early, [&](const auto& entry) {
       const Group* group = find_group(entry.first.group);
-      if (group == nullptr || group->ended() == nullptr) return false;
+      if (group == nullptr || !group->fails(entry.first.sequence)) return false;
       if (each.reading.early == &entry.second) each.reading.early = nullptr;
       return true;
     });

@@ -19,12 +19,6 @@
 
 namespace thinwire::sockets {
 
-// Why a group can do no more.
-struct Failure {
-  FailureKind kind = FailureKind::lost;
-  std::string reason;
-};
-
 // Ranks of the job that act together. Guarded by the mesh; everything but the end is fixed.
 struct Group {
   GroupId id;
@@ -33,7 +27,11 @@ struct Group {
   Group* parent = nullptr;
   std::uint64_t posted = 0;  // operations so far
   std::optional<Failure> failure;
+  // Members that have left, by their ranks in the job: how many operations they have called.
+  std::map<int, std::int64_t> left;
 
+  // Does the operation of this number fail?
+  bool fails(std::uint64_t sequence) const;
   // Its own end, or that of a group it was split from.
   const Failure* ended() const;
   // The place of a rank of the job, or -1.
@@ -65,7 +63,8 @@ class Mesh {
   void wait(Group& group, Exchange& exchange, Deadline deadline);
   // Ends a group here and, by a notice, on its other members.
   void abort(Group& group, Failure failure);
-  void throw_if_ended(const Group& group);
+  // This rank calls no more operations of the group, and says so.
+  void leave(Group& group);
 
  private:
   // The call of an operation that this rank has not called yet, with the bytes that came along.
@@ -127,7 +126,7 @@ class Mesh {
   void take_payload(Reading& reading, std::int64_t bytes);
   void begin_frame(int rank);
   bool accept(int rank, Group& group, Exchange& exchange, const FrameHeader& header);
-  void refuse(int rank, Group& group, const std::string& what);
+  void refuse(int rank, Group& group, std::uint64_t sequence, const std::string& what);
   void release_ahead(Peer& from, const OperationId& id);
   void adopt_early(Group& group, const std::shared_ptr<Exchange>& exchange);
 
@@ -136,9 +135,9 @@ class Mesh {
   void fail_world(const std::string& reason);
   void miss_those_who_left();
 
-  void end_group(Group& group, Failure failure);
+  bool end_group(Group& group, Failure failure);
   void tell_members(const Group& group);
-  void drop_ended();
+  void drop_what_fails();
   void forget_complete();
   Group* find_group(GroupId id);
   std::shared_ptr<Exchange> find_exchange(const OperationId& id);
@@ -154,7 +153,9 @@ class Mesh {
   std::map<GroupId, std::unique_ptr<Group>> groups_;
   Group* world_ = nullptr;
   std::uint32_t names_ = 0;
-  std::map<GroupId, Failure> early_failures_;  // of groups that this rank does not know yet
+  // What is known of groups that this rank does not know yet.
+  std::map<GroupId, Failure> early_failures_;
+  std::map<GroupId, std::map<int, std::int64_t>> early_left_;
   BlockPool pool_;
   std::vector<std::shared_ptr<Exchange>> pending_;  // in the order of the calls
   std::vector<char> waste_;

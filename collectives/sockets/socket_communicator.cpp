@@ -29,7 +29,7 @@ class SocketWork final : public Work {
 
   ~SocketWork() override {
     if (waited_) return;
-    mesh_->abort(group_, {sockets::FailureKind::lost,
+    mesh_->abort(group_, {FailureKind::lost,
                           fmt::format("rank {} dropped {} without waiting for it",
                                       mesh_->options().rank, exchange_->call().describe())});
   }
@@ -57,6 +57,8 @@ class SocketCommunicator final : public OperationCommunicator {
                               mesh->options().timeout),
         mesh_(std::move(mesh)),
         group_(group) {}
+
+  ~SocketCommunicator() override { mesh_->leave(group_); }
 
   std::unique_ptr<Communicator> split(int color, int key) override {
     // Everybody proposes a name for his part; that of its first member counts.
@@ -87,7 +89,7 @@ class SocketCommunicator final : public OperationCommunicator {
   }
 
   void abort(const std::string& reason) override {
-    mesh_->abort(group_, {sockets::FailureKind::lost, reason});
+    mesh_->abort(group_, {FailureKind::lost, reason});
   }
 
  private:

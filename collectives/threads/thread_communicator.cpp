@@ -14,6 +14,7 @@
 #include <optional>
 #include <thread>
 
+#include "collectives/failure.h"
 #include "collectives/operation.h"
 #include "runtime/base/error.h"
 
@@ -30,31 +31,46 @@ struct Meeting {
   std::vector<std::vector<char>> shares;  // all_reduce: each rank's reduced share
 };
 
+// Who says why, when a rank's communicator is destroyed by an exception.
+enum class Unwinding {
+  is_leaving,  // nobody: the rank has left
+  is_told,     // who catches it, and aborts the group
+};
+
 // What the ranks of one group share. Everything is guarded by `mutex` except the tensors of a
 // meeting, which phases order.
 struct Group {
-  Group(int group_size, ThreadGroupOptions group_options)
-      : size(group_size), options(group_options), next(static_cast<std::size_t>(group_size), 0) {}
+  Group(int group_size, ThreadGroupOptions group_options, Unwinding group_unwinding)
+      : size(group_size),
+        options(group_options),
+        unwinding(group_unwinding),
+        next(static_cast<std::size_t>(group_size), 0),
+        left(static_cast<std::size_t>(group_size), false) {}
 
   const int size;
   const ThreadGroupOptions options;
+  const Unwinding unwinding;
   std::mutex mutex;
   std::condition_variable changed;
   std::vector<std::int64_t> next;                         // per rank: its next operation's number
+  std::vector<bool> left;                                 // per rank: it calls no more
   std::map<std::int64_t, std::shared_ptr<Meeting>> open;  // not everybody has arrived yet
   std::map<std::pair<std::int64_t, int>, std::weak_ptr<Group>> children;  // (operation, color)
   Clock::time_point wire_free{};
-  std::optional<std::string> aborted;
+  std::optional<Failure> failure;
   int copying = 0;  // ranks that read their peers' tensors right now
 
-  void abort_locked(const std::string& reason) {
-    if (!aborted) aborted = reason;
+  void abort_locked(const std::string& reason) { end_locked({FailureKind::lost, reason}); }
+
+  void end_locked(const Failure& why) {
+    if (!failure) failure = why;
+    failure->from = std::min(failure->from, why.from);
     changed.notify_all();
     for (const auto& [place, weak] : children) {
       const auto child = weak.lock();
       if (!child) continue;
       const std::lock_guard lock(child->mutex);
-      child->abort_locked(reason);
+      child->end_locked({failure->kind, failure->reason});
     }
   }
 };
@@ -73,11 +89,12 @@ void copy_bytes(char* to, const char* from, std::int64_t bytes) {
 
 class ThreadWork final : public Work {
  public:
-  ThreadWork(std::shared_ptr<Group> group, std::shared_ptr<Meeting> meeting, int rank,
-             std::int64_t bytes)
+  ThreadWork(std::shared_ptr<Group> group, std::shared_ptr<Meeting> meeting, std::int64_t number,
+             int rank, std::int64_t bytes)
       : Work(group->options.timeout),
         group_(std::move(group)),
         meeting_(std::move(meeting)),
+        number_(number),
         rank_(rank),
         bytes_(bytes) {}
 
@@ -90,7 +107,7 @@ class ThreadWork final : public Work {
   using Work::wait;
   void wait(Deadline deadline) override {
     std::unique_lock lock(group_->mutex);
-    if (waited_ && !done_) throw PeerLost(*group_->aborted);
+    if (waited_ && !done_) raise(*group_->failure);
     if (waited_) return;
     waited_ = true;
     await(lock, deadline, [&] { return meeting_->arrived == group_->size; });
@@ -115,16 +132,27 @@ class ThreadWork final : public Work {
   void await(std::unique_lock<std::mutex>& lock, Deadline deadline, Ready ready,
              Clock::time_point look_again = Clock::time_point::max()) {
     while (!ready()) {
-      if (!group_->aborted && Clock::now() >= deadline) group_->abort_locked(missing());
-      if (group_->aborted) break;
+      miss_those_who_left();
+      if (!failed() && Clock::now() >= deadline) group_->abort_locked(missing());
+      if (failed()) break;
       group_->changed.wait_until(lock, std::min(deadline, look_again));
     }
     // What all have done their part of has succeeded, whatever happened since.
-    if (meeting_->finished_first == group_->size || !group_->aborted) return;
+    if (meeting_->finished_first == group_->size || !failed()) return;
     // Nobody may still read this rank's tensors when it unwinds and frees them.
     group_->changed.wait(lock, [&] { return group_->copying == 0; });
-    throw PeerLost(*group_->aborted);
+    raise(*group_->failure);
   }
+
+  void miss_those_who_left() {
+    for (int rank = 0; rank < group_->size; ++rank) {
+      const auto at = static_cast<std::size_t>(rank);
+      if (!group_->left[at] || group_->next[at] > number_) continue;
+      group_->end_locked({FailureKind::lost, left_before(rank, mine().describe()), number_});
+    }
+  }
+
+  bool failed() const { return group_->failure && number_ >= group_->failure->from; }
 
   // Runs `body` without the lock, counted, so that an abort can wait for its end.
   template <typename Body>
@@ -221,37 +249,25 @@ class ThreadWork final : public Work {
 
   std::shared_ptr<Group> group_;
   std::shared_ptr<Meeting> meeting_;
+  std::int64_t number_;
   int rank_;
   std::int64_t bytes_;
   bool waited_ = false;
   bool done_ = false;
 };
 
-// Empty when `b` may meet `a` in one operation, else what differs.
-std::string difference(const Operation& a, int rank_a, const Operation& b, int rank_b) {
-  const bool same_dtype = a.input.defined() == b.input.defined() &&
-                          (!a.input.defined() || a.input.scalar_type() == b.input.scalar_type());
-  bool same = a.kind == b.kind && a.op == b.op && a.root == b.root && same_dtype;
-  if (same && a.kind == OperationKind::all_to_all) {
-    same = a.input_counts[static_cast<std::size_t>(rank_b)] ==
-               b.output_counts[static_cast<std::size_t>(rank_a)] &&
-           b.input_counts[static_cast<std::size_t>(rank_a)] ==
-               a.output_counts[static_cast<std::size_t>(rank_b)];
-  } else if (same) {
-    same = a.input_counts == b.input_counts && a.output_counts == b.output_counts;
-  }
-  if (same) return {};
-  return fmt::format(
-      "rank {} called {}, rank {} called {}; every rank must call the same "
-      "operations in the same order",
-      rank_a, a.describe(), rank_b, b.describe());
-}
-
 class ThreadCommunicator final : public OperationCommunicator {
  public:
   ThreadCommunicator(std::shared_ptr<Group> group, int rank)
       : OperationCommunicator(rank, group->size, group->options.timeout),
         group_(std::move(group)) {}
+
+  ~ThreadCommunicator() override {
+    if (group_->unwinding == Unwinding::is_told && std::uncaught_exceptions() > exceptions_) return;
+    const std::lock_guard lock(group_->mutex);
+    group_->left[static_cast<std::size_t>(this->rank())] = true;
+    group_->changed.notify_all();
+  }
 
   std::unique_ptr<Communicator> split(int color, int key) override {
     at::Tensor mine = at::empty({2}, at::kLong);
@@ -274,7 +290,8 @@ class ThreadCommunicator final : public OperationCommunicator {
       auto& slot = group_->children[{group_->next[static_cast<std::size_t>(rank())], color}];
       child = slot.lock();
       if (!child) {
-        child = std::make_shared<Group>(static_cast<int>(members.size()), group_->options);
+        child = std::make_shared<Group>(static_cast<int>(members.size()), group_->options,
+                                        group_->unwinding);
         slot = child;
       }
     }
@@ -292,8 +309,9 @@ class ThreadCommunicator final : public OperationCommunicator {
   std::unique_ptr<Work> post(Operation call) override {
     const std::int64_t bytes = direct_bytes_sent(call, rank(), size());
     const std::lock_guard lock(group_->mutex);
-    if (group_->aborted) throw PeerLost(*group_->aborted);
-    const std::int64_t number = group_->next[static_cast<std::size_t>(rank())]++;
+    auto& next = group_->next[static_cast<std::size_t>(rank())];
+    if (group_->failure && next >= group_->failure->from) raise(*group_->failure);
+    const std::int64_t number = next++;
     auto& slot = group_->open[number];
     if (!slot) {
       slot = std::make_shared<Meeting>();
@@ -304,11 +322,11 @@ class ThreadCommunicator final : public OperationCommunicator {
     for (int peer = 0; peer < size(); ++peer) {
       const auto& other = meeting->calls[static_cast<std::size_t>(peer)];
       if (!other) continue;
-      const std::string problem = difference(*other, peer, call, rank());
-      if (!problem.empty()) {
-        group_->abort_locked(problem);
-        throw RanksDisagree(problem);
-      }
+      const std::string problem = disagreement(CallRecord(*other).towards(rank()), peer,
+                                               CallRecord(call).towards(peer), rank());
+      if (problem.empty()) continue;
+      group_->end_locked({FailureKind::disagree, problem});
+      raise(*group_->failure);
     }
     meeting->calls[static_cast<std::size_t>(rank())] = std::move(call);
     meeting->bytes = std::max(meeting->bytes, bytes);
@@ -317,7 +335,7 @@ class ThreadCommunicator final : public OperationCommunicator {
       meeting->due = group_->wire_free = delivery(meeting->bytes);
       group_->changed.notify_all();
     }
-    return std::make_unique<ThreadWork>(group_, meeting, rank(), bytes);
+    return std::make_unique<ThreadWork>(group_, meeting, number, rank(), bytes);
   }
 
   // When the simulated wire will have carried `bytes`, after what it carries already.
@@ -332,6 +350,7 @@ class ThreadCommunicator final : public OperationCommunicator {
   }
 
   std::shared_ptr<Group> group_;
+  const int exceptions_ = std::uncaught_exceptions();
 };
 
 bool is_peer_lost(const std::exception_ptr& error) {
@@ -348,7 +367,7 @@ bool is_peer_lost(const std::exception_ptr& error) {
 
 std::vector<std::unique_ptr<Communicator>> make_thread_group(int size, ThreadGroupOptions options) {
   check(size > 0, "a group needs at least one rank");
-  const auto group = std::make_shared<Group>(size, options);
+  const auto group = std::make_shared<Group>(size, options, Unwinding::is_leaving);
   std::vector<std::unique_ptr<Communicator>> ranks;
   for (int rank = 0; rank < size; ++rank) {
     ranks.push_back(std::make_unique<ThreadCommunicator>(group, rank));
@@ -359,7 +378,7 @@ std::vector<std::unique_ptr<Communicator>> make_thread_group(int size, ThreadGro
 void run_ranks(int size, const std::function<void(std::unique_ptr<Communicator>)>& body,
                ThreadGroupOptions options) {
   check(size > 0, "a group needs at least one rank");
-  const auto group = std::make_shared<Group>(size, options);
+  const auto group = std::make_shared<Group>(size, options, Unwinding::is_told);
   std::exception_ptr first;  // guarded by the group's mutex
   const auto failed = [&](int rank, const char* why) {
     const std::lock_guard lock(group->mutex);

@@ -22,7 +22,8 @@ struct ThreadGroupOptions {
   SimulatedLink link;
 };
 
-// `size` communicators of one new group, one for each rank's thread; they may outlive each other.
+// `size` communicators of one new group, one for each rank's thread; they may outlive each other. A
+// rank whose communicator is destroyed is missed at once by an operation that needs it.
 std::vector<std::unique_ptr<Communicator>> make_thread_group(int size,
                                                              ThreadGroupOptions options = {});
 

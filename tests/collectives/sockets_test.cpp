@@ -23,7 +23,7 @@
 #include "collectives/sockets/socket.h"
 #include "collectives/threads/thread_communicator.h"
 #include "runtime/base/error.h"
-#include "tests/conformance/suite.h"
+#include "tests/conformance/groups.h"
 #include "tests/support/store.h"
 
 namespace thinwire {
@@ -107,6 +107,21 @@ TEST_P(SocketsConformance, HoldsInTinyPieces) {
 INSTANTIATE_TEST_SUITE_P(Sockets, SocketsConformance,
                          ::testing::Combine(::testing::ValuesIn(testing::kConformanceTests),
                                             ::testing::Values(1, 2, 3, 4, 7)),
+                         [](const auto& test) {
+                           return std::string(std::get<0>(test.param).name) + "Over" +
+                                  std::to_string(std::get<1>(test.param));
+                         });
+
+class SocketsGroups : public ::testing::TestWithParam<std::tuple<testing::ConformanceTest, int>> {};
+
+TEST_P(SocketsGroups, Holds) {
+  const auto& [test, size] = GetParam();
+  run_socket_ranks(size, [&](auto communicator) { test.run(*communicator); });
+}
+
+INSTANTIATE_TEST_SUITE_P(Sockets, SocketsGroups,
+                         ::testing::Combine(::testing::ValuesIn(testing::kGroupTests),
+                                            ::testing::Values(1, 2, 3, 4)),
                          [](const auto& test) {
                            return std::string(std::get<0>(test.param).name) + "Over" +
                                   std::to_string(std::get<1>(test.param));
@@ -231,7 +246,8 @@ TEST(Sockets, WhatCameBeforeItsCallIsKeptAndWhoLeftIsMissedOnlyWhenNeeded) {
     communicator->barrier()->wait();
   });
   EXPECT_EQ(errors[0], "");
-  EXPECT_THAT(errors[1], HasSubstr("rank 0 has left, but barrier needs it"));
+  EXPECT_THAT(errors[1],
+              HasSubstr("rank 0 left the group before barrier, which the others are in"));
 }
 
 TEST(Sockets, ARankRunsAheadOfAPeerByNoMoreThanWhatIsDocumented) {

@@ -11,7 +11,7 @@
 #include "collectives/operation.h"
 #include "collectives/staged.h"
 #include "runtime/base/error.h"
-#include "tests/conformance/suite.h"
+#include "tests/conformance/groups.h"
 
 namespace thinwire {
 namespace {
@@ -47,6 +47,21 @@ TEST_P(ThreadsConformance, HoldsThroughStaging) {
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadsConformance,
                          ::testing::Combine(::testing::ValuesIn(testing::kConformanceTests),
                                             ::testing::Values(1, 2, 3, 4, 7, 8)),
+                         [](const auto& test) {
+                           return std::string(std::get<0>(test.param).name) + "Over" +
+                                  std::to_string(std::get<1>(test.param));
+                         });
+
+class ThreadsGroups : public ::testing::TestWithParam<std::tuple<testing::ConformanceTest, int>> {};
+
+TEST_P(ThreadsGroups, Holds) {
+  const auto& [test, size] = GetParam();
+  run_ranks(size, [&](auto communicator) { test.run(*communicator); });
+}
+
+INSTANTIATE_TEST_SUITE_P(Threads, ThreadsGroups,
+                         ::testing::Combine(::testing::ValuesIn(testing::kGroupTests),
+                                            ::testing::Values(1, 2, 3, 4)),
                          [](const auto& test) {
                            return std::string(std::get<0>(test.param).name) + "Over" +
                                   std::to_string(std::get<1>(test.param));

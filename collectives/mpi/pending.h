@@ -1,0 +1,91 @@
+// What an operation over MPI holds while MPI may touch it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/Storage.h>
+#include <mpi.h>
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "collectives/operation.h"
+#include "collectives/ring_sum.h"
+
+namespace thinwire::mpi {
+
+enum class Direction { send, receive };
+
+// One message in flight, beside its request.
+struct Message {
+  Direction direction = Direction::send;
+  int peer = 0;
+  std::int64_t place = -1;  // in the operation's ring; -1: in none
+  int bytes = 0;
+};
+
+// Does the memory live as long as its storage? That of `from_blob` is the caller's.
+inline bool owns_memory(const at::Tensor& tensor) {
+  return tensor.nbytes() == 0 || tensor.storage().data_ptr().get_context() != nullptr;
+}
+
+inline at::Tensor copy_of(const at::Tensor& tensor) {
+  at::Tensor copy = at::empty({tensor.numel()}, tensor.options());
+  std::memcpy(copy.data_ptr(), tensor.const_data_ptr(), tensor.nbytes());
+  return copy;
+}
+
+// What an operation holds; outlives the Work while MPI may still touch it.
+struct Pending {
+  explicit Pending(Operation its_call) : call(std::move(its_call)) {
+    if (!call.input.defined()) return;
+    const bool in_place = call.output.is_same(call.input);
+    if (!owns_memory(call.output)) {
+      result = call.output;
+      call.output = copy_of(call.output);
+    }
+    if (in_place) {
+      call.input = call.output;
+    } else if (!owns_memory(call.input)) {
+      call.input = copy_of(call.input);
+    }
+    // A tensor may be given another storage while it is in flight.
+    storages = {call.input.storage(), call.output.storage()};
+    in = static_cast<char*>(call.input.data_ptr());
+    out = static_cast<char*>(call.output.data_ptr());
+  }
+
+  Operation call;
+  std::array<c10::Storage, 2> storages;
+  at::Tensor result;  // where the output goes in the end, if that is a copy
+  char* in = nullptr;
+  char* out = nullptr;
+  std::optional<RingSum> ring;    // of a large sum, or of one between two ranks
+  std::unique_ptr<char[]> terms;  // of a small one: this rank's share of all ranks
+  std::vector<MPI_Request> requests;
+  std::vector<Message> messages;  // of each request
+
+  // After a failure: true if MPI is through with all of it. If not, this must live for ever.
+  bool let_go() {
+    bool through = true;
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      if (requests[i] == MPI_REQUEST_NULL) continue;
+      // Nothing more may come into the caller's tensors. What is being sent cannot be cancelled.
+      if (messages[i].direction == Direction::receive) MPI_Cancel(&requests[i]);
+      int ended = 0;
+      through =
+          MPI_Test(&requests[i], &ended, MPI_STATUS_IGNORE) == MPI_SUCCESS && ended != 0 && through;
+    }
+    if (through) return true;
+    for (c10::Storage& storage : storages) {
+      if (storage) storage.unsafeGetStorageImpl()->set_resizable(false);
+    }
+    return false;
+  }
+};
+
+}  // namespace thinwire::mpi
