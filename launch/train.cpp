@@ -1,6 +1,8 @@
 // `thinwire train`.
 #include <fmt/format.h>
 
+#include <cstdio>
+
 #include <atomic>
 #include <fstream>
 #include <iostream>
@@ -8,7 +10,6 @@
 
 #include "examples/models/initialize.h"
 #include "examples/models/models.h"
-#include "runtime/agreement.h"
 #include "launch/commands.h"
 #include "launch/device.h"
 #include "launch/gpu.h"
@@ -20,6 +21,7 @@
 #include "launch/version.h"
 #include "optimizers/factory.h"
 #include "optimizers/schedule.h"
+#include "runtime/agreement.h"
 #include "runtime/base/error.h"
 #include "runtime/base/hash.h"
 #include "runtime/data/load.h"
@@ -49,6 +51,9 @@ class Console final : public TrainerObserver {
   }
 
   void on_line(const std::string& line) override { progress_.line(line); }
+  void on_rank_warning(int rank, const std::string& text) override {
+    progress_.line(fmt::format("warning: rank {}: {}", rank, text));
+  }
   void on_step(const StepReport& report) override {
     metrics_->write(report);
     tensorboard_->write(report);
@@ -94,10 +99,14 @@ class Console final : public TrainerObserver {
   Progress progress_;
 };
 
+// Of a rank that says only what it alone knows.
 class Silence final : public TrainerObserver {
  public:
   void on_line(const std::string&) override {}
   void on_step(const StepReport&) override {}
+  void on_rank_warning(int rank, const std::string& text) override {
+    std::fputs(fmt::format("thinwire: rank {}: warning: {}\n", rank, text).c_str(), stderr);
+  }
 };
 
 std::string layout_of(const std::vector<Parameter>& parameters) {

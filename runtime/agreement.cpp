@@ -40,19 +40,6 @@ std::string line_at(const Lines& lines, std::size_t index) {
   return index < lines.size() ? lines[index] : "(ends before)";
 }
 
-// Ascending ranks: {1} -> "rank 1", {0, 2, 3} -> "ranks 0, 2-3".
-std::string rank_list(const std::vector<int>& ranks) {
-  std::vector<std::string> runs;
-  for (std::size_t first = 0; first < ranks.size();) {
-    std::size_t last = first;
-    while (last + 1 < ranks.size() && ranks[last + 1] == ranks[last] + 1) ++last;
-    runs.push_back(first == last ? std::to_string(ranks[first])
-                                 : fmt::format("{}-{}", ranks[first], ranks[last]));
-    first = last + 1;
-  }
-  return fmt::format("{} {}", ranks.size() == 1 ? "rank" : "ranks", fmt::join(runs, ", "));
-}
-
 // How one key's values differ; they are not all equal.
 std::string difference(const std::string& key, const std::vector<Lines>& values) {
   std::size_t index = 0;
@@ -81,6 +68,18 @@ std::string difference(const std::string& key, const std::vector<Lines>& values)
 }
 
 }  // namespace
+
+std::string rank_list(const std::vector<int>& ranks) {
+  std::vector<std::string> runs;
+  for (std::size_t first = 0; first < ranks.size();) {
+    std::size_t last = first;
+    while (last + 1 < ranks.size() && ranks[last + 1] == ranks[last] + 1) ++last;
+    runs.push_back(first == last ? std::to_string(ranks[first])
+                                 : fmt::format("{}-{}", ranks[first], ranks[last]));
+    first = last + 1;
+  }
+  return fmt::format("{} {}", ranks.size() == 1 ? "rank" : "ranks", fmt::join(runs, ", "));
+}
 
 std::string differences(const std::vector<Facts>& facts) {
   std::set<std::string> keys;

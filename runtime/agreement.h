@@ -13,6 +13,9 @@ namespace thinwire {
 // What a rank was started with: name -> value, e.g. "lr" -> "0.1".
 using Facts = std::map<std::string, std::string>;
 
+// Ascending ranks as people read them: {1} -> "rank 1", {0, 2, 3} -> "ranks 0, 2-3".
+std::string rank_list(const std::vector<int>& ranks);
+
 // What to tell the operator of a command.
 inline constexpr const char* kStartedDifferently =
     "the ranks were started differently; give all of them the same options and data";

@@ -43,10 +43,41 @@ std::string describe(const std::string& name, const at::Tensor& tensor) {
                      c10::DeviceTypeName(tensor.device().type(), /*lower_case=*/true));
 }
 
+// The numbers of a codec, all of them.
+std::string describe(const CodecOptions& codec) {
+  struct Describe {
+    std::string operator()(const Uncompressed&) const { return "none"; }
+    std::string operator()(const Sign& sign) const {
+      return fmt::format("block {}, scale {}", sign.block, static_cast<int>(sign.scale));
+    }
+    std::string operator()(const Quantize& quantize) const {
+      return fmt::format("bits {}, block {}, grid {}, rounding {}", quantize.bits, quantize.block,
+                         quantize.grid ? static_cast<int>(*quantize.grid) : -1,
+                         static_cast<int>(quantize.rounding));
+    }
+    std::string operator()(const Cast& cast) const {
+      return fmt::format("half {}", static_cast<int>(cast.half));
+    }
+    std::string operator()(const TopK& top_k) const {
+      return fmt::format("density {}, block {}, selection {}", top_k.density, top_k.block,
+                         static_cast<int>(top_k.selection));
+    }
+    std::string operator()(const PowerSgd& power) const {
+      return fmt::format(
+          "matrix_approximation_rank {}, min_compression_rate {}, warm_start {}, "
+          "orthogonalization_epsilon {}",
+          power.matrix_approximation_rank, power.min_compression_rate, power.warm_start,
+          power.orthogonalization_epsilon);
+    }
+  };
+  return std::visit(Describe{}, codec);
+}
+
 std::string describe(const CompressionOptions& options) {
   constexpr const char* feedbacks[] = {"auto", "none", "error_feedback", "econtrol"};
   constexpr const char* exchanges[] = {"auto", "all_reduce", "two_stage", "all_gather"};
-  return fmt::format("feedback {}, eta {}, momentum {}, exchange {}, start_iter {}",
+  return fmt::format("{}, feedback {}, eta {}, momentum {}, exchange {}, start_iter {}",
+                     describe(options.codec),
                      feedbacks[static_cast<std::size_t>(options.feedback.kind)],
                      options.feedback.eta ? fmt::format("{:g}", *options.feedback.eta) : "auto",
                      options.feedback.momentum,
@@ -172,6 +203,7 @@ Verdict DataParallel::finish() {
 }
 
 Verdict DataParallel::finish(std::int64_t samples) {
+  if (samples < 0) throw UsageError(fmt::format("finish({}): give 0 or more samples", samples));
   return end_step([&] { return arrival_.finish_weighted(samples); });
 }
 
@@ -194,7 +226,10 @@ Verdict DataParallel::end_step(const std::function<Verdict()>& end) {
   } else if (!verdict.superseded) {
     roll_back();
   }
-  if (options_.check_every > 0 && attempted_ % options_.check_every == 0) check_replicas();
+  if (options_.check_every > 0 && verdict.committed() &&
+      (attempted_ - skipped_) % options_.check_every == 0) {
+    check_replicas();
+  }
   return verdict;
 }
 
@@ -209,10 +244,8 @@ void DataParallel::roll_back() {
   count_step();
 }
 
-void DataParallel::join(const std::function<void()>& update) {
-  if (transaction_.is_open()) {
-    throw UsageError("join() follows a backward(); call finish() or abandon() first");
-  }
+void DataParallel::join(const std::function<void(const Verdict&)>& update) {
+  require_between_steps();
   while (true) {
     arrival_.begin_step({.joined = 1});
     const auto& words = transaction_.opening_words();
@@ -221,20 +254,28 @@ void DataParallel::join(const std::function<void()>& update) {
       return;
     }
     const Verdict verdict = end_step([this] { return arrival_.finish(StepEnd::idle); });
-    if (verdict.committed()) update();
+    if (!verdict.superseded) update(verdict);
   }
 }
 
 at::Tensor DataParallel::step(torch::optim::LBFGS& optimizer,
                               const std::function<at::Tensor()>& closure) {
-  if (!std::holds_alternative<Uncompressed>(compression_.codec) && calls_->rank() == 0) {
+  if (!std::holds_alternative<Uncompressed>(compression_.codec) && calls_->rank() == 0 &&
+      !std::exchange(warned_of_lbfgs_, true)) {
     warn(
         "LBFGS builds its curvature from differences of gradients, in which compression's errors "
         "are large: it stops far from the minimum; use no compression, or another optimizer");
   }
   return optimizer.step([&] {
     const at::Tensor loss = closure();
-    finish();
+    const Verdict verdict = finish();
+    if (!verdict.committed()) {
+      throw AgreedError(
+          ExitCode::internal,
+          fmt::format("a step of LBFGS was rolled back ({}); start it anew from weights of before",
+                      verdict.abandoned ? *verdict.abandoned
+                                        : *verdict.non_finite + " has no finite gradient"));
+    }
     return torch::full({}, mean(loss.item<double>()), loss.options().requires_grad(false));
   });
 }
@@ -257,6 +298,9 @@ void DataParallel::on_rank_zero(const std::function<void()>& body) {
     } catch (const std::exception& thrown) {
       error = std::current_exception();
       failure = fmt::format("rank 0 failed while the others waited: {}", thrown.what());
+    } catch (...) {
+      error = std::current_exception();
+      failure = "rank 0 failed while the others waited";
     }
   }
   // No deadline: rank 0 may be busy for as long as it likes. If it dies its end is noticed.
@@ -297,8 +341,8 @@ void DataParallel::visit(StateVisitor& visitor) {
 void DataParallel::require_between_steps() const {
   if (!transaction_.is_open()) return;
   throw UsageError(
-      "a step is open: gradients have arrived that no finish() has taken; call finish() or "
-      "abandon() before a checkpoint");
+      "a step is open: gradients have arrived that no finish() has taken; end it with finish() or "
+      "abandon(), and ignore() those of other models");
 }
 
 void DataParallel::warn(const std::string& text) const {

@@ -32,8 +32,8 @@ struct DataParallelOptions {
   std::int64_t bucket_bytes = BucketOptions{}.bucket_bytes;
   // The bucket that backward fills first is small, so that communication starts early.
   std::int64_t first_bucket_bytes = BucketOptions{}.first_bucket_bytes;
-  // Steps between comparisons of the ranks' parameters, which throw `RanksDisagree` with the
-  // parameter and the ranks; 0: never.
+  // Committed steps between comparisons of the ranks' parameters, which throw `RanksDisagree` with
+  // the parameter and the ranks; 0: never.
   std::int64_t check_every = 100;
   // Told what the user should know, by the rank that knows it. Null: a warning of libtorch's.
   std::function<void(const std::string&)> warn = {};
@@ -87,15 +87,16 @@ class DataParallel {
   // cannot go on with it, after an exception in backward() say. The others' verdicts tell `why`.
   Verdict abandon(const std::string& why);
   // This rank has no more samples: takes part in the others' steps, without gradients, until all
-  // ranks have joined. `update` is called after each of them that is committed (optimizer.step(),
-  // schedules), so that this rank's optimizer stays equal to the others'. The mean is over all
-  // ranks still; with finish(samples) over those that have samples. Meanwhile the others may call
-  // nothing collective of this object but `finish` and `abandon`. It serves one object: with
-  // several models call finish(0) of each, in the order of the others.
-  void join(const std::function<void()>& update);
+  // ranks have joined. `update` is called after each of them, as the others do what follows their
+  // `finish` (optimizer.step(), schedules), so that this rank's optimizer stays equal to theirs.
+  // The mean is over all ranks still; with finish(samples) over those that have samples. Meanwhile
+  // the others may call nothing collective of this object but `finish` and `abandon`. It serves one
+  // object: with several models call finish(0) of each, in the order of the others.
+  void join(const std::function<void(const Verdict&)>& update);
   // One step of an optimizer that evaluates its closure several times. `closure` makes new
   // gradients (zero_grad, forward, backward) and returns the rank's loss; the optimizer sees the
-  // mean over ranks of both. Returns what the optimizer does.
+  // mean over ranks of both. Returns what the optimizer does. Throws `AgreedError` where a gradient
+  // is not finite: the optimizer would take the point that it had tried.
   at::Tensor step(torch::optim::LBFGS& optimizer, const std::function<at::Tensor()>& closure);
 
   // While alive, backward() accumulates without communication: for all micro-batches but the last.
@@ -106,7 +107,7 @@ class DataParallel {
 
   // What follows is collective, and independent of the steps' own communication.
 
-  // The mean over ranks, in rank order, so the same on every rank.
+  // The mean over ranks, the same bits on every rank.
   double mean(double value);
   // Every floating-point buffer becomes its mean over ranks, others rank 0's: before an evaluation
   // whose result shall be the same everywhere.
@@ -164,6 +165,7 @@ class DataParallel {
   Reduction reduction_;
   StepTransaction transaction_;
   GradientArrival arrival_;
+  bool warned_of_lbfgs_ = false;
   std::int64_t attempted_ = 0;
   std::int64_t skipped_ = 0;
 };

@@ -4,6 +4,8 @@
 
 #include <cstring>
 #include <sstream>
+#include <tuple>
+#include <utility>
 
 #include "runtime/agreement.h"
 #include "runtime/base/error.h"
@@ -84,14 +86,22 @@ std::optional<std::int64_t> DataParallel::load(const std::string& folder,
   const Manifest manifest = read_manifest(files, found);
   const std::vector<at::Tensor> unused = module_buffers_.clone();
   at::Tensor bytes;
-  const auto warnings = load_checkpoint(
-      files, found, manifest, calls_->rank(), calls_->size(),
-      [&](StateVisitor& visitor) { visit_model(visitor, unused); },
-      [&](StateVisitor& visitor) {
-        visit(visitor);
-        module_buffers_.visit_own(visitor);
-        visit_bytes(bytes, visitor);
-      });
+  std::vector<std::string> warnings;
+  const std::pair counters{attempted_, skipped_};
+  try {
+    warnings = load_checkpoint(
+        files, found, manifest, calls_->rank(), calls_->size(),
+        [&](StateVisitor& visitor) { visit_model(visitor, unused); },
+        [&](StateVisitor& visitor) {
+          visit(visitor);
+          module_buffers_.visit_own(visitor);
+          visit_bytes(bytes, visitor);
+        });
+  } catch (...) {
+    std::tie(attempted_, skipped_) = counters;
+    set_next_step();
+    throw;
+  }
   for (const auto& warning : warnings) warn(warning);
   fill_in(optimizer, bytes);
   committed_buffers_ = module_buffers_.clone();

@@ -165,9 +165,17 @@ void GradientBuckets::attach(std::size_t parameter) {
 }
 
 bool GradientBuckets::attached(std::size_t parameter) const {
-  const at::Tensor& gradient = parameters_[parameter].tensor.grad();
+  const at::Tensor& tensor = parameters_[parameter].tensor;
+  const at::Tensor& gradient = tensor.grad();
+  if (!gradient.defined() || gradient.is_sparse() || gradient.sizes() != tensor.sizes() ||
+      gradient.strides() != tensor.strides()) {
+    return false;
+  }
   const Bucket& bucket = buckets_[places_[parameter].bucket];
-  return gradient.defined() && gradient.storage().is_alias_of(bucket.gradient.storage());
+  const auto* begin = static_cast<const char*>(bucket.gradient.const_data_ptr());
+  const std::int64_t offset =
+      slice(parameter).offset * static_cast<std::int64_t>(bucket.gradient.element_size());
+  return tensor.numel() == 0 || gradient.const_data_ptr() == begin + offset;
 }
 
 void GradientBuckets::detach(std::size_t parameter) {

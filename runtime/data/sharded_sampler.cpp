@@ -7,44 +7,47 @@
 namespace thinwire {
 
 ShardedSampler::ShardedSampler(std::int64_t size, std::uint64_t seed, int rank, int ranks)
-    : order_(size, seed), rank_(rank), ranks_(ranks) {
+    : state_(std::make_shared<State>(State{EpochOrder(size, seed), {}, false})),
+      rank_(rank),
+      ranks_(ranks) {
   check(ranks > 0 && rank >= 0 && rank < ranks, "a rank of the group");
 }
 
 void ShardedSampler::reset(std::optional<std::size_t> new_size) {
-  if (new_size && static_cast<std::int64_t>(*new_size) != order_.dataset_size()) {
+  if (new_size && static_cast<std::int64_t>(*new_size) != state_->order.dataset_size()) {
     throw UsageError(
         "ShardedSampler was reset to another size; make one for each data set, of its size");
   }
-  ended_ = false;
+  state_->ended = false;
 }
 
 std::optional<std::vector<std::size_t>> ShardedSampler::next(std::size_t batch_size) {
-  if (ended_) return std::nullopt;
+  if (state_->ended) return std::nullopt;
   const RankBatch batch = next_batch(
-      order_, position_,
+      state_->order, state_->position,
       {.world_size = ranks_, .batch_size = static_cast<std::int64_t>(batch_size)}, rank_);
-  ended_ = batch.next.epoch != position_.epoch;
-  position_ = batch.next;
+  state_->ended = batch.next.epoch != state_->position.epoch;
+  state_->position = batch.next;
   const auto& mine = batch.micro_batches.front();
   if (mine.empty()) return std::nullopt;
   return std::vector<std::size_t>(mine.begin(), mine.end());
 }
 
 void ShardedSampler::save(torch::serialize::OutputArchive& archive) const {
-  archive.write("position", torch::tensor({position_.epoch, position_.consumed}, torch::kLong),
+  archive.write("position",
+                torch::tensor({state_->position.epoch, state_->position.consumed}, torch::kLong),
                 /*is_buffer=*/true);
 }
 
 void ShardedSampler::load(torch::serialize::InputArchive& archive) {
   at::Tensor position = torch::empty({2}, torch::kLong);
   archive.read("position", position, /*is_buffer=*/true);
-  position_ = {position[0].item<std::int64_t>(), position[1].item<std::int64_t>()};
+  state_->position = {position[0].item<std::int64_t>(), position[1].item<std::int64_t>()};
 }
 
 void ShardedSampler::visit(StateVisitor& visitor) {
-  visitor.counter("epoch", position_.epoch);
-  visitor.counter("consumed_samples", position_.consumed);
+  visitor.counter("epoch", state_->position.epoch);
+  visitor.counter("consumed_samples", state_->position.consumed);
 }
 
 }  // namespace thinwire

@@ -5,6 +5,7 @@
 #include <torch/serialize/archive.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -19,12 +20,14 @@ namespace thinwire {
 //   thinwire::ShardedSampler sampler(size, seed, ranks->rank(), ranks->size());
 //   auto loader = torch::data::make_data_loader(data, sampler, options);
 //
+// Copies share one position: the loader has one, and the sampler above tells where it stands.
+//
 // Each step deals the next ranks * batch samples of the order, in contiguous shares, so that every
 // sample comes once in an epoch. In the last step of an epoch shares may be short, and differ by
 // one: weigh with `finish(samples)`. Where fewer samples are left than there are ranks, some ranks
 // have none, and one step less: they `join`, or call `finish(0)`.
 //
-// The position (`visit`, or the loader's save and load) counts the samples that all ranks have
+// The position (`visit`, `save` and `load`) counts the samples that all ranks have
 // consumed, so a run may go on with another number of ranks. It is that of the indices handed out:
 // a loader with workers has fetched some of them ahead.
 class ShardedSampler final : public torch::data::samplers::Sampler<> {
@@ -42,14 +45,17 @@ class ShardedSampler final : public torch::data::samplers::Sampler<> {
   void load(torch::serialize::InputArchive& archive) override;
   void visit(StateVisitor& visitor);
 
-  const DataPosition& position() const { return position_; }
+  const DataPosition& position() const { return state_->position; }
 
  private:
-  EpochOrder order_;
+  struct State {
+    EpochOrder order;
+    DataPosition position;
+    bool ended = false;  // the epoch before `position` was dealt to its end, and nobody has reset
+  };
+  std::shared_ptr<State> state_;
   int rank_;
   int ranks_;
-  DataPosition position_;
-  bool ended_ = false;  // the epoch before `position_` was dealt to its end, and nobody has reset
 };
 
 }  // namespace thinwire

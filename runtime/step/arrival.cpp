@@ -6,7 +6,12 @@
 #include <torch/csrc/autograd/utils/lambda_post_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "runtime/base/error.h"
 
@@ -15,6 +20,22 @@ namespace {
 
 // Steps in which gradients are only counted.
 constexpr std::int64_t kCountedSteps = 2;
+
+// A NaN of this shape that occupies one element; autograd does not know it as a view.
+at::Tensor make_stand_in(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const at::Tensor nan = at::full({1}, std::numeric_limits<double>::quiet_NaN(), options);
+  const std::vector<std::int64_t> strides(sizes.size(), 0);
+  at::Tensor stand_in = at::empty({0}, options);
+  stand_in.set_(nan.storage(), 0, sizes, strides);
+  return stand_in;
+}
+
+// Nobody has written to it, as far as the host can see.
+bool is_untouched(const at::Tensor& stand_in) {
+  if (stand_in.numel() == 0 || !stand_in.is_cpu()) return true;
+  return stand_in.scalar_type() == at::kDouble ? std::isnan(*stand_in.const_data_ptr<double>())
+                                               : std::isnan(*stand_in.const_data_ptr<float>());
+}
 
 }  // namespace
 
@@ -45,6 +66,8 @@ struct GradientArrival::Hooks {
 
   explicit Hooks(GradientArrival& arrival) : owner(std::make_shared<Owner>(&arrival)) {
     const auto& parameters = arrival.buckets_.parameters();
+    // Before the first hook: nothing is to be undone where one is refused.
+    for (const Parameter& parameter : parameters) require_free(parameter);
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       at::Tensor parameter = parameters[i].tensor;
       // A frozen parameter gets its hooks too, for the day when it thaws.
@@ -52,7 +75,6 @@ struct GradientArrival::Hooks {
       if (frozen) parameter.set_requires_grad(true);
       Entry entry;
       entry.accumulator = torch::autograd::impl::grad_accumulator(parameter);
-      require_free(parameters[i].name, *entry.accumulator);
       entry.accumulator->add_pre_hook(std::make_unique<Before>(owner, i));
       entry.after =
           entry.accumulator->add_post_hook(std::make_unique<torch::autograd::utils::LambdaPostHook>(
@@ -73,14 +95,16 @@ struct GradientArrival::Hooks {
   Hooks& operator=(const Hooks&) = delete;
 
   // Two arrivals would both claim its grad().
-  static void require_free(const std::string& name, torch::autograd::Node& accumulator) {
-    for (const auto& hook : accumulator.pre_hooks()) {
+  static void require_free(const Parameter& parameter) {
+    const auto accumulator = torch::autograd::impl::try_get_grad_accumulator(parameter.tensor);
+    if (!accumulator) return;
+    for (const auto& hook : accumulator->pre_hooks()) {
       const auto* other = dynamic_cast<const Before*>(hook.get());
       if (other == nullptr || other->owner->arrival == nullptr) continue;
       throw UsageError(fmt::format(
           "the gradient of {} is reduced by another object already; give a parameter to one "
           "DataParallel, one that models share to an object of its own",
-          name));
+          parameter.name));
     }
   }
 
@@ -98,7 +122,7 @@ GradientArrival::GradientArrival(GradientBuckets& buckets, StepTransaction& tran
       arrivals_(buckets.parameters().size()),
       most_arrivals_(buckets.parameters().size()),
       missing_(buckets.buckets().size()),
-      version_(buckets.parameters().size()),
+      in_flight_(buckets.parameters().size()),
       hooks_(std::make_unique<Hooks>(*this)) {
   // What is there belongs to no step of this object; it may be the alias of an earlier one's.
   detach_all();
@@ -159,14 +183,19 @@ bool GradientArrival::arriving(std::size_t parameter) {
   }
   if (is_dropped(parameter)) begin_anew_what_was_dropped();
   if (transaction_.was_handed_over(buckets_.place(parameter).bucket)) {
-    throw UsageError(fmt::format(
-        "another gradient of {} arrived after it had been sent; call finish() after each "
-        "backward(), accumulate() before all but the last, and ignore() around those whose "
-        "gradients are not this model's",
-        name(parameter)));
+    refuse_another_gradient(parameter);
   }
   attach_for_new_gradient(parameter);
   return true;
+}
+
+void GradientArrival::refuse_another_gradient(std::size_t parameter) const {
+  throw UsageError(fmt::format(
+      "another gradient of {} arrived after it had been sent; call finish() after each backward(), "
+      "accumulate() before all but the last, and ignore() around those whose gradients are not "
+      "this "
+      "model's",
+      name(parameter)));
 }
 
 // The user's zero_grad() has dropped what arrived before in this step.
@@ -174,6 +203,9 @@ void GradientArrival::begin_anew_what_was_dropped() {
   bool was_sent = false;
   for (std::size_t b = 0; b < missing_.size(); ++b) was_sent |= transaction_.was_handed_over(b);
   if (was_sent) {
+    for (std::size_t i = 0; i < touched_.size(); ++i) {
+      if (touched_[i] && !is_dropped(i)) refuse_another_gradient(i);
+    }
     restart();
     return;
   }
@@ -186,8 +218,13 @@ void GradientArrival::restart() {
   for (std::size_t b = 0; b < missing_.size(); ++b) {
     if (!transaction_.was_handed_over(b)) hand_over(b);
   }
-  const Verdict verdict = transaction_.finish({.end = StepEnd::superseded});
-  check(!verdict.committed(), "a step that begins anew was rolled back");
+  try {
+    const Verdict verdict = transaction_.finish({.end = StepEnd::superseded});
+    check(!verdict.committed(), "a step that begins anew was rolled back");
+  } catch (...) {
+    detach_all();
+    throw;
+  }
   transaction_.begin({});
   clear_step();
 }
@@ -208,6 +245,10 @@ void GradientArrival::attach_for_new_gradient(std::size_t parameter) {
 void GradientArrival::take_from_grad(std::size_t parameter) {
   const c10::NoGradGuard no_grad;
   const at::Tensor assigned = buckets_.parameters()[parameter].tensor.grad().detach();
+  if (assigned.sizes() != buckets_.parameters()[parameter].tensor.sizes()) {
+    throw UsageError(fmt::format("the gradient that was assigned to {} has another shape than it",
+                                 name(parameter)));
+  }
   buckets_.attach(parameter);
   buckets_.parameters()[parameter].tensor.mutable_grad().copy_(
       assigned.is_sparse() ? assigned.to_dense() : assigned);
@@ -237,12 +278,25 @@ void GradientArrival::hand_over(std::size_t bucket) {
     if (buckets_.place(i).bucket != bucket) continue;
     used[buckets_.place(i).slice] = touched_[i];
     if (touched_[i]) {
-      version_[i] = static_cast<std::uint32_t>(buckets_.parameters()[i].tensor.grad()._version());
+      put_away(i);
     } else {
       buckets_.zero(i);  // what got no gradient counts as zero
     }
   }
   transaction_.hand_over(bucket, used);
+}
+
+// What is in the buffer is the reducer's until `finish`: reading or clipping it would give what
+// timing decides. Until then grad() is a NaN of the right shape that occupies one element, so that
+// reading it shows and writing to it is an error of libtorch's.
+void GradientArrival::put_away(std::size_t parameter) {
+  const at::Tensor& tensor = buckets_.parameters()[parameter].tensor;
+  at::Tensor& stand_in = in_flight_[parameter];
+  if (!stand_in.defined() || !is_untouched(stand_in)) {
+    const Bucket& bucket = buckets_.buckets()[buckets_.place(parameter).bucket];
+    stand_in = make_stand_in(tensor.sizes(), bucket.gradient.options());
+  }
+  tensor.mutable_grad() = stand_in;
 }
 
 // Before buckets are sent at the end of a step: grad() has the last word.
@@ -261,19 +315,15 @@ void GradientArrival::take_what_was_assigned() {
   }
 }
 
-// Something that was added to a grad() between backward and finish() would be lost, or not, as it
-// came before or after the kernels.
+// What the user has done to a gradient between backward and finish() would be lost.
 std::optional<std::string> GradientArrival::changed_after_it_was_sent() const {
   for (std::size_t i = 0; i < touched_.size(); ++i) {
     if (!touched_[i] || !transaction_.was_handed_over(buckets_.place(i).bucket)) continue;
     const at::Tensor& gradient = buckets_.parameters()[i].tensor.grad();
-    if (!gradient.defined()) continue;
-    if (!buckets_.attached(i) || static_cast<std::uint32_t>(gradient._version()) != version_[i]) {
-      return fmt::format(
-          "the gradient of {} was changed after backward() had sent it; change gradients after "
-          "finish()",
-          name(i));
-    }
+    if (gradient.is_same(in_flight_[i]) && is_untouched(gradient)) continue;
+    return fmt::format(
+        "the gradient of {} was {} after backward() had sent it; change gradients after finish()",
+        name(i), gradient.defined() ? "changed" : "dropped");
   }
   return std::nullopt;
 }
@@ -285,7 +335,7 @@ Verdict GradientArrival::finish(StepEnd without) {
 }
 
 Verdict GradientArrival::finish_weighted(std::int64_t samples) {
-  if (samples < 0) throw UsageError(fmt::format("finish({}): give 0 or more samples", samples));
+  check(samples >= 0, "a number of samples");
   return end_step({.end = samples > 0 ? StepEnd::unused : StepEnd::idle},
                   {Weighting::by_samples, samples});
 }
@@ -307,7 +357,7 @@ Verdict GradientArrival::end_step(const StepClosing& closing, const SamplesWord&
     for (std::size_t i = 0; i < touched_.size(); ++i) any_is_new |= touched_[i] && !is_dropped(i);
     if (closing.end != StepEnd::abandoned) {
       if (any_is_new) actual.end = StepEnd::finished;
-      wrong = changed_after_it_was_sent();
+      if (any_is_new) wrong = changed_after_it_was_sent();
       if (!wrong && weighting_ != Weighting::undecided &&
           samples.weighting != Weighting::undecided && samples.weighting != weighting_) {
         wrong =
@@ -316,7 +366,10 @@ Verdict GradientArrival::end_step(const StepClosing& closing, const SamplesWord&
       }
       if (wrong) actual = {StepEnd::abandoned, *wrong};
     }
-    if (weighting_ != Weighting::equal) transaction_.weigh(wrong ? SamplesWord{} : samples);
+    const bool is_silent = transaction_.step().transmission == Transmission::silent;
+    if (weighting_ != Weighting::equal && !is_silent) {
+      transaction_.weigh(wrong ? SamplesWord{} : samples);
+    }
     for (std::size_t b = 0; b < missing_.size(); ++b) {
       if (!transaction_.was_handed_over(b)) hand_over(b);
     }

@@ -31,8 +31,9 @@ enum class Counting {
 // alias again, whatever the user's zero_grad() did in between.
 //
 // Until a parameter's bucket is sent, its gradient is what grad() says: zero_grad() drops it, a
-// tensor that is assigned to grad() replaces it. Afterwards another gradient is an error, unless
-// grad() was dropped meanwhile: then the step begins anew on all ranks.
+// tensor that is assigned to grad() replaces it. From then until `finish` grad() is NaN and cannot
+// be written to, and another gradient is an error, unless all that was sent was dropped meanwhile:
+// then the step begins anew on all ranks.
 //
 // A parameter that gets no gradient counts as zero. One that does not require a gradient is frozen:
 // it is in no update and holds its residual.
@@ -71,6 +72,8 @@ class GradientArrival {
   void restart();
   void begin_anew_what_was_dropped();
   void attach_for_new_gradient(std::size_t parameter);
+  [[noreturn]] void refuse_another_gradient(std::size_t parameter) const;
+  void put_away(std::size_t parameter);
   void take_from_grad(std::size_t parameter);
   bool is_dropped(std::size_t parameter) const;
   bool sends_early() const;
@@ -97,7 +100,7 @@ class GradientArrival {
   std::vector<std::int64_t> arrivals_;          // per parameter: in this step, not held back
   std::vector<std::int64_t> most_arrivals_;     // per parameter: in any step before
   std::vector<std::int64_t> missing_;           // per bucket: parameters that expect more
-  std::vector<std::uint32_t> version_;          // per parameter: of its grad() when it was sent
+  std::vector<at::Tensor> in_flight_;  // per parameter: what grad() is until `finish`; see put_away
 
   std::unique_ptr<Hooks> hooks_;  // last: no hook may run into a half-destroyed object
 };

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "runtime/agreement.h"
 #include "runtime/base/error.h"
 #include "runtime/base/hash.h"
 
@@ -14,8 +15,9 @@ namespace {
 
 constexpr std::uint32_t kMostSlices = 0x7fffffff;  // that an opening word can name
 
-std::uint64_t hash_frozen(const std::vector<Bucket>& buckets) {
-  std::uint64_t hash = 0;
+// With the number of the step, on which ranks must agree as well.
+std::uint64_t hash_frozen(const std::vector<Bucket>& buckets, std::int64_t step) {
+  std::uint64_t hash = static_cast<std::uint64_t>(step);
   for (const Bucket& bucket : buckets) {
     for (const Slice& slice : bucket.slices) {
       if (slice.frozen) hash = hash64(slice.name, hash + 1);
@@ -55,8 +57,10 @@ StepTransaction::StepTransaction(std::vector<Bucket>& buckets, GradientReducer& 
 
 StepTransaction::~StepTransaction() {
   if (!open_) return;
-  const std::string reason =
-      fmt::format("rank {} left in the middle of a step", communicator_.rank());
+  abort(fmt::format("rank {} left in the middle of a step", communicator_.rank()));
+}
+
+void StepTransaction::abort(const std::string& reason) {
   communicator_.abort(reason);
   path_.communicator.abort(reason);
 }
@@ -75,8 +79,8 @@ void StepTransaction::begin(OpeningWord mine) {
     for (Slice& slice : buckets_[b].slices) slice.absent = false;
   }
   if (step_.transmission == Transmission::silent) return;
-  mine.frozen = hash_frozen(buckets_);
-  mine.silent_failure = std::exchange(silent_failure_, 0) & kMostSlices;
+  mine.frozen = hash_frozen(buckets_, step_.step);
+  mine.silent_failure = silent_failure_ & kMostSlices;
   submit([this, mine] { agree_on_opening(mine); });
 }
 
@@ -87,7 +91,14 @@ void StepTransaction::agree_on_opening(const OpeningWord& mine) {
   });
   if (same) return;
   // Everybody has seen that they differ, so everybody comes here.
+  const auto steps = all_gather_text(communicator_, std::to_string(step_.step));
   const auto patterns = all_gather_text(communicator_, frozen_pattern(buckets_));
+  for (std::size_t rank = 1; rank < steps.size(); ++rank) {
+    if (steps[rank] == steps[0]) continue;
+    throw RanksDisagree(fmt::format(
+        "rank {} is in step {}, rank 0 in step {}; end each step in the same way on every rank",
+        rank, steps[rank], steps[0]));
+  }
   std::size_t place = 0;
   for (const Bucket& bucket : buckets_) {
     for (const Slice& slice : bucket.slices) {
@@ -100,7 +111,7 @@ void StepTransaction::agree_on_opening(const OpeningWord& mine) {
       throw RanksDisagree(fmt::format(
           "ranks have frozen different parameters: {} is frozen on {}, not on {}; freeze and thaw "
           "the same ones on every rank",
-          slice.name, name_ranks(frozen), name_ranks(not_frozen)));
+          slice.name, rank_list(frozen), rank_list(not_frozen)));
     }
   }
 }
@@ -146,11 +157,13 @@ void StepTransaction::submit(std::function<void()> job) {
       job();
     } catch (const AgreedError&) {
       throw;  // every rank has it: nobody waits
+    } catch (const RanksDisagree&) {
+      throw;  // so here, or the communicator has ended the group
     } catch (const std::exception& error) {
-      const std::string reason =
-          fmt::format("rank {} failed: {}", communicator_.rank(), error.what());
-      communicator_.abort(reason);
-      path_.communicator.abort(reason);
+      abort(fmt::format("rank {} failed: {}", communicator_.rank(), error.what()));
+      throw;
+    } catch (...) {
+      abort(fmt::format("rank {} failed", communicator_.rank()));
       throw;
     }
   });
@@ -219,7 +232,7 @@ Verdict StepTransaction::judge() {
   const auto abandoned = ranks_that(StepEnd::abandoned);
   if (!abandoned.empty()) {
     const int first = abandoned.front();
-    verdict.abandoned = fmt::format("{}: {}", name_ranks(abandoned),
+    verdict.abandoned = fmt::format("{}: {}", rank_list(abandoned),
                                     outcome_.reasons[static_cast<std::size_t>(first)]);
   }
   verdict.superseded = !ranks_that(StepEnd::superseded).empty();
@@ -229,18 +242,20 @@ Verdict StepTransaction::judge() {
 // What some rank did that no step should have; the step is rolled back then.
 std::optional<std::string> StepTransaction::misuse() const {
   const auto superseded = ranks_that(StepEnd::superseded);
-  if (!superseded.empty() && superseded.size() < outcome_.words.size()) {
+  const std::size_t others =
+      outcome_.words.size() - superseded.size() - ranks_that(StepEnd::idle).size();
+  if (!superseded.empty() && others > 0) {
     return fmt::format(
         "{} began a step anew after its gradients had been sent, other ranks did not; run the same "
         "backward passes between two finish() on every rank, or ignore() those of other models",
-        name_ranks(superseded));
+        rank_list(superseded));
   }
   const auto unused = ranks_that(StepEnd::unused);
   if (unused.empty()) return std::nullopt;
   return fmt::format(
       "{} called finish() without a new gradient; call it once after each backward(), and as "
       "finish(0) on a rank that has no samples",
-      name_ranks(unused));
+      rank_list(unused));
 }
 
 // No rank had a gradient of it.
@@ -268,6 +283,7 @@ void StepTransaction::settle(const StepClosing& closing) {
     open_ = false;
     throw;
   }
+  mark_absent();
 }
 
 Bucket StepTransaction::estimate(std::size_t bucket) {
@@ -275,6 +291,8 @@ Bucket StepTransaction::estimate(std::size_t bucket) {
   const c10::NoGradGuard no_grad;
   Bucket view = buckets_.at(bucket);
   reducer_.show_estimate(buckets_[bucket], view);
+  // Whoever reads it does so in the compute queue.
+  path_.compute.wait_for(*path_.communication.mark());
   return view;
 }
 
@@ -282,12 +300,15 @@ Verdict StepTransaction::finish(const StepClosing& closing) {
   check(open_, "a step is finished after it has begun");
   const c10::NoGradGuard no_grad;
   if (step_.transmission == Transmission::silent) return finish_silent(closing);
-  if (!settled_) settle(closing);
+  if (settled_) {
+    check(closing.end == StepEnd::finished, "a step that is settled was closed then");
+  } else {
+    settle(closing);
+  }
   Verdict verdict = judge();
   const auto wrong = misuse();
   const bool commits = verdict.committed() && !wrong;
   if (commits) {
-    mark_absent();
     for (std::size_t b = 0; b < buckets_.size() && !verdict.warning; ++b) {
       verdict.warning = reducer_.warning(buckets_[b]);
     }
@@ -304,6 +325,8 @@ Verdict StepTransaction::finish(const StepClosing& closing) {
   path_.compute.wait_for(*path_.communication.mark());
   open_ = false;
   if (wrong) throw AgreedError(ExitCode::usage, *wrong);
+  // Everybody has been told, and whoever called this now is.
+  if (!verdict.superseded) silent_failure_ = 0;
   return verdict;
 }
 

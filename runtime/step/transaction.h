@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -20,7 +19,8 @@
 
 namespace thinwire {
 
-// What a step came to, the same on every rank but for `warning`.
+// What a step came to: the same on every rank but for `warning`, and in a silent step, of which the
+// others do not know.
 struct Verdict {
   // A parameter with a NaN or infinite gradient on some rank.
   std::optional<std::string> non_finite;
@@ -72,8 +72,9 @@ struct StepClosing {
 // A slice of which no rank had a gradient is absent (`Slice::absent`) until the next step begins:
 // it has no estimate, and its residuals are as before the step. A frozen slice is in no message.
 //
-// A step whose context says `silent` sends nothing. Its estimate is this rank's own quantity. If
-// that is not finite, the next step that is not silent is rolled back on every rank (`reverted`).
+// A step whose context says `silent` sends nothing, and nothing is made of its gradient. Its
+// estimate is this rank's own. If that is not finite, the next step that is not silent is rolled
+// back on every rank (`reverted`).
 class StepTransaction {
  public:
   // All must outlive this; `buckets` stay where they are. The communicator is this object's alone.
@@ -108,7 +109,8 @@ class StepTransaction {
   bool was_handed_over(std::size_t bucket) const { return handed_over_[bucket]; }
 
   // After all buckets were handed over: waits until everything has come. Then `estimate` can be
-  // read, before the verdict, so that an optimizer may form what it needs of whole tensors.
+  // read, before the verdict, so that an optimizer may form what it needs of whole tensors; slices
+  // that are absent are known. `finish` takes no other closing then.
   void settle(const StepClosing& closing = {});
   // What a commit would leave of the bucket; of use until `finish`. Not in a silent step.
   Bucket estimate(std::size_t bucket);
@@ -137,6 +139,7 @@ class StepTransaction {
   std::optional<std::string> misuse() const;
   std::vector<int> ranks_that(StepEnd end) const;
   void mark_absent();
+  void abort(const std::string& reason);
   void submit(std::function<void()> job);
 
   std::vector<Bucket>& buckets_;

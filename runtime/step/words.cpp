@@ -3,10 +3,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <cstring>
 
+#include "runtime/agreement.h"
 #include "runtime/base/error.h"
 
 namespace thinwire {
@@ -71,10 +71,6 @@ std::vector<ClosingWord> ClosingExchange::wait() {
   return result;
 }
 
-std::string name_ranks(const std::vector<int>& ranks) {
-  return fmt::format("{} {}", ranks.size() == 1 ? "rank" : "ranks", fmt::join(ranks, ", "));
-}
-
 AgreedWeight agree(const std::vector<SamplesWord>& words, int rank) {
   AgreedWeight agreed;
   std::int64_t total = 0;
@@ -88,7 +84,7 @@ AgreedWeight agree(const std::vector<SamplesWord>& words, int rank) {
     throw AgreedError(ExitCode::usage,
                       fmt::format("{} called finish(samples) and {} finish(); call the same on "
                                   "every rank, finish(0) where there are no samples",
-                                  name_ranks(by_samples), name_ranks(equal)));
+                                  rank_list(by_samples), rank_list(equal)));
   }
   if (!equal.empty()) agreed.weighting = Weighting::equal;
   if (by_samples.empty()) return agreed;

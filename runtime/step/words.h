@@ -20,7 +20,7 @@ enum class StepEnd : std::int64_t {
 
 // What a rank says before anything else of a step is sent: 16 bytes.
 struct OpeningWord {
-  std::uint64_t frozen = 0;  // a hash of the names of the frozen slices
+  std::uint64_t frozen = 0;  // a hash of the step's number and the names of the frozen slices
   std::int32_t vote = 0;     // the largest reaches everybody through the verdict
   // 1 + the place of a slice that was not finite in a silent step since the last one that the ranks
   // agreed on; 0: none.
@@ -71,9 +71,6 @@ class ClosingExchange {
   at::Tensor mine_, all_;
   std::unique_ptr<Work> work_;
 };
-
-// "rank 1", or "ranks 0, 2".
-std::string name_ranks(const std::vector<int>& ranks);
 
 // Throws `AgreedError` where some ranks weigh by samples and others do not.
 AgreedWeight agree(const std::vector<SamplesWord>& words, int rank);

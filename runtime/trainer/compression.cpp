@@ -40,6 +40,7 @@ CompressionOptions compression_of(const TrainOptions& options) {
 
 Transmission transmission_of(const CompressionOptions& options, std::int64_t committed,
                              Transmission planned) {
+  if (planned == Transmission::silent) return planned;
   return committed < options.start_iter ? Transmission::dense : planned;
 }
 

@@ -257,11 +257,13 @@ Trainer::Step Trainer::take_step(double lr) {
   const double waited_before = parts_.meter.waited();
   const Verdict verdict = arrival_.finish(StepEnd::idle);
   step.waited = parts_.meter.waited() - waited_before;
-  if (verdict.warning) parts_.observer.on_line("warning: " + *verdict.warning);
+  if (verdict.warning) {
+    parts_.observer.on_rank_warning(parts_.communicator.rank(), *verdict.warning);
+  }
   if (verdict.committed()) {
     update(lr);
   } else {
-    skip(*verdict.non_finite, step.loss);
+    skip(verdict, step.loss);
   }
   ++attempted_;
   step.epoch_ended = batch.next.epoch != position_.epoch;
@@ -360,13 +362,16 @@ void Trainer::update(double lr) {
   skipped_in_a_row_ = 0;
 }
 
-void Trainer::skip(const std::string& parameter, const at::Tensor& loss) {
+void Trainer::skip(const Verdict& verdict, const at::Tensor& loss) {
   ++skipped_;
   // Forward has put the step's samples, finite or not, into running statistics.
   model_buffers_.take_back(buffers_before_);
   ++skipped_in_a_row_;
   if (skipped_in_a_row_ > 1 && skipped_in_a_row_ < kMaximumSkipsInARow) return;
-  const std::string what = fmt::format("the gradient of {} is not finite{}", parameter,
+  const std::string what =
+      verdict.abandoned  ? *verdict.abandoned
+      : verdict.reverted ? *verdict.reverted + " was not finite in a step that sent nothing"
+                         : fmt::format("the gradient of {} is not finite{}", *verdict.non_finite,
                                        where_not_finite(parts_.communicator, loss.item<double>()));
   if (skipped_in_a_row_ == 1) {
     parts_.observer.on_line(fmt::format("step {} was rolled back: {}", attempted_ + 1, what));

@@ -86,6 +86,8 @@ class TrainerObserver {
   // A sentence for people: what is compressed, an epoch's accuracy, a checkpoint that failed.
   virtual void on_line(const std::string& line) = 0;
   virtual void on_step(const StepReport& report) = 0;
+  // What this rank alone knows and people should; called on any rank.
+  virtual void on_rank_warning(int /*rank*/, const std::string& /*text*/) {}
   // At the end of each epoch and of the run, after `step` steps.
   virtual void on_evaluation(std::int64_t /*step*/, const Evaluation&) {}
 };
@@ -158,7 +160,7 @@ class Trainer {
   at::Tensor logits(const Batch& batch) const;
   at::Tensor forward_backward(const RankBatch& batch);
   void update(double lr);
-  void skip(const std::string& parameter, const at::Tensor& loss);
+  void skip(const Verdict& verdict, const at::Tensor& loss);
   StepReport make_report(const Interval& interval, double lr);
   void tell_of_slow_rank(const StepReport& report, double seconds);
   double residual_norm();

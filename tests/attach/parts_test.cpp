@@ -84,13 +84,15 @@ TEST(ShardedSampler, ServesALoaderOfTorch) {
     }
     torch::optional<std::size_t> size() const override { return 10; }
   };
-  auto loader = torch::data::make_data_loader(
-      Numbers().map(torch::data::transforms::Stack<>()), ShardedSampler(10, 1, 1, 2),
-      torch::data::DataLoaderOptions().batch_size(2).workers(0));
+  ShardedSampler sampler(10, 1, 1, 2);
+  auto loader =
+      torch::data::make_data_loader(Numbers().map(torch::data::transforms::Stack<>()), sampler,
+                                    torch::data::DataLoaderOptions().batch_size(2).workers(0));
   for (int epoch = 0; epoch < 2; ++epoch) {
     std::int64_t samples = 0;
     for (const auto& batch : *loader) samples += batch.data.size(0);
     EXPECT_EQ(samples, 5);
+    EXPECT_EQ(sampler.position(), (DataPosition{epoch + 1, 0}));
   }
 }
 

@@ -303,7 +303,11 @@ void what_was_sent_cannot_be_changed_without_a_word(Communicator& ranks) {
     parallel.finish();
   }
   a.sum().backward();
-  if (ranks.rank() == 0) a.mutable_grad().mul_(2);
+  // What is in flight shows as NaN, and cannot be clipped or changed in place.
+  EXPECT_TRUE(a.grad().isnan().all().item<bool>());
+  EXPECT_THROW(a.mutable_grad().mul_(2), c10::Error);
+  EXPECT_THROW(torch::nn::utils::clip_grad_norm_({a}, 1.0), c10::Error);
+  if (ranks.rank() == 0) a.mutable_grad() = torch::ones({4, 4}, torch::kDouble);
   if (ranks.rank() == 0) {
     EXPECT_THAT(thrown<UsageError>([&] { parallel.finish(); }), HasSubstr("gradient of a"));
   } else {
@@ -390,7 +394,7 @@ void ranks_with_fewer_steps_join(Communicator& ranks) {
     EXPECT_TRUE(parallel.finish().committed());
     optimizer.step();
   }
-  parallel.join([&] { optimizer.step(); });
+  parallel.join([&](const Verdict&) { optimizer.step(); });
   EXPECT_NEAR(first(a), expected, 1e-12);
   // And everybody goes on.
   a.sum().backward();

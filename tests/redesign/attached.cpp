@@ -115,10 +115,9 @@ std::uint64_t train(thinwire::Communicator& ranks, const Options& options) {
   auto compression =
       thinwire::parse_compression(options.compressor, options.feedback, options.exchange);
   compression.start_iter = options.start_iter;
-  thinwire::BucketOptions buckets;
-  buckets.bucket_bytes = options.bucket;
-  buckets.first_bucket_bytes = options.bucket;
-  thinwire::DataParallel parallel(*model, ranks, compression, buckets);
+  thinwire::DataParallel parallel(
+      *model, ranks, compression,
+      {.bucket_bytes = options.bucket, .first_bucket_bytes = options.bucket});
   const auto optimizer = make_optimizer(options, model->parameters());
 
   const bool is_last = ranks.rank() == ranks.size() - 1;

@@ -142,7 +142,7 @@ class Driver {
         early.push_back(transaction_.estimate(b).gradient.clone());
       }
     }
-    const Verdict verdict = transaction_.finish(closing);
+    const Verdict verdict = early.empty() ? transaction_.finish(closing) : transaction_.finish();
     if (verdict.committed()) compare_with_early(early);
     if (silent) {
       after_silent_step(run, step, verdict);
