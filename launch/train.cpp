@@ -1,9 +1,8 @@
 // `thinwire train`.
 #include <fmt/format.h>
 
-#include <cstdio>
-
 #include <atomic>
+#include <cstdio>
 #include <fstream>
 #include <iostream>
 #include <optional>
