@@ -2,8 +2,8 @@
 // [5]. The optimizer stays torch's. The argument is a compressor, as `thinwire train` has it:
 // "sign", "powersgd:rank=4".
 //
-//   build/examples/03_attach          last line: 4 ranks, 37000 bytes a step: loss fell tenfold
-//   build/examples/03_attach sign     last line: 4 ranks, 2036 bytes a step: loss fell tenfold
+//   build/examples/03_attach          last line: 4 ranks, 37032 bytes a step: loss fell tenfold
+//   build/examples/03_attach sign     last line: 4 ranks, 2068 bytes a step: loss fell tenfold
 #include <torch/torch.h>
 
 #include <cstdio>

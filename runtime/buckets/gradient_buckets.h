@@ -37,8 +37,8 @@ struct BucketOptions {
 // in the list given to the constructor.
 class GradientBuckets {
  public:
-  // Throws `UsageError` for parameters that are no dense floating-point leaves, for none at all, and for a
-  // name or a tensor that is there twice.
+  // Throws `UsageError` for parameters that are no dense floating-point leaves, for none at all,
+  // and for a name or a tensor that is there twice.
   GradientBuckets(std::vector<Parameter> parameters, BucketOptions options = {});
 
   struct Place {
