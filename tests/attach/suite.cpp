@@ -72,6 +72,9 @@ void ranks_that_gave_different_things_are_told(Communicator& ranks) {
               AllOf(HasSubstr("coding"), HasSubstr(odd)));
   EXPECT_THAT(message({a}, last ? CompressionOptions{Sign{8}} : CompressionOptions{Sign{16}}),
               AllOf(HasSubstr("coding"), HasSubstr(odd)));
+  const PowerSgd cold{.warm_start = false};
+  EXPECT_THAT(message({a}, last ? CompressionOptions{cold} : CompressionOptions{PowerSgd{}}),
+              AllOf(HasSubstr("warm_start"), HasSubstr(odd)));
   EXPECT_THAT(message({a}, {}, {.bucket_bytes = last ? 64 : 128}),
               AllOf(HasSubstr("bucket_bytes"), HasSubstr(odd)));
   EXPECT_EQ(message({a, b}), "");
@@ -314,6 +317,35 @@ void what_was_sent_cannot_be_changed_without_a_word(Communicator& ranks) {
     EXPECT_THAT(parallel.finish().abandoned.value_or(""), HasSubstr("gradient of a"));
   }
   EXPECT_FALSE(a.grad().defined());
+}
+
+void what_was_sent_cannot_be_dropped_without_a_word(Communicator& ranks) {
+  at::Tensor a = weight({4, 4});
+  at::Tensor b = weight({4, 4});
+  DataParallel parallel({{"a", a}, {"b", b}}, ranks, {},
+                        {.bucket_bytes = 64, .first_bucket_bytes = 64});
+  const auto backward = [&] { ((a + b).sum() * (1.0 + ranks.rank())).backward(); };
+  for (int round = 0; round < 3; ++round) {
+    backward();
+    parallel.finish();
+  }
+  // One of two: neither the step with it nor the one without it is what was asked for.
+  backward();
+  a.mutable_grad() = at::Tensor();
+  EXPECT_THAT(thrown<UsageError>([&] { parallel.finish(); }), HasSubstr("dropped"));
+  // One of two, and then another gradient of it: the other one would be lost.
+  backward();
+  a.mutable_grad() = at::Tensor();
+  EXPECT_THAT(thrown<UsageError>([&] { a.sum().backward(); }), HasSubstr("another gradient of b"));
+  EXPECT_FALSE(parallel.abandon("start anew").committed());
+  // Both: the step begins anew.
+  backward();
+  a.mutable_grad() = at::Tensor();
+  b.mutable_grad() = at::Tensor();
+  backward();
+  EXPECT_TRUE(parallel.finish().committed());
+  EXPECT_EQ(first(a.grad()), mean_rank(ranks));
+  EXPECT_EQ(first(b.grad()), mean_rank(ranks));
 }
 
 // --- 5. abandon() --------------------------------------------------------------------------------
@@ -647,6 +679,18 @@ void lbfgs_takes_the_same_steps_on_every_rank(Communicator& ranks) {
   std::vector<int> all;
   for (int rank = 0; rank < ranks.size(); ++rank) all.push_back(rank);
   EXPECT_TRUE(train({ranks.rank()}, &ranks).allclose(train(all, nullptr), 1e-9, 1e-9));
+  // An evaluation that is rolled back is no point to go on from.
+  at::Tensor bad = weight({6});
+  DataParallel of_bad({{"bad", bad}}, ranks);
+  torch::optim::LBFGS on_bad({bad});
+  EXPECT_THAT(thrown<AgreedError>([&] {
+                of_bad.step(on_bad, [&] {
+                  const at::Tensor loss = (bad * (ranks.rank() == 1 ? kNan : 1.0)).sum();
+                  loss.backward();
+                  return loss;
+                });
+              }),
+              HasSubstr("rolled back"));
   at::Tensor w = weight({8, 8});
   std::string said;
   DataParallel lossy({{"w", w}}, ranks, {Sign{8}},
@@ -681,6 +725,7 @@ const std::vector<AttachTest>& attach_tests() {
       THINWIRE_CASE(a_finish_without_anything_new_is_an_error_on_all_ranks),
       THINWIRE_CASE(gradients_set_by_hand_are_reduced_as_they_are),
       THINWIRE_CASE(what_was_sent_cannot_be_changed_without_a_word),
+      THINWIRE_CASE(what_was_sent_cannot_be_dropped_without_a_word),
       THINWIRE_CASE(an_abandoned_step_is_rolled_back_everywhere),
       THINWIRE_CASE(what_no_rank_used_does_not_move),
       THINWIRE_CASE(ranks_with_fewer_steps_join),
