@@ -226,7 +226,10 @@ void GradientArrival::restart() {
     throw;
   }
   transaction_.begin({});
+  // What came before counts, so that the next time nothing is sent for nothing.
+  std::vector<std::int64_t> arrivals = arrivals_;
   clear_step();
+  arrivals_ = std::move(arrivals);
 }
 
 void GradientArrival::attach_for_new_gradient(std::size_t parameter) {
