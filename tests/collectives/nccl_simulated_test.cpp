@@ -301,6 +301,39 @@ TEST(NcclSimulated, AbortReachesGroupsSplitOff) {
   EXPECT_THAT(simulator.failures(), IsEmpty());
 }
 
+// Works of the group and of a part of it, called in the order that `first_on_part` says per rank.
+std::vector<std::string> errors_of_two_groups(std::uint64_t seed, std::vector<bool> first_on_part,
+                                              std::chrono::milliseconds timeout) {
+  Simulator simulator({.devices = 2, .seed = seed});
+  simulator.run_one_nccl_kernel_at_a_time();
+  NcclOptions options;
+  options.timeout = timeout;
+  const auto errors = run_on_devices(simulator, 2, options, [&](const DeviceRank& rank) {
+    const auto part = rank.communicator.split(0, 0);
+    const bool part_first = first_on_part[static_cast<std::size_t>(rank.rank())];
+    Communicator& first = part_first ? *part : rank.communicator;
+    Communicator& second = part_first ? rank.communicator : *part;
+    for (int i = 0; i < 3; ++i) {
+      auto on_first = first.barrier();
+      auto on_second = second.barrier();
+      on_first->wait();
+      on_second->wait();
+    }
+  });
+  EXPECT_THAT(simulator.failures(), IsEmpty());
+  return errors;
+}
+
+TEST(NcclSimulated, TwoGroupsOnOneDeviceWantOneOrderOfLaunches) {
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    for (const std::string& error : errors_of_two_groups(seed, {true, true}, 60s)) {
+      EXPECT_EQ(error, "") << "seed " << seed;
+    }
+    const auto errors = errors_of_two_groups(seed, {true, false}, 100ms);
+    EXPECT_THAT(errors[0] + errors[1], HasSubstr("timed out")) << "seed " << seed;
+  }
+}
+
 TEST(NcclSimulated, ADroppedWorkAbortsTheGroup) {
   std::vector<Parts> parts(2);
   Simulator simulator({.devices = 2});

@@ -302,12 +302,21 @@ void Network::enqueue(SimulatedComm& comm, std::vector<NcclCall> calls, Simulate
     fused->over = true;
     --fused->comm->running;
   };
+  if (one_kernel_at_a_time) launched_[comm.device].push_back(fused);
   ++comm.running;
   devices_.enqueue(stream, std::move(task));
 }
 
 bool Network::ready(const std::shared_ptr<Fused>& fused) {
   return fused->comm->aborted || fused->met || meet(fused);
+}
+
+bool Network::is_first_on_device(const Fused& fused) {
+  auto& launched = launched_[fused.comm->device];
+  while (!launched.empty() && (launched.front()->over || launched.front()->comm->aborted)) {
+    launched.pop_front();
+  }
+  return !launched.empty() && launched.front().get() == &fused;
 }
 
 // All calls that must be there at once for this one: its peers', those fused with them, and so on.
@@ -325,6 +334,7 @@ bool Network::meet(const std::shared_ptr<Fused>& fused) {
     const int rank = current->comm->rank;
     if (!current->at_head || current->over || current->comm->aborted) return false;
     if (devices_.stalled.count(current->comm->device) > 0) return false;
+    if (one_kernel_at_a_time && !is_first_on_device(*current)) return false;
     for (std::size_t i = 0; i < current->calls.size(); ++i) {
       const NcclCall& call = current->calls[i];
       const std::size_t number = current->numbers[i];

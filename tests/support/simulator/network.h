@@ -120,6 +120,7 @@ class Network {
 
   std::map<int, ncclResult_t> refused;        // communicators, per device
   std::map<int, ncclResult_t> refused_calls;  // per device
+  bool one_kernel_at_a_time = false;
 
  private:
   SimulatedComm* living(ncclComm_t comm, const char* caller);
@@ -127,6 +128,7 @@ class Network {
   void enqueue(SimulatedComm& comm, std::vector<NcclCall> calls, SimulatedStream& stream);
   bool ready(const std::shared_ptr<Fused>& fused);
   bool meet(const std::shared_ptr<Fused>& fused);
+  bool is_first_on_device(const Fused& fused);
   void carry_out(SimulatedGroup& group, std::size_t number);
   void deliver(const CallRef& from, const CallRef& to);
   std::shared_ptr<SimulatedGroup> child_of(SimulatedGroup& group, std::size_t number, int color);
@@ -135,6 +137,7 @@ class Network {
   std::map<std::string, std::shared_ptr<SimulatedGroup>> groups_;
   std::vector<std::unique_ptr<SimulatedComm>> comms_;  // for ever, so that misuse is noticed
   int ids_ = 0;
+  std::map<int, std::deque<std::shared_ptr<Fused>>> launched_;  // per device: not over yet
 };
 
 }  // namespace thinwire::testing

@@ -575,6 +575,11 @@ void Simulator::refuse_calls(int device, ncclResult_t error) {
   machine->network.refused_calls[device] = error;
 }
 
+void Simulator::run_one_nccl_kernel_at_a_time() {
+  const auto guard = lock();
+  machine->network.one_kernel_at_a_time = true;
+}
+
 void Simulator::break_all() {
   const auto guard = lock();
   for (int device = 0; device < devices().options.devices; ++device) {

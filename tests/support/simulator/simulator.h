@@ -77,6 +77,9 @@ class Simulator {
   void refuse_communicators(int device, ncclResult_t error);
   // NCCL calls of `device` return `error`, and no communicator's state tells of it.
   void refuse_calls(int device, ncclResult_t error);
+  // A device runs its NCCL kernels one after the other, in the order of their launches: what a real
+  // one may do, and what makes it matter that this order is the same on all ranks.
+  void run_one_nccl_kernel_at_a_time();
   // All communicators report a lost peer: gets every rank out, after one failed.
   void break_all();
 
