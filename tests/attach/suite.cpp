@@ -433,6 +433,26 @@ void ranks_with_fewer_steps_join(Communicator& ranks) {
   EXPECT_TRUE(parallel.finish().committed());
 }
 
+void a_rank_that_leaves_is_missed_at_once(Communicator& ranks) {
+  at::Tensor a = weight({4, 4});
+  const auto start = std::chrono::steady_clock::now();
+  {
+    DataParallel parallel({{"a", a}}, ranks);
+    a.sum().backward();
+    parallel.finish();
+    if (ranks.rank() != 1) {
+      EXPECT_THAT(thrown<PeerLost>([&] {
+                    a.sum().backward();
+                    parallel.finish();
+                  }),
+                  HasSubstr("rank 1 left"));
+    }
+  }
+  // The group's timeout is a minute.
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+  EXPECT_EQ(all_reduce_sum(ranks, {1.0}).front(), ranks.size());
+}
+
 void rank_zero_may_be_busy_for_long(Communicator& ranks) {
   at::Tensor a = weight({4, 4});
   DataParallel parallel({{"a", a}}, ranks);
@@ -728,6 +748,7 @@ const std::vector<AttachTest>& attach_tests() {
       THINWIRE_CASE(what_was_sent_cannot_be_dropped_without_a_word),
       THINWIRE_CASE(an_abandoned_step_is_rolled_back_everywhere),
       THINWIRE_CASE(what_no_rank_used_does_not_move),
+      THINWIRE_CASE(a_rank_that_leaves_is_missed_at_once),
       THINWIRE_CASE(ranks_with_fewer_steps_join),
       {"rank_zero_may_be_busy_for_long", rank_zero_may_be_busy_for_long, std::chrono::seconds(2)},
       THINWIRE_CASE(batches_of_unequal_size_weigh_by_their_samples),
