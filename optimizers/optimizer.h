@@ -42,8 +42,10 @@ struct ParameterGroup {
 // the reducer makes it the group's estimate; `after_reduce(b)` moves `b.weights`. A step that is
 // rolled back calls no `after_reduce`, so only `after_reduce` may change state. The estimate may be
 // coded (`Bucket::coded`): `SliceState::update` and `squared_norm` read it in either form.
-// Different buckets may be in `before_reduce` and `after_reduce` at the same time. Slices
-// that rest, frozen or absent, do not move.
+// State may be of elements (`SliceState`), of tensors, or of a rank (`StateKind::averaged`). What
+// an update needs of whole tensors it forms first, see `slice_reductions.h`. Different buckets may
+// be in `before_reduce` and `after_reduce` at the same time. Slices that rest, frozen or absent, do
+// not move.
 class Optimizer {
  public:
   virtual ~Optimizer() = default;

@@ -669,6 +669,81 @@ void a_run_goes_on_from_its_checkpoint(Communicator& ranks) {
               HasSubstr("other"));
 }
 
+// --- 9. Frozen parameters ------------------------------------------------------------------------
+
+void frozen_parameters_are_not_sent(Communicator& ranks) {
+  at::Tensor frozen = weight({200, 200});
+  at::Tensor live = weight({10});
+  DataParallel parallel({{"frozen", frozen}, {"live", live}}, ranks);
+  const auto sent_in_ten_steps = [&] {
+    const auto before = parallel.traffic().bytes_sent;
+    for (int step = 0; step < 10; ++step) {
+      at::Tensor loss = live.sum();
+      if (frozen.requires_grad()) loss = loss + frozen.sum();
+      loss.backward();
+      EXPECT_TRUE(parallel.finish().committed());
+    }
+    return parallel.traffic().bytes_sent - before;
+  };
+  EXPECT_GT(sent_in_ten_steps(), 10 * 40'000 * 8 / 2);
+  frozen.set_requires_grad(false);
+  EXPECT_LT(sent_in_ten_steps(), 10 * 500 * ranks.size());
+}
+
+void values_beyond_fp16_are_warned_of(Communicator& ranks) {
+  at::Tensor w = weight({16, 16});
+  std::string said;
+  DataParallel parallel({{"big.weight", w}}, ranks, {Cast{Half::fp16}},
+                        {.warn = [&](const std::string& text) { said += text; }});
+  (w.sum() * 1e5).backward();
+  EXPECT_TRUE(parallel.finish().committed());
+  EXPECT_THAT(said, HasSubstr("big.weight"));
+}
+
+// Sends everything as it is, and counts its steps.
+class OwnReducer final : public GradientReducer {
+ public:
+  explicit OwnReducer(int& steps) : steps_(steps), inner_(make_reducer({})) {}
+  void prepare(const Bucket& bucket, int rank, int size) override {
+    inner_->prepare(bucket, rank, size);
+  }
+  void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override {
+    inner_->stage(bucket, communicator, step);
+  }
+  void settle(Communicator& communicator) override {
+    ++steps_;
+    inner_->settle(communicator);
+  }
+  std::optional<std::string> non_finite(const Bucket& bucket) override {
+    return inner_->non_finite(bucket);
+  }
+  void show_estimate(const Bucket& bucket, Bucket& view) override {
+    inner_->show_estimate(bucket, view);
+  }
+  void commit(Bucket& bucket) override { inner_->commit(bucket); }
+  void rollback(Bucket& bucket) override { inner_->rollback(bucket); }
+  void visit(const Bucket& bucket, StateVisitor& visitor) override {
+    inner_->visit(bucket, visitor);
+  }
+  std::vector<SlicePlan> plan(const Bucket& bucket) const override { return inner_->plan(bucket); }
+
+ private:
+  int& steps_;
+  std::unique_ptr<GradientReducer> inner_;
+};
+
+void a_reducer_of_the_user_s_own_is_used(Communicator& ranks) {
+  torch::nn::Linear net(3, 2);
+  int steps = 0;
+  DataParallel parallel(std::make_unique<OwnReducer>(steps), *net, ranks);
+  for (int step = 0; step < 3; ++step) {
+    (net->forward(torch::ones({1, 3})).sum() * (1.0 + ranks.rank())).backward();
+    EXPECT_TRUE(parallel.finish().committed());
+    EXPECT_NEAR(net->bias.grad()[0].item<double>(), mean_rank(ranks), 1e-6);
+  }
+  EXPECT_EQ(steps, 3);
+}
+
 // --- 10. Closures --------------------------------------------------------------------------------
 
 void lbfgs_takes_the_same_steps_on_every_rank(Communicator& ranks) {
@@ -756,6 +831,9 @@ const std::vector<AttachTest>& attach_tests() {
       THINWIRE_CASE(micro_batches_are_accumulated_in_any_form),
       THINWIRE_CASE(buffers_that_the_user_changes_are_his),
       THINWIRE_CASE(what_cannot_be_trained_is_said_by_name),
+      THINWIRE_CASE(frozen_parameters_are_not_sent),
+      THINWIRE_CASE(values_beyond_fp16_are_warned_of),
+      THINWIRE_CASE(a_reducer_of_the_user_s_own_is_used),
       THINWIRE_CASE(a_run_goes_on_from_its_checkpoint),
       THINWIRE_CASE(lbfgs_takes_the_same_steps_on_every_rank),
   };
