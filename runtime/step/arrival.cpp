@@ -192,9 +192,7 @@ bool GradientArrival::arriving(std::size_t parameter) {
 void GradientArrival::refuse_another_gradient(std::size_t parameter) const {
   throw UsageError(fmt::format(
       "another gradient of {} arrived after it had been sent; call finish() after each backward(), "
-      "accumulate() before all but the last, and ignore() around those whose gradients are not "
-      "this "
-      "model's",
+      "accumulate() before all but the last, and ignore() around those of another model",
       name(parameter)));
 }
 
@@ -359,8 +357,10 @@ Verdict GradientArrival::end_step(const StepClosing& closing, const SamplesWord&
     bool any_is_new = false;
     for (std::size_t i = 0; i < touched_.size(); ++i) any_is_new |= touched_[i] && !is_dropped(i);
     if (closing.end != StepEnd::abandoned) {
-      if (any_is_new) actual.end = StepEnd::finished;
-      if (any_is_new) wrong = changed_after_it_was_sent();
+      if (any_is_new) {
+        actual.end = StepEnd::finished;
+        wrong = changed_after_it_was_sent();
+      }
       if (!wrong && weighting_ != Weighting::undecided &&
           samples.weighting != Weighting::undecided && samples.weighting != weighting_) {
         wrong =

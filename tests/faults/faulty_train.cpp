@@ -76,7 +76,7 @@ MakeModel make_sound() {
 int run(const std::vector<std::string>& arguments) {
   JobEnvironment environment;
   try {
-    environment = job_environment([](const char* name) { return std::getenv(name); });
+    environment = job_environment();
     const Fault fault = parse_fault(arguments.at(0));
     const CommandLine line = parse_command_line({arguments.begin() + 1, arguments.end()});
     return run_train(line.train, line, environment,
