@@ -6,6 +6,7 @@
 #include "runtime/base/hash.h"
 #include "runtime/base/philox.h"
 #include "runtime/base/spec.h"
+#include "runtime/base/text.h"
 
 namespace thinwire {
 namespace {
@@ -106,6 +107,59 @@ TEST(Check, SaysWhatAndWhereAndBothValues) {
     EXPECT_NE(std::string(bug.what()).find("sizes agree (1 vs 2), at "), std::string::npos);
     EXPECT_NE(std::string(bug.what()).find("base_test.cpp:"), std::string::npos);
   }
+}
+
+TEST(Text, WhatEverybodySeesStaysAsItIs) {
+  const std::string plain = "runs/Größe 東京 \U0001F600 a\\b 'x'";
+  EXPECT_EQ(printable(plain), plain);
+  EXPECT_EQ(printable(""), "");
+}
+
+TEST(Text, ControlsAndWhatIsInvisibleAreShown) {
+  EXPECT_EQ(printable("a\nb\tc\r"), "a\\nb\\tc\\r");
+  EXPECT_EQ(printable(std::string("\x1b[2J\x07\x7f\0", 7)), "\\x1b[2J\\x07\\x7f\\x00");
+  EXPECT_EQ(printable("\u009b1m"), "\\xc2\\x9b1m");             // a terminal's control sequence
+  EXPECT_EQ(printable("\ufeffmodel"), "\\xef\\xbb\\xbfmodel");  // a byte-order mark
+  EXPECT_EQ(printable("a\u202eb"), "a\\xe2\\x80\\xaeb");        // from right to left
+}
+
+TEST(Text, WhatIsNotUtf8IsShownByteByByte) {
+  EXPECT_EQ(printable("\xff latin"), "\\xff latin");
+  EXPECT_EQ(printable("\xc0\xaf"), "\\xc0\\xaf");           // longer than needed
+  EXPECT_EQ(printable("\xed\xa0\x80"), "\\xed\\xa0\\x80");  // half of a pair
+  EXPECT_EQ(printable("\xf4\x90\x80\x80"), "\\xf4\\x90\\x80\\x80");
+  EXPECT_EQ(printable("x\xe2\x82"), "x\\xe2\\x82");  // cut off
+}
+
+TEST(Text, LongTextIsCutWithACount) {
+  EXPECT_EQ(printable(std::string(5'000'000, 'v'), 3), "vvv... (4999997 bytes more)");
+  EXPECT_EQ(printable("abc", 3), "abc");
+  EXPECT_EQ(printable("ab\u00e9\u00e9", 3), "ab\u00e9... (2 bytes more)");
+  EXPECT_LE(printable(std::string(1000, '\1'), 100).size(), 130u);
+}
+
+TEST(Text, PrintableTextIsNotChangedAgain) {
+  std::string bytes;
+  for (int i = 0; i < 256; ++i) bytes += static_cast<char>(i);
+  const std::string once = printable(bytes, 10'000);
+  EXPECT_EQ(printable(once, 10'000), once);
+  EXPECT_EQ(printable_lines(once + "\n" + once), once + "\n" + once);
+}
+
+TEST(Text, AMessageKeepsItsLines) {
+  EXPECT_EQ(printable_lines("they differ:\nlr: 1\x1b, 2\n"), "they differ:\nlr: 1\\x1b, 2\n");
+}
+
+TEST(Text, StackTracesAreLeftOut) {
+  const std::string trace =
+      "Exception raised from recvBytes at /pytorch/Utils.hpp:654 (most recent call first):\n"
+      "frame #0: c10::Error::Error(c10::SourceLocation) + 0x94 (0x7f in libc10.so)\n"
+      "frame #1: <unknown function> + 0x5d7 (0x7f in libtorch.so)\n\n";
+  EXPECT_EQ(without_stack("connection reset\n" + trace), "connection reset");
+  EXPECT_EQ(without_stack("no store (reset\n" + trace + "); see rank 0"),
+            "no store (reset); see rank 0");
+  EXPECT_EQ(without_stack("a\n" + trace + "b\n" + trace), "ab");
+  EXPECT_EQ(without_stack("two\nlines; #1 stays"), "two\nlines; #1 stays");
 }
 
 }  // namespace
