@@ -10,7 +10,7 @@ build=${1:-build}
 
 packages=(
   g++ cmake ninja-build ccache clang-format python3 python3-venv ca-certificates
-  libgtest-dev libgmock-dev libboost-program-options-dev nlohmann-json3-dev libxxhash-dev zlib1g-dev libhwy-dev
+  libgtest-dev libgmock-dev libboost-program-options-dev nlohmann-json3-dev libxxhash-dev libsodium-dev zlib1g-dev libhwy-dev
   libopenmpi-dev openmpi-bin iproute2 dataset-fashion-mnist jargon-text
   shellcheck slurmctld slurmd slurm-client munge
 )

@@ -16,7 +16,7 @@ list(REMOVE_ITEM THINWIRE_BUILT core)
 foreach(_layer runtime collectives optimizers thinwire)
   install(DIRECTORY ${_layer} DESTINATION ${_headers} FILES_MATCHING PATTERN "*.h")
 endforeach()
-install(FILES launch/environment.h launch/exit.h launch/job.h launch/launch.h
+install(FILES launch/admission.h launch/environment.h launch/exit.h launch/job.h launch/launch.h
         DESTINATION ${_headers}/launch)
 
 configure_package_config_file(cmake/thinwireConfig.cmake.in thinwireConfig.cmake
@@ -36,7 +36,7 @@ function(thinwire_pkg_config name)
   set(FLAGS ${arg_FLAGS})
   list(TRANSFORM arg_LIBRARIES PREPEND "-lthinwire_")
   set(LIBRARIES ${arg_LIBRARIES} "\${torch}/lib/libtorch_cpu.so" "\${torch}/lib/libc10.so"
-      ${THINWIRE_TORCH_LINK_FLAGS} ${arg_LINK} -lxxhash -lhwy -lz -pthread)
+      ${THINWIRE_TORCH_LINK_FLAGS} ${arg_LINK} -lxxhash -lsodium -lhwy -lz -pthread)
   string(REPLACE "${THINWIRE_TORCH}" "\${torch}" LIBRARIES "${LIBRARIES}")
   set(TORCH "${THINWIRE_TORCH}")
   foreach(_list FLAGS LIBRARIES TORCH)  # a backslash keeps what has a space together
@@ -47,7 +47,7 @@ function(thinwire_pkg_config name)
   install(FILES "${PROJECT_BINARY_DIR}/${name}.pc" DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 endfunction()
 
-set(_core launch_no_mpi sockets runtime optimizers collectives base)
+set(_core launch_no_mpi sockets runtime optimizers net collectives base)
 thinwire_pkg_config(thinwire WHAT "ranks as threads or joined by TCP" LIBRARIES launch ${_core})
 if(THINWIRE_HAVE_MPI)
   set(_mpi_flags -DTHINWIRE_WITH_MPI -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX)

@@ -317,10 +317,11 @@ void bench_rank(std::unique_ptr<Communicator> transport, const BenchOptions& opt
 
 int run_bench(const BenchOptions& options, const JobEnvironment& environment) {
   const CompressionOptions compression = parse_compression(options.compressor, options.feedback);
-  const auto ranks = static_cast<int>(options.ranks);
-  const Job job{environment, choose_backend(options.backend, environment, ranks, built_backends()),
-                ranks, std::chrono::seconds(options.timeout)};
-  share_cores(environment, ranks);
+  const Job job = make_job(environment, {.backend = options.backend,
+                                         .ranks = options.ranks,
+                                         .timeout = std::chrono::seconds(options.timeout),
+                                         .name = {options.job_id, ""}});
+  share_cores(environment, options.ranks);
   return run_job(job, [&](std::unique_ptr<Communicator> communicator) {
     bench_rank(std::move(communicator), options, compression, job);
     return 0;

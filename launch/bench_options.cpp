@@ -55,6 +55,8 @@ std::vector<Flag> flags() {
        Text{&B::compressor}},
       {"--feedback", "as `thinwire train` has it", Text{&B::feedback}},
       {"--backend", "auto | threads | mpi | sockets", Text{&B::backend}},
+      {"--job-id", "tells jobs apart that no launcher names and that meet at one place",
+       Text{&B::job_id}},
       {"--timeout", "seconds that a collective may take", Number{&B::timeout, 1, 86'400}},
       {"--json", "file for the results; empty: none", Text{&B::json}},
   };

@@ -26,6 +26,7 @@ struct BenchOptions {
   std::string compressor = "none";
   std::string feedback = "auto";
   std::string backend = "auto";
+  std::string job_id;
   std::int64_t timeout = 60;  // seconds that a collective may take
   std::string json;           // file for the results; empty: none
 };

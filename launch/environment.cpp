@@ -42,6 +42,13 @@ class Variables {
   std::int64_t number(const char* name, std::int64_t low, std::int64_t high) const {
     return parse_integer(name, text(name), low, high);
   }
+  // Empty only where it is not set: a secret that is empty by mistake would be none, silently.
+  std::string not_empty(const char* name) const {
+    if (has(name) && text(name).empty()) {
+      throw UsageError(fmt::format("{} is set and empty; give a secret, or unset it", name));
+    }
+    return text(name);
+  }
   // The first of `names` that is set.
   const char* either(std::initializer_list<const char*> names) const {
     for (const char* name : names) {
@@ -152,8 +159,10 @@ JobEnvironment from_torchrun(const Variables& variables) {
   if (variables.text("TORCHELASTIC_USE_AGENT_STORE") == "True") {
     rendezvous.server = Rendezvous::Server::launcher;
   }
-  rendezvous.start = fmt::format("torchrun-{}-{}", variables.text("TORCHELASTIC_RUN_ID"),
-                                 variables.text("TORCHELASTIC_RESTART_COUNT"));
+  if (variables.has("TORCHELASTIC_RUN_ID")) {
+    rendezvous.start = fmt::format("torchrun-{}-{}", variables.text("TORCHELASTIC_RUN_ID"),
+                                   variables.text("TORCHELASTIC_RESTART_COUNT"));
+  }
   return environment;
 }
 
@@ -163,6 +172,8 @@ JobEnvironment from_mpirun(const Variables& variables) {
   environment.mpi = JobEnvironment::Mpi::offered;
   variables.read_place(kOpenMpi, environment);
   variables.read_master(environment.rendezvous);
+  const char* job = variables.either({"PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"});
+  if (variables.has(job)) environment.rendezvous.start = "mpirun-" + variables.text(job);
   environment.why = "OMPI_COMM_WORLD_RANK is set" + around(variables, false);
   return environment;
 }
@@ -248,6 +259,8 @@ JobEnvironment job_environment(const std::function<const char*(const char*)>& va
   JobEnvironment environment = believed(variables);
   environment.devices_limited = variables.has("CUDA_VISIBLE_DEVICES");
   environment.threads_limited = variables.has("OMP_NUM_THREADS");
+  environment.secret = variables.not_empty("THINWIRE_SECRET");
+  environment.secret_file = variables.not_empty("THINWIRE_SECRET_FILE");
   return environment;
 }
 

@@ -7,14 +7,14 @@
 
 namespace thinwire {
 
-// Where processes without MPI meet: the address of a c10d TCPStore, and who serves it.
+// Where processes without MPI meet: at rank 0, or at a c10d TCPStore of the launcher.
 struct Rendezvous {
   enum class Server { rank_zero, launcher };
   Server server = Server::rank_zero;
   std::string host;  // empty: no launcher named a place to meet
   int port = 0;
   // Names this start of the job, alike on all its ranks: a store that the launcher serves may still
-  // hold what an earlier start left.
+  // hold what an earlier start left. Empty where no launcher names it.
   std::string start;
 };
 
@@ -32,6 +32,8 @@ struct JobEnvironment {
   Rendezvous rendezvous;                                // srun and torchrun
   bool devices_limited = false;                         // CUDA_VISIBLE_DEVICES is set
   bool threads_limited = false;                         // OMP_NUM_THREADS is set
+  std::string secret;                                   // THINWIRE_SECRET
+  std::string secret_file;                              // THINWIRE_SECRET_FILE
   std::string why = "no launcher's variables are set";  // why this launcher was believed
 };
 

@@ -7,10 +7,12 @@
 #include <atomic>
 #include <thread>
 
+#include "collectives/net/socket.h"
 #include "collectives/threads/thread_communicator.h"
 #include "launch/exit.h"
 #include "launch/mpi_job.h"
 #include "runtime/base/error.h"
+#include "runtime/base/text.h"
 
 namespace thinwire {
 namespace {
@@ -66,7 +68,9 @@ int run_over_sockets(const Job& job, const RankBody& body) {
   const int rank = job.environment.rank;
   try {
     SocketOptions options = socket_options(job.environment);
+    options.identity = job.admission.identity;
     options.timeout = job.timeout;
+    options.stop_requested = job.stop_requested;
     return body(make_socket_communicator(options));
   } catch (const AgreedError& error) {
     return end_together(error, rank);
@@ -117,16 +121,54 @@ Backend choose_backend(const std::string& word, const JobEnvironment& environmen
   return backend;
 }
 
+Job make_job(const JobEnvironment& environment, const JobRequest& request) {
+  Job job;
+  job.environment = environment;
+  job.backend = choose_backend(request.backend, environment, request.ranks, built_backends());
+  job.ranks = static_cast<int>(request.ranks);
+  job.timeout = request.timeout;
+  job.admission = admission_of(environment, request.name);
+  if (job.backend == Backend::mpi && job.admission.means == Admission::Means::name) {
+    job.admission.means = Admission::Means::mpi;
+  }
+  if (environment.world_size == 1 || environment.rank > 0 || !own_listen_address(job).empty()) {
+    return job;
+  }
+  job.listens_everywhere = job.backend == Backend::sockets
+                               ? fmt::format("'{}' is no address of this machine's interfaces",
+                                             printable(environment.rendezvous.host))
+                               : "MPI names no address";
+  return job;
+}
+
 std::string describe(const Job& job) {
   std::string over = fmt::format("over {}", name(job.backend));
   const Rendezvous& meet = job.environment.rendezvous;
   if (job.backend == Backend::sockets && !meet.host.empty()) {
-    over += fmt::format(", met at {}:{}", meet.host, meet.port);
+    over += fmt::format(", met at {}:{}", printable(meet.host), meet.port);
+  }
+  if (job.environment.world_size > 1) over += "; " + describe(job.admission);
+  if (!job.listens_everywhere.empty()) {
+    over += fmt::format("; rank 0 listens on every interface, as {}", job.listens_everywhere);
   }
   return fmt::format("launcher {}; ranks {}", describe(job.environment), over);
 }
 
-SocketOptions socket_options(const JobEnvironment& environment) {
+std::string own_listen_address(const Job& job) {
+  const JobEnvironment& environment = job.environment;
+  if (environment.local_size == environment.world_size) {
+    // All ranks are on this machine. The last of its own addresses are loopback.
+    const auto own = net::own_addresses();
+    if (!own.empty() && net::is_loopback(own.back())) {
+      const auto first = std::find_if(own.begin(), own.end(), net::is_loopback);
+      return *first;
+    }
+  }
+  if (job.backend != Backend::sockets) return {};
+  return net::listen_place(environment.rendezvous.host).address;
+}
+
+SocketOptions socket_options(const JobEnvironment& environment, const JobName& job_name) {
   const Rendezvous& meet = environment.rendezvous;
   if (environment.world_size > 1 && (meet.host.empty() || meet.port == 0)) {
     throw UsageError(fmt::format(
@@ -137,11 +179,11 @@ SocketOptions socket_options(const JobEnvironment& environment) {
   SocketOptions options;
   options.rank = environment.rank;
   options.size = environment.world_size;
-  options.store_host = meet.host;
-  options.store_port = meet.port;
-  options.store =
-      meet.server == Rendezvous::Server::launcher ? StoreHost::launcher : StoreHost::rank_zero;
-  if (!meet.start.empty()) options.prefix = "thinwire-" + meet.start;
+  options.meet_host = meet.host;
+  options.meet_port = meet.port;
+  options.meeting =
+      meet.server == Rendezvous::Server::launcher ? Meeting::in_store : Meeting::at_rank_zero;
+  options.identity = admission_of(environment, job_name).identity;
   return options;
 }
 

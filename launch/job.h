@@ -10,6 +10,7 @@
 
 #include "collectives/communicator.h"
 #include "collectives/sockets/socket_communicator.h"
+#include "launch/admission.h"
 #include "launch/environment.h"
 
 namespace thinwire {
@@ -34,7 +35,9 @@ Backend choose_backend(const std::string& word, const JobEnvironment& environmen
 // processes know no place to meet, as under a plain mpirun.
 //
 //   auto ranks = make_socket_communicator(socket_options(job_environment()));
-SocketOptions socket_options(const JobEnvironment& environment);
+//
+// Who may join follows from `admission_of(environment, name)`.
+SocketOptions socket_options(const JobEnvironment& environment, const JobName& name = {});
 
 // Gives each rank of this process its share of the host's cores, unless OMP_NUM_THREADS says
 // otherwise. `ranks`: how many are threads of this process.
@@ -46,10 +49,29 @@ struct Job {
   Backend backend = Backend::threads;
   int ranks = 1;  // threads of this process; 1 on the other backends
   std::chrono::milliseconds timeout{60000};
+  Admission admission;
+  // Why something of this job listens on every interface; empty where nothing does.
+  std::string listens_everywhere;
+  // Whether this process was asked to stop; looked at while ranks meet over sockets.
+  std::function<bool()> stop_requested;
 };
 
-// One line: which launcher was believed and why, and over what the ranks meet.
+struct JobRequest {
+  std::string backend = "auto";  // as for `choose_backend`
+  std::int64_t ranks = 1;        // threads
+  std::chrono::milliseconds timeout{60000};
+  JobName name;
+};
+
+// Throws `UsageError` as `choose_backend` and `admission_of`.
+Job make_job(const JobEnvironment& environment, const JobRequest& request);
+
+// One line: which launcher was believed and why, over what the ranks meet, and whom that keeps out.
 std::string describe(const Job& job);
+
+// The address of this machine at which rank 0 listens for what the ranks need besides their
+// communicator; empty: on every interface.
+std::string own_listen_address(const Job& job);
 
 // Runs one rank on its communicator and returns the exit code.
 using RankBody = std::function<int(std::unique_ptr<Communicator>)>;

@@ -1,5 +1,6 @@
 #include "launch/launch.h"
 
+#include <c10/util/Logging.h>
 #include <fmt/format.h>
 
 #include <cstdio>
@@ -48,9 +49,11 @@ int detail::launch(const std::vector<std::string>& arguments, const RankBody& bo
     }
     if (environment.world_size > 1) options.ranks = 1;
     options.backend = value_of("--backend", arguments).value_or(options.backend);
-    const Job job{environment,
-                  choose_backend(options.backend, environment, options.ranks, built_backends()),
-                  static_cast<int>(options.ranks), options.timeout};
+    options.job_id = value_of("--job-id", arguments).value_or(options.job_id);
+    const Job job = make_job(environment, {.backend = options.backend,
+                                           .ranks = options.ranks,
+                                           .timeout = options.timeout,
+                                           .name = {options.job_id, ""}});
     share_cores(environment, options.ranks);
     if (environment.rank == 0) {
       std::fputs(fmt::format("thinwire: {}\n", describe(job)).c_str(), stderr);
@@ -64,6 +67,9 @@ int detail::launch(const std::vector<std::string>& arguments, const RankBody& bo
 int run_reported(const std::function<int(const JobEnvironment&)>& program) {
   // libtorch then puts tensors of 2 MiB and more in huge pages. Whoever has set it decides.
   setenv("THP_MEM_ALLOC_ENABLE", "1", 0);
+  // c10d logs a stack trace for a connection that is lost, which our own error names in a sentence.
+  setenv("TORCH_CPP_LOG_LEVEL", "FATAL", 0);
+  c10::initLogging();
   JobEnvironment environment;
   try {
     environment = job_environment();

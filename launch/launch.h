@@ -20,6 +20,7 @@ struct LaunchOptions {
   std::int64_t ranks = 1;        // threads, where no launcher has started several processes
   std::string backend = "auto";  // auto | threads | mpi | sockets
   std::chrono::milliseconds timeout{60000};  // of an operation between ranks
+  std::string job_id;  // tells jobs apart that no launcher names and that meet at one place
 };
 
 namespace detail {
@@ -50,10 +51,10 @@ RankBody rank_body(Body body) {
 //   }
 //
 // Under mpirun, srun or torchrun each process is one rank; otherwise there are `options.ranks`
-// threads. `--ranks N` and `--backend WORD` among the arguments win over the options; all others
-// are left to the program. `body` is one object for all ranks that are threads, called by several
-// at once. It returns nothing, or an exit code. What leaves it as an exception is printed to stderr
-// and ends the job with the code that the README lists.
+// threads. `--ranks N`, `--backend WORD` and `--job-id TEXT` among the arguments win over the
+// options; all others are left to the program. `body` is one object for all ranks that are threads,
+// called by several at once. It returns nothing, or an exit code. What leaves it as an exception is
+// printed to stderr and ends the job with the code that the README lists.
 //
 // Rank 0 prints to stderr which launcher it believes and over what the ranks meet. Each rank gets
 // its share of the host's cores, unless OMP_NUM_THREADS is set, and libtorch is asked for huge

@@ -152,6 +152,10 @@ std::vector<Option> options_table() {
       {"ranks", run, "ranks as threads of this process; 1 under a launcher",
        Integer{&R::ranks, 1, 256}},
       {"backend", run, "auto | threads | mpi | sockets: what joins the ranks", Word{&R::backend}},
+      {"job-id", run,
+       "tells jobs apart that no launcher names and that meet at one place; empty: the output "
+       "folder",
+       Text{&R::job_id}},
       {"device", run, "auto | cpu | cuda; auto: cuda where there is one", Word{&R::device}},
       {"share-device", run, "ranks of a host may share a device", Switch{&R::share_device}},
       {"seed", run, "of weights, data order and rounding", SeedField{&R::seed}},

@@ -15,9 +15,10 @@ constexpr std::chrono::milliseconds kPatience{1500};
 
 }  // namespace
 
-std::string RankWatch::connect(Communicator& communicator, std::chrono::milliseconds timeout) {
+std::string RankWatch::connect(Communicator& communicator, const Lifeline::Access& access,
+                               std::chrono::milliseconds timeout) {
   try {
-    lifeline_ = make_lifeline(communicator,
+    lifeline_ = make_lifeline(communicator, access,
                               {.timeout = timeout,
                                .look = [this] { return parts_.recorder.activity(); },
                                .on_lost = [this](const std::string& reason) { on_lost(reason); }});

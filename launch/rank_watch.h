@@ -35,7 +35,8 @@ class RankWatch {
 
   // Collective, for ranks that are processes. Returns what to tell the user where no lifeline can
   // be had, on every rank: the run goes on without one.
-  std::string connect(Communicator& communicator, std::chrono::milliseconds timeout);
+  std::string connect(Communicator& communicator, const Lifeline::Access& access,
+                      std::chrono::milliseconds timeout);
 
   // The rank ends as all of them do.
   void goodbye();

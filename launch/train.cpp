@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <optional>
@@ -231,9 +232,26 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
                                                     : ExitCode::cannot_write);
 }
 
-int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
-               const JobEnvironment& environment, const DataSplit& data, const MakeModel& make,
-               SignalWatcher& signals, Progress::Mode mode) {
+// The folder by the name that it has for all ranks of a machine.
+std::string whole_path(const std::string& folder) {
+  std::error_code unknown;
+  const auto path = std::filesystem::weakly_canonical(folder, unknown);
+  return unknown ? folder : path.string();
+}
+
+// Collective: who may join the lifeline, and where.
+Lifeline::Access lifeline_access(Communicator& communicator, const Job& job) {
+  Lifeline::Access access{job.admission.identity, ""};
+  if (communicator.rank() == 0) access.address = own_listen_address(job);
+  if (job.admission.means == Admission::Means::mpi) {
+    access.identity.key = share_new_key(communicator);
+  }
+  return access;
+}
+
+int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line, const Job& job,
+               const DataSplit& data, const MakeModel& make, SignalWatcher& signals,
+               Progress::Mode mode) {
   const TrainOptions& options = line.train;
   const int rank = transport->rank();
   Trace trace(rank);
@@ -258,10 +276,10 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
     const bool are_processes = communicator->size() > 1 && line.train.ranks == 1;
     if (are_processes) {
       const std::string warning =
-          watch.connect(*communicator, std::chrono::seconds(options.timeout));
+          watch.connect(*communicator, lifeline_access(*communicator, job), job.timeout);
       if (rank == 0 && !warning.empty()) std::cerr << "thinwire: " << warning << std::endl;
     }
-    const Device device = choose_rank_device(line.train, environment, rank);
+    const Device device = choose_rank_device(line.train, job.environment, rank);
     require_same_kind(*communicator, device);
     if (device.kind == Device::Kind::cuda) {
       gpu = make_gpu_rank(device, share_policy(line.train), *communicator, meter);
@@ -291,18 +309,19 @@ Progress::Mode progress_mode(const Job& job) {
 int run_train(const TrainOptions& options, const CommandLine& line,
               const JobEnvironment& environment, const MakeModel& make) {
   SignalWatcher signals;  // before any other thread
-  const auto ranks = static_cast<int>(line.train.ranks);
-  const Job job{environment,
-                choose_backend(line.train.backend, environment, ranks, built_backends()), ranks,
-                std::chrono::seconds(options.timeout)};
+  const std::int64_t ranks = line.train.ranks;
+  Job job = make_job(environment, {.backend = line.train.backend,
+                                   .ranks = ranks,
+                                   .timeout = std::chrono::seconds(options.timeout),
+                                   .name = {line.train.job_id, whole_path(options.output)}});
+  job.stop_requested = [&] { return signals.requested(); };
   const Device device = choose_rank_device(line.train, environment, 0);
   share_cores(environment, ranks);
   const DataSplit data = load_data(options.data);
   validate(options, data, environment.world_size * line.train.ranks);
   if (environment.rank == 0) std::cout << describe(job) << ", on " << name(device) << std::endl;
   return run_job(job, [&](std::unique_ptr<Communicator> communicator) {
-    return train_rank(std::move(communicator), line, environment, data, make, signals,
-                      progress_mode(job));
+    return train_rank(std::move(communicator), line, job, data, make, signals, progress_mode(job));
   });
 }
 

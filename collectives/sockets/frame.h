@@ -59,4 +59,12 @@ struct NoticeHeader {
   std::uint32_t unused = 0;
 };
 
+// Whether the words of a header are words at all.
+inline bool plausible(const FrameHeader& header) {
+  return header.kind <= FrameKind::second;
+}
+inline bool plausible(const NoticeHeader& header) {
+  return header.kind <= NoticeKind::goodbye && header.failure <= FailureKind::disagree;
+}
+
 }  // namespace thinwire::sockets

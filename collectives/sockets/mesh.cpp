@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "runtime/base/error.h"
+#include "runtime/base/text.h"
 
 namespace thinwire::sockets {
 namespace {
@@ -32,13 +33,10 @@ constexpr std::int64_t kAheadOverhead = 128;
 constexpr std::int64_t kTurnBytes = 2 << 20;
 constexpr std::size_t kNoticeText = 4000;
 constexpr std::size_t kWasteBytes = 64 << 10;
+constexpr std::size_t kMostUnknownGroups = 4096;
 
 int stream_of(FrameKind kind) {
   return kind == FrameKind::second ? 1 : 0;
-}
-
-bool again(int code) {
-  return code == EAGAIN || code == EWOULDBLOCK || code == EINTR;
 }
 
 // Has the peer's kernel everything that was sent, or will it never?
@@ -211,7 +209,7 @@ void Mesh::progress(std::unique_lock<std::mutex>& lock, Deadline deadline) {
   });
   polling_ = true;
   lock.unlock();
-  ::poll(entries.data(), entries.size(), poll_timeout(deadline));
+  ::poll(entries.data(), entries.size(), net::poll_timeout(deadline));
   lock.lock();
   polling_ = false;
 
@@ -360,7 +358,7 @@ void Mesh::send_frames(int rank) {
     message.msg_iovlen = count;
     const ssize_t sent = ::sendmsg(to.sockets.data.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent < 0) {
-      to.full = again(errno);
+      to.full = net::again(errno);
       if (!to.full) stop_writing(to);
       return;
     }
@@ -411,7 +409,7 @@ void Mesh::receive_frames(int rank) {
                           ? static_cast<std::int64_t>(reading.next.size() - reading.next_bytes)
                           : 0);
     const ssize_t got = ::readv(from.sockets.data.get(), parts.data(), static_cast<int>(count));
-    if (got < 0 && again(errno)) return;
+    if (got < 0 && net::again(errno)) return;
     if (got <= 0) {
       from.can_read = false;
       return;
@@ -456,6 +454,10 @@ void Mesh::begin_frame(int rank) {
   reading.next_bytes = 0;
   reading.payload_left = reading.header.bytes;
   const FrameHeader& header = reading.header;
+  if (!plausible(header)) {
+    refuse(rank, *world_, 0, "sent what this program does not send");
+    return;
+  }
   if (header.kind == FrameKind::call) release_ahead(from, header.id);
 
   Group* group = find_group(header.id.group);
@@ -555,7 +557,7 @@ void Mesh::receive_notices(int rank) {
   std::array<char, 4096> buffer;
   const ssize_t got =
       ::recv(from.sockets.notices.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
-  if (got < 0 && again(errno)) return;
+  if (got < 0 && net::again(errno)) return;
   if (got <= 0) {
     from.lost = true;
     if (!from.said_goodbye) {
@@ -567,13 +569,16 @@ void Mesh::receive_notices(int rank) {
   NoticeHeader header;
   while (from.notices.size() >= sizeof header) {
     std::memcpy(&header, from.notices.data(), sizeof header);
-    if (header.bytes > kNoticeText) {
+    // Groups that this rank does not know yet are few: ranks make them together.
+    const bool too_many = early_failures_.size() + early_left_.size() > kMostUnknownGroups;
+    if (!plausible(header) || header.bytes > kNoticeText || too_many) {
       from.lost = true;
       fail_world(fmt::format("rank {} sent what this program does not send", rank));
       return;
     }
     if (from.notices.size() < sizeof header + header.bytes) return;
-    const std::string text(from.notices.data() + sizeof header, header.bytes);
+    const std::string text =
+        printable({from.notices.data() + sizeof header, header.bytes}, kNoticeText);
     const auto end = from.notices.begin() + static_cast<std::ptrdiff_t>(sizeof header);
     from.notices.erase(from.notices.begin(), end + static_cast<std::ptrdiff_t>(header.bytes));
     if (header.kind == NoticeKind::goodbye) {
@@ -624,7 +629,8 @@ void Mesh::miss_those_who_left() {
       const auto left = group.left.find(rank);
       const auto sequence = static_cast<std::int64_t>(exchange.id().sequence);
       const bool never_called = left != group.left.end() && sequence >= left->second;
-      const bool closed = gone.said_goodbye && !gone.can_read &&
+      // Without a goodbye it has failed, but what it sent before that may still complete.
+      const bool closed = (gone.said_goodbye || gone.lost) && !gone.can_read &&
                           (exchange.needs_to_receive(member) || exchange.needs_to_send(member));
       if (!never_called && !closed) continue;
       end_group(group,

@@ -4,210 +4,407 @@
 #include <fmt/ranges.h>
 #include <poll.h>
 
-#include <array>
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <numeric>
-#include <random>
-#include <sstream>
+#include <map>
 #include <thread>
 
+#include "collectives/net/call.h"
+#include "collectives/net/door.h"
 #include "runtime/base/error.h"
+#include "runtime/base/text.h"
 
 namespace thinwire::sockets {
 namespace {
 
 using namespace std::chrono_literals;
+using net::Address;
+using net::Door;
+using net::Introduction;
+using net::Role;
 
-// Also tells ranks of another byte order or version from ours.
-constexpr std::uint64_t kMagic = 0x7468696e77697231;  // "thinwir1"
+// A rank that is asked to stop while others are missing gives them this long to come, so that all
+// can stop together after a step.
+constexpr auto kGrace = 2s;
+// Between two looks at what does not wake poll().
+constexpr int kLookMilliseconds = 100;
 
-enum class Channel : std::uint32_t { data, notices };
-
-// Where a rank listens; in the directory "address port token".
-struct Contact {
-  std::string address;
-  int port = 0;
-  std::uint64_t token = 0;  // what a caller must say
+struct ContactBytes {
+  std::uint16_t port = 0;
+  std::array<char, kContactBytes - 2> address{};  // ends with zeros
 };
+static_assert(sizeof(ContactBytes) == kContactBytes);
 
-// What the connecting side says first.
-struct Hello {
-  std::uint64_t magic = kMagic;
-  std::uint64_t token = 0;
-  std::uint32_t rank = 0;
-  Channel channel = Channel::data;
-};
-
-// What the accepting side answers.
-struct Welcome {
-  std::uint64_t magic = kMagic;
-  std::uint32_t rank = 0;
-  std::uint32_t unused = 0;
-};
-
-// Somebody who connected and has not said yet who he is.
-struct Guest {
-  Descriptor socket;
-  std::array<char, sizeof(Hello)> said{};
-  std::size_t bytes = 0;
-};
-
-std::uint64_t random_token() {
-  std::random_device device;
-  return (std::uint64_t{device()} << 32) | device();
+Descriptor& channel_of(Connections& connections, Role role) {
+  return role == Role::data ? connections.data : connections.notices;
 }
 
-Descriptor& channel_of(Connections& connections, Channel channel) {
-  return channel == Channel::data ? connections.data : connections.notices;
+// Rank 0's refusal to wait any longer, as what it is for all ranks.
+[[noreturn]] void end_meeting(MeetingHeader::Kind kind, const std::string& text) {
+  if (kind == MeetingHeader::Kind::gave_up) throw PeerLost(text);
+  throw Error(ExitCode::stopped_with_checkpoint, text);
 }
 
-// Every rank's contact, once all have published theirs.
-std::vector<Contact> everybody(const SocketOptions& options, Directory& directory,
-                               Deadline deadline) {
-  std::vector<Contact> contacts(static_cast<std::size_t>(options.size));
-  std::vector<int> missing(static_cast<std::size_t>(options.size));
-  std::iota(missing.begin(), missing.end(), 0);
-  const auto came = [&](int rank) {
-    const auto text = directory.look_up(rank);
-    if (!text) return false;
-    Contact& contact = contacts[static_cast<std::size_t>(rank)];
-    std::istringstream words(*text);
-    if (words >> contact.address >> contact.port >> contact.token) return true;
-    throw PeerLost(
-        fmt::format("what the store holds for rank {} is no address; use another prefix", rank));
-  };
-  for (auto pause = 1ms;; pause = std::min(2 * pause, 100ms)) {
-    std::erase_if(missing, came);
-    if (missing.empty()) return contacts;
-    if (Clock::now() >= deadline) {
-      throw PeerLost(
-          fmt::format("rank {} did not come within {} s; see whether all {} ranks were started and "
-                      "reach the store at {}:{}",
-                      fmt::join(missing, ", "), static_cast<double>(options.timeout.count()) / 1000,
-                      options.size, options.store_host, options.store_port));
+// Watches for the request to stop while this rank waits for others.
+class Patience {
+ public:
+  explicit Patience(const SocketOptions& options) : options_(options) {}
+
+  // Asked to stop, and the others had their time to come?
+  bool is_over() {
+    if (!options_.stop_requested || !options_.stop_requested()) return false;
+    if (since_ == Clock::time_point{}) since_ = Clock::now();
+    return Clock::now() - since_ > kGrace;
+  }
+  void check() {
+    if (!is_over()) return;
+    throw Error(ExitCode::stopped_with_checkpoint,
+                "stopped on request before the ranks had met; there is no checkpoint yet");
+  }
+
+ private:
+  const SocketOptions& options_;
+  Clock::time_point since_{};
+};
+
+// What this rank's connections still lack, and who brings it.
+class Gathering {
+ public:
+  Gathering(const SocketOptions& options, Door& door)
+      : options_(options), door_(door), connections_(static_cast<std::size_t>(options.size)) {}
+
+  // The ranks above this one of which a connection is missing.
+  std::vector<int> missing() const {
+    std::vector<int> ranks;
+    for (int rank = options_.rank + 1; rank < options_.size; ++rank) {
+      const Connections& peer = connections_[static_cast<std::size_t>(rank)];
+      if (!peer.data.open() || !peer.notices.open()) ranks.push_back(rank);
     }
+    return ranks;
+  }
+  bool expects(const Introduction& who) {
+    return who.role != Role::lifeline && who.role != Role::meeting && who.guest > options_.rank &&
+           !place(who).open();
+  }
+  void take(Door::Entry entry) {
+    net::tune(entry.socket, options_.timeout);
+    place(entry.who) = std::move(entry.socket);
+  }
+  void call_those_below(const std::vector<Contact>& contacts, Deadline deadline) {
+    for (int peer = 0; peer < options_.rank; ++peer) {
+      for (const Role role : {Role::data, Role::notices}) {
+        call(peer, role, contacts[static_cast<std::size_t>(peer)], deadline);
+      }
+    }
+  }
+  void receive_those_above(Deadline deadline) {
+    while (!missing().empty()) {
+      std::vector<pollfd> polled;
+      door_.add_to(polled);
+      ::poll(polled.data(), polled.size(),
+             std::min(net::poll_timeout(deadline), kLookMilliseconds));
+      for (Door::Entry& entry : door_.admit([&](const auto& who) { return expects(who); })) {
+        take(std::move(entry));
+      }
+      if (missing().empty() || Clock::now() < deadline) continue;
+      throw PeerLost(fmt::format(
+          "rank {} came to the meeting but did not connect to rank {}{}; see the output of that "
+          "rank",
+          fmt::join(missing(), ", "), options_.rank, door_.turned_away()));
+    }
+  }
+  std::vector<Connections> result() { return std::move(connections_); }
+
+ private:
+  Descriptor& place(const Introduction& who) {
+    return channel_of(connections_[static_cast<std::size_t>(who.guest)], who.role);
+  }
+  void call(int peer, Role role, const Contact& contact, Deadline deadline) {
+    const Introduction who{role, options_.rank, peer};
+    try {
+      Descriptor socket = net::call(net::resolve(contact.address, contact.port), options_.identity,
+                                    who, deadline, [] {});
+      net::tune(socket, options_.timeout);
+      channel_of(connections_[static_cast<std::size_t>(peer)], role) = std::move(socket);
+    } catch (const PeerLost& error) {
+      throw PeerLost(fmt::format(
+          "rank {} cannot reach rank {} at {} port {}: {}; see whether rank {} still runs, and "
+          "give it an address that its peers can reach",
+          options_.rank, peer, contact.address, contact.port, error.what(), peer));
+    }
+  }
+
+  const SocketOptions& options_;
+  Door& door_;
+  std::vector<Connections> connections_;
+};
+
+// Rank 0: collects where all others listen, then tells them.
+class MeetingHost {
+ public:
+  MeetingHost(const SocketOptions& options, Door& door, Deadline deadline)
+      : options_(options), door_(door), deadline_(deadline) {}
+
+  // Contacts by rank; this rank's own comes first.
+  void run(const Contact& own) {
+    contacts_[0] = own;
+    Patience patience(options_);
+    while (static_cast<int>(contacts_.size()) < options_.size) {
+      wait();
+      if (static_cast<int>(contacts_.size()) == options_.size) break;
+      if (Clock::now() >= deadline_) {
+        end(MeetingHeader::Kind::gave_up,
+            fmt::format("rank {} did not come within {} s{}; see whether all {} ranks were started "
+                        "and reach rank 0",
+                        fmt::join(missing(), ", "),
+                        static_cast<double>(options_.timeout.count()) / 1000, door_.turned_away(),
+                        options_.size));
+      }
+      if (patience.is_over()) {
+        end(MeetingHeader::Kind::stopped,
+            fmt::format("rank 0 was asked to stop while rank {} was missing; there is no "
+                        "checkpoint yet",
+                        fmt::join(missing(), ", ")));
+      }
+    }
+    std::string all;
+    for (const auto& [rank, contact] : contacts_) all += write_contact(contact);
+    tell(MeetingHeader::Kind::contacts, all);
+  }
+
+ private:
+  struct Guest {
+    Descriptor socket;
+    std::string said;
+  };
+
+  std::vector<int> missing() const {
+    std::vector<int> ranks;
+    for (int rank = 1; rank < options_.size; ++rank) {
+      if (!contacts_.contains(rank)) ranks.push_back(rank);
+    }
+    return ranks;
+  }
+
+  void wait() {
+    std::vector<pollfd> polled;
+    door_.add_to(polled);
+    for (const auto& [rank, guest] : guests_) polled.push_back({guest.socket.get(), POLLIN, 0});
+    ::poll(polled.data(), polled.size(), std::min(net::poll_timeout(deadline_), kLookMilliseconds));
+    const auto expected = [&](const Introduction& who) {
+      return who.role == Role::meeting && !guests_.contains(who.guest);
+    };
+    for (auto& guest : guests_) listen_to(guest.first, guest.second);
+    // One that left may come again.
+    std::erase_if(guests_, [](const auto& guest) { return !guest.second.socket.open(); });
+    for (Door::Entry& entry : door_.admit(expected)) {
+      net::tune(entry.socket, options_.timeout);
+      guests_[entry.who.guest].socket = std::move(entry.socket);
+    }
+  }
+
+  void listen_to(int rank, Guest& guest) {
+    std::array<char, kContactBytes> buffer;
+    const ssize_t got = ::recv(
+        guest.socket.get(), buffer.data(),
+        kContactBytes - guest.said.size() + (guest.said.size() == kContactBytes), MSG_DONTWAIT);
+    if (got < 0 && net::again(errno)) return;
+    if (got > 0 && guest.said.size() < kContactBytes) {
+      guest.said.append(buffer.data(), static_cast<std::size_t>(got));
+      if (guest.said.size() < kContactBytes) return;
+      if (const auto contact = parse_contact(guest.said)) {
+        contacts_[rank] = *contact;
+        return;
+      }
+    }
+    // It left, or says what no rank says.
+    contacts_.erase(rank);
+    guest.socket.reset();
+  }
+
+  void tell(MeetingHeader::Kind kind, const std::string& text) {
+    const MeetingHeader header{kind, static_cast<std::uint32_t>(text.size())};
+    std::string message(reinterpret_cast<const char*>(&header), sizeof header);
+    message += text;
+    for (const auto& [rank, guest] : guests_) {
+      try {
+        net::send_all(guest.socket, message.data(), message.size(),
+                      std::max(deadline_, Clock::now() + 1s));
+      } catch (const PeerLost&) {
+        // It is missed when it does not connect.
+      }
+    }
+  }
+
+  [[noreturn]] void end(MeetingHeader::Kind kind, const std::string& text) {
+    tell(kind, text.substr(0, kMeetingText));
+    end_meeting(kind, text);
+  }
+
+  const SocketOptions& options_;
+  Door& door_;
+  const Deadline deadline_;
+  std::map<int, Guest> guests_;
+  std::map<int, Contact> contacts_;
+};
+
+// Where rank 0 is.
+Contact find_rank_zero(const SocketOptions& options, Directory* directory, Deadline deadline,
+                       Patience& patience) {
+  if (directory == nullptr) return {options.meet_host, options.meet_port};
+  for (auto pause = 1ms;; pause = std::min(2 * pause, 100ms)) {
+    if (auto contact = directory->look_up()) {
+      // Who reaches the meeting place over loopback is on its machine, whose own name may stand for
+      // loopback there: others find rank 0 where they find that place.
+      const bool elsewhere =
+          !net::is_loopback(net::local_address_towards(options.meet_host, options.meet_port));
+      if (net::is_loopback(contact->address) && elsewhere) contact->address = options.meet_host;
+      return *contact;
+    }
+    if (Clock::now() >= deadline) {
+      throw PeerLost(fmt::format(
+          "rank 0 has not left word within {} s of where it is; see whether all {} ranks were "
+          "started and reach {}:{}",
+          static_cast<double>(options.timeout.count()) / 1000, options.size, options.meet_host,
+          options.meet_port));
+    }
+    patience.check();
     std::this_thread::sleep_for(pause);
   }
 }
 
-bool is_loopback(const std::string& address) {
-  return address.starts_with("127.") || address == "::1";
-}
-
-Descriptor introduce(const Contact& contact, int peer, const Hello& hello,
-                     std::chrono::milliseconds patience, Deadline deadline) {
+// Another rank: says where it listens, and hears where the others do.
+std::vector<Contact> attend(const SocketOptions& options, const Contact& rank_zero,
+                            const Contact& own, Deadline deadline, Patience& patience) {
+  Descriptor meeting;
   try {
-    Descriptor socket = connect_to(contact.address, contact.port, deadline);
-    tune(socket, patience);
-    send_all(socket, &hello, sizeof hello, deadline);
-    Welcome welcome;
-    receive_all(socket, &welcome, sizeof welcome, deadline);
-    if (welcome.magic != kMagic || welcome.rank != static_cast<std::uint32_t>(peer)) {
-      throw PeerLost("somebody else answers there");
-    }
-    return socket;
+    meeting = net::call(net::resolve(rank_zero.address, rank_zero.port), options.identity,
+                        {Role::meeting, options.rank, 0}, deadline, [&] { patience.check(); });
   } catch (const PeerLost& error) {
-    throw PeerLost(
-        fmt::format("rank {} cannot reach rank {} at {} port {}: {}; see whether rank {} still "
-                    "runs, and give it "
-                    "an address that its peers can reach",
-                    hello.rank, peer, contact.address, contact.port, error.what(), peer));
+    throw PeerLost(fmt::format(
+        "rank {} cannot meet rank 0 at {} port {}: {}; see whether rank 0 runs there and the "
+        "address is right",
+        options.rank, rank_zero.address, rank_zero.port, error.what()));
   }
+  net::tune(meeting, options.timeout);
+  // Rank 0 may have begun later than this one, and knows better who is missing.
+  const Deadline end = Clock::now() + options.timeout + 1s;
+  const std::string contact = write_contact(own);
+  MeetingHeader header;
+  std::string text;
+  try {
+    net::send_all(meeting, contact.data(), contact.size(), end);
+    pollfd polled{meeting.get(), POLLIN, 0};
+    while (Clock::now() < end && ::poll(&polled, 1, kLookMilliseconds) <= 0) patience.check();
+    net::receive_all(meeting, &header, sizeof header, end);
+    if (!plausible(header, options.size)) throw PeerLost("it says what no rank says");
+    text.resize(header.bytes);
+    net::receive_all(meeting, text.data(), text.size(), end);
+  } catch (const PeerLost& error) {
+    throw PeerLost(fmt::format("rank 0 ended the meeting: {}; look there for why", error.what()));
+  }
+  if (header.kind != MeetingHeader::Kind::contacts) {
+    end_meeting(header.kind, printable(text, kMeetingText));
+  }
+  std::vector<Contact> contacts;
+  const bool here = net::is_loopback(own.address);
+  for (int rank = 0; rank < options.size; ++rank) {
+    auto peer = parse_contact(std::string_view(text).substr(
+        static_cast<std::size_t>(rank) * kContactBytes, kContactBytes));
+    if (!peer)
+      throw PeerLost(
+          fmt::format("what rank 0 says of rank {} is no address; see its output", rank));
+    // A rank on rank 0's machine may know only loopback: others find it where they find rank 0.
+    if (!here && net::is_loopback(peer->address)) peer->address = rank_zero.address;
+    contacts.push_back(std::move(*peer));
+  }
+  return contacts;
 }
 
-// Waits for both connections of every rank above this one.
-void receive_guests(const Descriptor& listener, std::uint64_t token, const SocketOptions& options,
-                    Deadline deadline, std::vector<Connections>& connections) {
-  std::vector<Guest> guests;
-  const auto missing = [&] {
-    std::vector<int> ranks;
-    for (int rank = options.rank + 1; rank < options.size; ++rank) {
-      const Connections& peer = connections[static_cast<std::size_t>(rank)];
-      if (peer.data.get() < 0 || peer.notices.get() < 0) ranks.push_back(rank);
-    }
-    return ranks;
-  };
-  // Nobody is let in who is not expected, does not know the token, or is here already.
-  const auto let_in = [&](Guest& guest) {
-    Hello hello;
-    std::memcpy(&hello, guest.said.data(), sizeof hello);
-    if (hello.magic != kMagic || hello.token != token) return;
-    if (hello.rank <= static_cast<std::uint32_t>(options.rank)) return;
-    if (hello.rank >= static_cast<std::uint32_t>(options.size)) return;
-    if (hello.channel != Channel::data && hello.channel != Channel::notices) return;
-    Descriptor& place = channel_of(connections[hello.rank], hello.channel);
-    if (place.get() >= 0) return;
-    const Welcome welcome{kMagic, static_cast<std::uint32_t>(options.rank), 0};
-    tune(guest.socket, options.timeout);
-    const ssize_t sent = ::send(guest.socket.get(), &welcome, sizeof welcome, MSG_NOSIGNAL);
-    if (sent == sizeof welcome) place = std::move(guest.socket);
-  };
-
-  while (!missing().empty()) {
-    std::vector<pollfd> entries{{listener.get(), POLLIN, 0}};
-    for (const Guest& guest : guests) entries.push_back({guest.socket.get(), POLLIN, 0});
-    ::poll(entries.data(), entries.size(), poll_timeout(deadline));
-    if (Clock::now() >= deadline) {
-      throw PeerLost(
-          fmt::format("rank {} published its address but did not connect to rank {}; see "
-                      "the output of that rank",
-                      fmt::join(missing(), ", "), options.rank));
-    }
-    for (Guest& guest : guests) {
-      const ssize_t got = ::recv(guest.socket.get(), guest.said.data() + guest.bytes,
-                                 guest.said.size() - guest.bytes, MSG_DONTWAIT);
-      if (got < 0 && (errno == EAGAIN || errno == EINTR)) continue;
-      if (got > 0) guest.bytes += static_cast<std::size_t>(got);
-      if (got > 0 && guest.bytes < guest.said.size()) continue;
-      if (got > 0) let_in(guest);
-      guest.socket.reset();
-    }
-    std::erase_if(guests, [](const Guest& guest) { return guest.socket.get() < 0; });
-    for (Descriptor next = accept_one(listener); next.get() >= 0; next = accept_one(listener)) {
-      guests.push_back({std::move(next), {}, 0});
-    }
+// Opens this rank's door; its contact goes to `own`.
+Descriptor listen(const SocketOptions& options, const Directory* directory, Contact& own) {
+  const bool at_the_meeting_place = options.rank == 0 && directory == nullptr;
+  own.address = options.address.empty()
+                    ? net::local_address_towards(options.meet_host, options.meet_port)
+                    : options.address;
+  net::ListenPlace place =
+      net::listen_place(options.address.empty() ? options.meet_host : options.address);
+  // Loopback is this rank's address to all only where the meeting place is loopback to all.
+  const bool same_to_all = !net::is_loopback(own.address) || !place.address.empty();
+  if (options.address.empty() && !at_the_meeting_place && same_to_all) place.address = own.address;
+  const int port = at_the_meeting_place ? options.meet_port : 0;
+  Descriptor listener = place.listen(port);
+  if (!listener.open()) {
+    const int code = errno;
+    throw Error(ExitCode::peer_lost,
+                at_the_meeting_place
+                    ? fmt::format("rank 0 cannot listen at port {} of this machine: {}; choose "
+                                  "another port",
+                                  port, net::error_text(code))
+                    : fmt::format("this rank cannot listen for its peers: {}; see what limits the "
+                                  "sockets of this machine",
+                                  net::error_text(code)));
   }
+  own.port = net::local_port(listener);
+  return listener;
 }
 
 }  // namespace
 
-std::vector<Connections> meet(const SocketOptions& options, Directory& directory,
+std::string write_contact(const Contact& contact) {
+  ContactBytes bytes;
+  check(contact.address.size() < bytes.address.size(), "an address has at most 253 characters");
+  bytes.port = static_cast<std::uint16_t>(contact.port);
+  std::copy(contact.address.begin(), contact.address.end(), bytes.address.begin());
+  return std::string(reinterpret_cast<const char*>(&bytes), sizeof bytes);
+}
+
+std::optional<Contact> parse_contact(std::string_view bytes) {
+  if (bytes.size() != kContactBytes) return std::nullopt;
+  ContactBytes contact;
+  std::memcpy(&contact, bytes.data(), bytes.size());
+  const auto end = std::find(contact.address.begin(), contact.address.end(), '\0');
+  if (contact.port == 0 || end == contact.address.begin() || end == contact.address.end()) {
+    return std::nullopt;
+  }
+  const bool plain = std::all_of(contact.address.begin(), end, [](char c) {
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+           std::string_view(".:-_%").find(c) != std::string_view::npos;
+  });
+  const bool zeros = std::all_of(end, contact.address.end(), [](char c) { return c == '\0'; });
+  if (!plain || !zeros) return std::nullopt;
+  return Contact{std::string(contact.address.begin(), end), contact.port};
+}
+
+bool plausible(const MeetingHeader& header, int size) {
+  switch (header.kind) {
+    case MeetingHeader::Kind::contacts:
+      return header.bytes == static_cast<std::size_t>(size) * kContactBytes;
+    case MeetingHeader::Kind::gave_up:
+    case MeetingHeader::Kind::stopped:
+      return header.bytes <= kMeetingText;
+  }
+  return false;
+}
+
+std::vector<Connections> meet(const SocketOptions& options, Directory* directory,
                               Deadline deadline) {
-  std::vector<Connections> connections(static_cast<std::size_t>(options.size));
-  Contact self;
-  self.address = options.address.empty()
-                     ? local_address_towards(options.store_host, options.store_port)
-                     : options.address;
-  self.token = random_token();
-  const Descriptor listener = listen_anywhere(resolve(self.address, 1).front().family(), 0);
-  if (listener.get() < 0) {
-    throw Error(
-        ExitCode::peer_lost,
-        fmt::format("this rank cannot listen for its peers: {}; see what limits the sockets "
-                    "of this machine",
-                    error_text(errno)));
+  Contact own;
+  Descriptor listener = listen(options, directory, own);
+  Door door(std::move(listener), options.identity, options.rank);
+  Gathering gathering(options, door);
+  if (options.rank == 0) {
+    if (directory != nullptr) directory->publish(own);
+    MeetingHost(options, door, deadline).run(own);
+  } else {
+    Patience patience(options);
+    const Contact rank_zero = find_rank_zero(options, directory, deadline, patience);
+    const auto contacts = attend(options, rank_zero, own, deadline, patience);
+    gathering.call_those_below(contacts, Clock::now() + options.timeout);
   }
-  self.port = local_port(listener);
-  directory.publish(options.rank, fmt::format("{} {} {}", self.address, self.port, self.token));
-  std::vector<Contact> contacts = everybody(options, directory, deadline);
-  // Who reaches the store over loopback is on the store's machine, whose own name may stand for
-  // loopback there: others find it where they find the store.
-  if (!is_loopback(self.address)) {
-    for (Contact& contact : contacts) {
-      if (is_loopback(contact.address)) contact.address = options.store_host;
-    }
-  }
-  for (int peer = 0; peer < options.rank; ++peer) {
-    const Contact& contact = contacts[static_cast<std::size_t>(peer)];
-    for (const Channel channel : {Channel::data, Channel::notices}) {
-      const Hello hello{kMagic, contact.token, static_cast<std::uint32_t>(options.rank), channel};
-      channel_of(connections[static_cast<std::size_t>(peer)], channel) =
-          introduce(contact, peer, hello, options.timeout, deadline);
-    }
-  }
-  receive_guests(listener, self.token, options, deadline, connections);
-  return connections;
+  gathering.receive_those_above(Clock::now() + options.timeout);
+  return gathering.result();
 }
 
 }  // namespace thinwire::sockets

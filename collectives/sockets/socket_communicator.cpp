@@ -103,13 +103,6 @@ class SocketCommunicator final : public OperationCommunicator {
   Group& group_;
 };
 
-std::unique_ptr<Communicator> join(const SocketOptions& options,
-                                   std::vector<sockets::Connections> connections) {
-  auto mesh = std::make_shared<Mesh>(options, std::move(connections));
-  Group& world = mesh->world();
-  return std::make_unique<SocketCommunicator>(std::move(mesh), world);
-}
-
 void check_options(const SocketOptions& options) {
   check(options.size > 0 && options.rank >= 0 && options.rank < options.size,
         "sockets: rank and size do not fit");
@@ -117,20 +110,31 @@ void check_options(const SocketOptions& options) {
         "sockets: chunk_bytes must be in 1 ... 2^30");
 }
 
+std::unique_ptr<Communicator> join(SocketOptions options, sockets::Directory* directory) {
+  check_options(options);
+  options.identity.size = options.size;
+  std::vector<sockets::Connections> connections;
+  if (options.size > 1) {
+    connections = sockets::meet(options, directory, Clock::now() + options.timeout);
+  }
+  auto mesh = std::make_shared<Mesh>(options, std::move(connections));
+  Group& world = mesh->world();
+  return std::make_unique<SocketCommunicator>(std::move(mesh), world);
+}
+
 }  // namespace
 
 std::unique_ptr<Communicator> make_socket_communicator(const SocketOptions& options) {
-  check_options(options);
-  if (options.size == 1) return join(options, {});
-  const Deadline deadline = Clock::now() + options.timeout;
-  const auto store = sockets::open_store(options, deadline);
-  return join(options, sockets::meet(options, *store, deadline));
+  if (options.meeting == Meeting::at_rank_zero || options.size == 1) {
+    return join(options, nullptr);
+  }
+  const auto store = sockets::open_store(options, Clock::now() + options.timeout);
+  return join(options, store.get());
 }
 
 std::unique_ptr<Communicator> make_socket_communicator(const SocketOptions& options,
                                                        sockets::Directory& directory) {
-  check_options(options);
-  return join(options, sockets::meet(options, directory, Clock::now() + options.timeout));
+  return join(options, &directory);
 }
 
 }  // namespace thinwire

@@ -1,4 +1,4 @@
-// A c10d TCPStore as the place where ranks leave word.
+// A launcher's c10d TCPStore as the place where rank 0 leaves word.
 #pragma once
 
 #include <memory>
@@ -7,8 +7,10 @@
 
 namespace thinwire::sockets {
 
-// Runs the store, if that is this rank's part, or connects to it. Throws `Error` when its port is
-// taken, `PeerLost` when nobody answers until the deadline.
+// Connects to the store at options.meet_host and meet_port. The store authenticates nobody, so
+// nothing secret goes into it, and what it answers is bounded: numbers of eight bytes, each until
+// the deadline, whatever the store does. Throws `PeerLost` when nobody answers until then, and what
+// `options.stop_requested` asks for.
 std::unique_ptr<Directory> open_store(const SocketOptions& options, Deadline deadline);
 
 }  // namespace thinwire::sockets

@@ -211,11 +211,11 @@ void validate(const CommandLine& line, const JobEnvironment& environment) {
 
 int run_advise(const CommandLine& line, const JobEnvironment& environment, const MakeModel& make) {
   validate(line, environment);
-  const auto ranks = static_cast<int>(line.train.ranks);
-  const Job job{environment,
-                choose_backend(line.train.backend, environment, ranks, built_backends()), ranks,
-                std::chrono::seconds(line.train.timeout)};
-  share_cores(environment, ranks);
+  const Job job = make_job(environment, {.backend = line.train.backend,
+                                         .ranks = line.train.ranks,
+                                         .timeout = std::chrono::seconds(line.train.timeout),
+                                         .name = {line.train.job_id, ""}});
+  share_cores(environment, line.train.ranks);
   const DataSplit data = load_data(line.train.data);
   if (environment.rank == 0) {
     fmt::print("{}\n", describe(job));

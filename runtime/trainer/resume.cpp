@@ -39,7 +39,7 @@ std::string describe_changes(const std::map<std::string, std::string>& before,
                              const std::map<std::string, std::string>& now) {
   static constexpr std::array kFree = {"output",  "resume",       "steps", "epochs",
                                        "trace",   "report-every", "ranks", "checkpoint-every",
-                                       "backend", "share-device"};
+                                       "backend", "share-device", "job-id"};
   std::string text;
   for (const auto& [key, value] : now) {
     const auto old = before.find(key);

@@ -8,112 +8,58 @@
 
 #include <algorithm>
 #include <condition_variable>
-#include <cstdlib>
 #include <map>
 #include <mutex>
-#include <random>
+#include <optional>
+#include <set>
 #include <sstream>
 #include <thread>
 #include <utility>
 
+#include "collectives/net/call.h"
+#include "collectives/net/door.h"
 #include "runtime/base/error.h"
-#include "runtime/base/hash.h"
+#include "runtime/base/text.h"
+#include "runtime/watch/messages.h"
 #include "runtime/watch/wire.h"
 
 namespace thinwire {
 namespace {
 
+using net::Descriptor;
 using std::chrono::milliseconds;
-using watch::Descriptor;
 using watch::Wire;
 
 constexpr milliseconds kLongestJoin{10000};
 constexpr milliseconds kLongestGoodbye{1000};
 constexpr milliseconds kFresh{2000};
 constexpr milliseconds kGiveUp{3000};
-constexpr std::size_t kMostStrangers = 64;
 
 double in_seconds(Clock::duration duration) {
   return std::chrono::duration<double>(duration).count();
 }
 
-// Messages are lines: a word and what it needs.
-//   hello SECRET RANK       a rank's first; answered by "welcome SECRET"
-//   report ...              an activity
-//   lost TEXT               the host: who was lost
-//   fail TEXT | bye         the sender's last
-
-std::string report_line(const Activity& activity) {
-  return fmt::format("report {} {} {} {}\t{}", activity.step, activity.operations,
-                     activity.waiting ? activity.waiting->count() : -1, activity.doing,
-                     activity.operation);
-}
-
-Activity parse_report(const std::string& text) {
-  Activity activity;
-  std::istringstream in(text);
-  std::int64_t waiting = -1;
-  in >> activity.step >> activity.operations >> waiting;
-  in.ignore(1);
-  std::getline(in, activity.doing, '\t');
-  std::getline(in, activity.operation);
-  if (waiting >= 0) activity.waiting = milliseconds(waiting);
-  return activity;
-}
-
-// "word rest" -> {word, rest}.
-std::pair<std::string, std::string> split_word(const std::string& line) {
-  const auto space = line.find(' ');
-  if (space == std::string::npos) return {line, ""};
-  return {line.substr(0, space), line.substr(space + 1)};
-}
-
-std::string new_secret() {
-  std::random_device random;
-  std::string secret;
-  for (int i = 0; i < 4; ++i) secret += fmt::format("{:08x}", random());
-  return secret;
-}
-
-// The first of rank 0's addresses that answers with the secret; throws `IoError`.
-Wire connect_to_host(int rank, const std::string& invitation, milliseconds timeout) {
+// Of rank 0, one of the addresses of `invitation`, "port address address ..."; throws `IoError`.
+Wire connect_to_host(const net::JobIdentity& identity, int rank, const std::string& invitation,
+                     milliseconds timeout) {
   std::istringstream in(invitation);
-  std::string secret;
-  std::uint16_t port = 0;
-  in >> secret >> port;
-  std::vector<Wire> wires;
-  std::vector<std::string> addresses;
+  int port = 0;
+  in >> port;
+  std::vector<net::Address> addresses;
+  std::vector<std::string> names;
   for (std::string address; in >> address;) {
-    addresses.push_back(address);
-    wires.emplace_back(watch::begin_connect(address, port));
-    // Leaves with the first flush after the connection is made.
-    wires.back().send(fmt::format("hello {} {}", secret, rank));
+    for (const net::Address& one : net::resolve(address, port)) addresses.push_back(one);
+    names.push_back(printable(address));
   }
-  const auto deadline = Clock::now() + std::min(timeout, kLongestJoin);
-  while (Clock::now() < deadline) {
-    std::vector<pollfd> polled;
-    for (const Wire& wire : wires) {
-      const auto events = static_cast<short>(POLLIN | (wire.wants_to_write() ? POLLOUT : 0));
-      polled.push_back({wire.descriptor(), events, 0});
-    }
-    ::poll(polled.data(), polled.size(), 50);
-    bool any_open = false;
-    for (std::size_t i = 0; i < wires.size(); ++i) {
-      if (polled[i].revents == 0) {
-        any_open |= wires[i].open();
-        continue;
-      }
-      wires[i].flush();
-      // What may follow the welcome already, a report, comes again.
-      for (const std::string& line : wires[i].receive()) {
-        if (line == "welcome " + secret) return std::move(wires[i]);
-      }
-      any_open |= wires[i].open();
-    }
-    if (!any_open) break;
+  try {
+    Descriptor socket = net::call(addresses, identity, {net::Role::lifeline, rank, 0},
+                                  Clock::now() + std::min(timeout, kLongestJoin), [] {});
+    net::tune(socket, timeout);
+    return Wire(std::move(socket));
+  } catch (const PeerLost& error) {
+    throw IoError(fmt::format("rank {} cannot reach rank 0 at {}, port {}: {}", rank,
+                              fmt::join(names, ", "), port, error.what()));
   }
-  throw IoError(fmt::format("rank {} cannot reach rank 0 at {}, port {}", rank,
-                            fmt::join(addresses, ", "), port));
 }
 
 }  // namespace
@@ -121,8 +67,11 @@ Wire connect_to_host(int rank, const std::string& invitation, milliseconds timeo
 // Sockets and peers belong to the thread; what other threads may touch is guarded by `mutex_`.
 class Lifeline::Thread {
  public:
-  Thread(int rank, int size, Parts parts)
-      : rank_(rank), size_(size), parts_(std::move(parts)), wake_(::eventfd(0, EFD_NONBLOCK)) {
+  Thread(const net::JobIdentity& identity, int rank, Parts parts)
+      : identity_(identity),
+        rank_(rank),
+        parts_(std::move(parts)),
+        wake_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
     if (!wake_.open()) throw IoError("cannot make an eventfd; check the limits on open files");
   }
   ~Thread() {
@@ -133,11 +82,18 @@ class Lifeline::Thread {
   Thread(const Thread&) = delete;
   Thread& operator=(const Thread&) = delete;
 
-  void listen() {
-    listener_ = watch::listen_anywhere();
-    secret_ = new_secret();
-    invitation_ = fmt::format("{} {} {}", secret_, watch::port_of(listener_),
-                              fmt::join(watch::own_addresses(), " "));
+  void listen(const std::string& address) {
+    Descriptor listener = net::ListenPlace{address}.listen(0);
+    if (!listener.open()) {
+      throw IoError(
+          fmt::format("cannot listen for the lifeline at {}: {}; check the limits on open "
+                      "files and the network",
+                      address.empty() ? "any address" : address, net::error_text(errno)));
+    }
+    door_.emplace(std::move(listener), identity_, rank_);
+    const auto addresses =
+        address.empty() ? net::own_addresses() : std::vector<std::string>{address};
+    invitation_ = fmt::format("{} {}", door_->port(), fmt::join(addresses, " "));
   }
   void add_peer(int rank, Wire wire) {
     Peer& peer = peers_[rank];
@@ -169,10 +125,6 @@ class Lifeline::Thread {
     Clock::time_point heard;
     Activity activity;
   };
-  struct Stranger {
-    Wire wire;
-    Clock::time_point since;
-  };
 
   bool hosts() const { return rank_ == 0; }
   void wake() const {
@@ -195,7 +147,7 @@ class Lifeline::Thread {
             fmt::format("this rank itself was stopped for {:.1f} s; then ", in_seconds(paused));
       }
       read_peers();
-      if (hosts()) admit_strangers();
+      admit_guests();
       if (!over_) judge();
     }
     leave();
@@ -215,7 +167,8 @@ class Lifeline::Thread {
     reported_at_ = now;
     for (auto& [rank, peer] : peers_) {
       // One that does not read needs no second report.
-      if (peer.wire.open() && !peer.wire.wants_to_write()) peer.wire.send(report_line(activity));
+      if (peer.wire.open() && !peer.wire.wants_to_write())
+        peer.wire.send(watch::report_line(activity));
     }
   }
 
@@ -225,11 +178,10 @@ class Lifeline::Thread {
       polled.push_back({descriptor, static_cast<short>(POLLIN | (writes ? POLLOUT : 0)), 0});
     };
     add(wake_.get(), false);
-    if (listener_.open() && strangers_.size() < kMostStrangers) add(listener_.get(), false);
     for (auto& [rank, peer] : peers_) {
       if (peer.wire.open()) add(peer.wire.descriptor(), peer.wire.wants_to_write());
     }
-    for (const Stranger& stranger : strangers_) add(stranger.wire.descriptor(), false);
+    if (door_) door_->add_to(polled);
     const auto pause = std::clamp(parts_.timeout / 8, milliseconds(20), milliseconds(125));
     ::poll(polled.data(), polled.size(), static_cast<int>(pause.count()));
   }
@@ -253,47 +205,38 @@ class Lifeline::Thread {
   }
 
   void read(int rank, Peer& peer, const std::string& line) {
-    const auto [word, text] = split_word(line);
+    const watch::Message message = watch::parse_message(line);
     peer.heard = Clock::now();
-    if (word == "report") {
-      peer.activity = parse_report(text);
-    } else if (word == "lost") {
-      lose(text);
-    } else if (word == "bye" || word == "fail") {
-      if (word == "fail") lose(fmt::format("{} failed: {}", name_of(rank), text));
-      peer.wire.close();
-      gone_.push_back(rank);
+    switch (message.kind) {
+      case watch::Message::Kind::report:
+        peer.activity = message.activity;
+        return;
+      case watch::Message::Kind::lost:
+        return lose(message.text);
+      case watch::Message::Kind::failed:
+        lose(fmt::format("{} failed: {}", name_of(rank), message.text));
+        break;
+      case watch::Message::Kind::bye:
+      case watch::Message::Kind::none:
+        break;
     }
+    // Its last words; or it is no rank of this version, and is lost.
+    peer.wire.close();
+    if (message.kind != watch::Message::Kind::none) gone_.push_back(rank);
   }
 
-  void admit_strangers() {
-    while (strangers_.size() < kMostStrangers) {
-      Descriptor socket = watch::accept_from(listener_);
-      if (!socket.open()) break;
-      strangers_.push_back({Wire(std::move(socket)), Clock::now()});
+  // Until every rank has come; who has left does not come again.
+  void admit_guests() {
+    if (!door_) return;
+    const auto expected = [&](const net::Introduction& who) {
+      return who.role == net::Role::lifeline && !came_.contains(who.guest);
+    };
+    for (net::Door::Entry& entry : door_->admit(expected)) {
+      came_.insert(entry.who.guest);
+      net::tune(entry.socket, parts_.timeout);
+      add_peer(entry.who.guest, Wire(std::move(entry.socket)));
     }
-    for (Stranger& stranger : strangers_) {
-      const auto lines = stranger.wire.receive();
-      if (!lines.empty()) {
-        welcome(stranger.wire, lines.front());
-      } else if (Clock::now() - stranger.since > kLongestJoin) {
-        stranger.wire.close();
-      }
-    }
-    std::erase_if(strangers_, [](const Stranger& stranger) { return !stranger.wire.open(); });
-  }
-
-  void welcome(Wire& wire, const std::string& line) {
-    std::istringstream in(line);
-    std::string word;
-    std::string secret;
-    int rank = -1;
-    in >> word >> secret >> rank;
-    const bool expected =
-        word == "hello" && secret == secret_ && rank > 0 && rank < size_ && !peers_.contains(rank);
-    if (!expected) return wire.close();
-    wire.send("welcome " + secret_);
-    add_peer(rank, std::exchange(wire, Wire()));
+    if (static_cast<int>(came_.size()) + 1 == identity_.size) door_.reset();
   }
 
   // Is a peer silent, or somebody waiting for one that does not come?
@@ -366,7 +309,7 @@ class Lifeline::Thread {
     if (over_) return;
     over_ = true;
     if (hosts()) {
-      for (auto& [rank, peer] : peers_) peer.wire.send("lost " + what);
+      for (auto& [rank, peer] : peers_) peer.wire.send(watch::lost_line(what));
     }
     const std::string reason =
         fmt::format("{}{}; this rank: {}", stopped_, what, describe(parts_.look()));
@@ -387,8 +330,7 @@ class Lifeline::Thread {
       farewell = *farewell_;
     }
     over_ = true;
-    listener_.reset();
-    strangers_.clear();
+    door_.reset();
     if (!farewell.empty()) {
       for (auto& [rank, peer] : peers_) {
         peer.wire.send(farewell);
@@ -411,17 +353,16 @@ class Lifeline::Thread {
     changed_.notify_all();
   }
 
+  const net::JobIdentity identity_;
   const int rank_;
-  const int size_;
   const Parts parts_;
   const Descriptor wake_;
-  Descriptor listener_;
-  std::string secret_;
+  std::optional<net::Door> door_;  // rank 0's, until all have come
+  std::set<int> came_;
   std::string invitation_;
   std::map<int, Peer> peers_;  // those that are connected
-  std::vector<Stranger> strangers_;
-  std::vector<int> closed_;  // to be taken out of `peers_`: died
-  std::vector<int> gone_;    // and: left
+  std::vector<int> closed_;    // to be taken out of `peers_`: died
+  std::vector<int> gone_;      // and: left
   Activity reported_;
   Clock::time_point reported_at_{};
   std::string stopped_;  // if this process stood still, so that its losses may be its own doing
@@ -441,16 +382,17 @@ Lifeline::Lifeline(std::unique_ptr<Thread> thread) : thread_(std::move(thread)) 
 
 Lifeline::~Lifeline() = default;
 
-std::unique_ptr<Lifeline> Lifeline::host(int size, Parts parts) {
-  auto thread = std::make_unique<Thread>(0, size, std::move(parts));
-  thread->listen();
+std::unique_ptr<Lifeline> Lifeline::host(const Access& access, Parts parts) {
+  auto thread = std::make_unique<Thread>(access.identity, 0, std::move(parts));
+  thread->listen(access.address);
   return std::unique_ptr<Lifeline>(new Lifeline(std::move(thread)));
 }
 
-std::unique_ptr<Lifeline> Lifeline::join(int rank, const std::string& invitation, Parts parts) {
+std::unique_ptr<Lifeline> Lifeline::join(const net::JobIdentity& identity, int rank,
+                                         const std::string& invitation, Parts parts) {
   const milliseconds timeout = parts.timeout;
-  auto thread = std::make_unique<Thread>(rank, 0, std::move(parts));
-  thread->add_peer(0, connect_to_host(rank, invitation, timeout));
+  auto thread = std::make_unique<Thread>(identity, rank, std::move(parts));
+  thread->add_peer(0, connect_to_host(identity, rank, invitation, timeout));
   return std::unique_ptr<Lifeline>(new Lifeline(std::move(thread)));
 }
 
@@ -459,18 +401,19 @@ const std::string& Lifeline::invitation() const {
 }
 
 void Lifeline::goodbye() {
-  thread_->ask_to_leave("bye");
+  thread_->ask_to_leave(watch::bye_line());
 }
 
 void Lifeline::fail(const std::string& why) {
-  thread_->ask_to_leave("fail " + why);
+  thread_->ask_to_leave(watch::fail_line(why));
 }
 
 std::optional<std::string> Lifeline::lost(Deadline deadline) {
   return thread_->lost(deadline);
 }
 
-std::unique_ptr<Lifeline> make_lifeline(Communicator& communicator, Lifeline::Parts parts) {
+std::unique_ptr<Lifeline> make_lifeline(Communicator& communicator, const Lifeline::Access& access,
+                                        Lifeline::Parts parts) {
   std::unique_ptr<Lifeline> lifeline;
   std::string invitation;
   std::string problem;
@@ -483,13 +426,15 @@ std::unique_ptr<Lifeline> make_lifeline(Communicator& communicator, Lifeline::Pa
   };
   if (communicator.rank() == 0) {
     attempt([&] {
-      lifeline = Lifeline::host(communicator.size(), parts);
+      lifeline = Lifeline::host(access, parts);
       invitation = lifeline->invitation();
     });
   }
   invitation = broadcast_text(communicator, invitation, 0);
   if (communicator.rank() > 0 && !invitation.empty()) {
-    attempt([&] { lifeline = Lifeline::join(communicator.rank(), invitation, parts); });
+    attempt([&] {
+      lifeline = Lifeline::join(access.identity, communicator.rank(), invitation, parts);
+    });
   }
   std::string problems;
   for (const std::string& text : all_gather_text(communicator, problem)) {
@@ -499,6 +444,16 @@ std::unique_ptr<Lifeline> make_lifeline(Communicator& communicator, Lifeline::Pa
   if (lifeline) lifeline->goodbye();
   throw AgreedError(ExitCode::io_error,
                     problems + "; open the port of rank 0 to the other machines");
+}
+
+net::JobKey share_new_key(Communicator& communicator) {
+  net::JobKey key;
+  if (communicator.rank() == 0) key = net::random_key();
+  const std::string shared =
+      broadcast_text(communicator, std::string(key.bytes.begin(), key.bytes.end()), 0);
+  check_equal(shared.size(), key.bytes.size(), "a key has 32 bytes");
+  std::copy(shared.begin(), shared.end(), key.bytes.begin());
+  return key;
 }
 
 }  // namespace thinwire

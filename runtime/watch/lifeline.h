@@ -9,6 +9,7 @@
 #include <string>
 
 #include "collectives/communicator.h"
+#include "collectives/net/handshake.h"
 #include "runtime/watch/flight_recorder.h"
 
 namespace thinwire {
@@ -22,7 +23,8 @@ namespace thinwire {
 // follows from it.
 //
 // Costs about 100 bytes a message, at most four a second from each rank and one a second to it.
-// IPv4. Methods are safe from any thread.
+// Rank 0 listens until all have come; who comes has to prove that he belongs to the job. Methods
+// are safe from any thread.
 class Lifeline {
  public:
   struct Parts {
@@ -36,18 +38,26 @@ class Lifeline {
     std::function<void(const std::string& reason)> on_lost;
   };
 
-  // Rank 0's end: listens on every address of the machine.
-  static std::unique_ptr<Lifeline> host(int size, Parts parts);
+  // Who may join, and where.
+  struct Access {
+    net::JobIdentity identity;
+    // Where rank 0 listens: a numeric address of its machine; empty: on every interface.
+    std::string address;
+  };
+
+  // Rank 0's end.
+  static std::unique_ptr<Lifeline> host(const Access& access, Parts parts);
   // Another rank's end: connects to the host that made `invitation`, within the timeout or ten
   // seconds, whichever is shorter; throws `IoError`.
-  static std::unique_ptr<Lifeline> join(int rank, const std::string& invitation, Parts parts);
+  static std::unique_ptr<Lifeline> join(const net::JobIdentity& identity, int rank,
+                                        const std::string& invitation, Parts parts);
 
   // Without `goodbye` the others take this for the death of the rank.
   ~Lifeline();
   Lifeline(const Lifeline&) = delete;
   Lifeline& operator=(const Lifeline&) = delete;
 
-  // The host's: where others can reach it, one line of text. Holds a secret of this job.
+  // The host's: where others can reach it, one line of text.
   const std::string& invitation() const;
 
   // This rank ends as all of them do. Returns when the others know, within a second. Nothing is
@@ -67,6 +77,11 @@ class Lifeline {
 
 // Collective: the host's and the others' ends over `communicator`'s ranks. Throws `AgreedError`,
 // on every rank, that names the ranks that cannot reach rank 0.
-std::unique_ptr<Lifeline> make_lifeline(Communicator& communicator, Lifeline::Parts parts);
+std::unique_ptr<Lifeline> make_lifeline(Communicator& communicator, const Lifeline::Access& access,
+                                        Lifeline::Parts parts);
+
+// Collective: a new key that rank 0 makes and tells the others through the communicator. For where
+// strangers cannot listen to that, as with MPI's own connections.
+net::JobKey share_new_key(Communicator& communicator);
 
 }  // namespace thinwire

@@ -11,11 +11,13 @@
 #include "collectives/sockets/socket_communicator.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/attach/suite.h"
+#include "tests/support/notebook.h"
 
 namespace thinwire {
 namespace {
 
 using testing::AttachTest;
+using testing::Notebook;
 
 class Attach : public ::testing::TestWithParam<std::tuple<AttachTest, int>> {};
 
@@ -24,24 +26,6 @@ TEST_P(Attach, OverThreads) {
   run_ranks(size, [&, &run = test.run](auto communicator) { run(*communicator); },
             {.timeout = test.timeout, .link = {}});
 }
-
-// A place for the ranks of one process to leave word.
-class Notebook final : public sockets::Directory {
- public:
-  void publish(int rank, const std::string& contact) override {
-    const std::lock_guard lock(mutex_);
-    contacts_[rank] = contact;
-  }
-  std::optional<std::string> look_up(int rank) override {
-    const std::lock_guard lock(mutex_);
-    const auto found = contacts_.find(rank);
-    return found == contacts_.end() ? std::nullopt : std::optional(found->second);
-  }
-
- private:
-  std::mutex mutex_;
-  std::map<int, std::string> contacts_;
-};
 
 TEST_P(Attach, OverSockets) {
   const auto& [test, size] = GetParam();

@@ -18,20 +18,20 @@ class Folder final : public thinwire::sockets::Directory {
  public:
   explicit Folder(std::filesystem::path path) : path_(std::move(path)) {}
 
-  void publish(int rank, const std::string& contact) override {
-    const std::filesystem::path unfinished = file(rank).string() + ".new";
-    std::ofstream(unfinished) << contact;
-    std::filesystem::rename(unfinished, file(rank));
+  void publish(const thinwire::sockets::Contact& contact) override {
+    const std::filesystem::path unfinished = file().string() + ".new";
+    std::ofstream(unfinished) << contact.address << " " << contact.port;
+    std::filesystem::rename(unfinished, file());
   }
-  std::optional<std::string> look_up(int rank) override {
-    std::ifstream stream(file(rank));
-    std::string contact;
-    if (!std::getline(stream, contact)) return std::nullopt;
+  std::optional<thinwire::sockets::Contact> look_up() override {
+    std::ifstream stream(file());
+    thinwire::sockets::Contact contact;
+    if (!(stream >> contact.address >> contact.port)) return std::nullopt;
     return contact;
   }
 
  private:
-  std::filesystem::path file(int rank) const { return path_ / std::to_string(rank); }
+  std::filesystem::path file() const { return path_ / "rank-0"; }
   std::filesystem::path path_;
 };
 

@@ -1,7 +1,6 @@
 #include "collectives/sockets/socket_communicator.h"
 
 #include <ATen/ATen.h>
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -14,17 +13,12 @@
 #include <atomic>
 #include <filesystem>
 #include <functional>
-#include <map>
-#include <mutex>
-#include <sstream>
 #include <thread>
 
-#include "collectives/sockets/rendezvous.h"
-#include "collectives/sockets/socket.h"
 #include "collectives/threads/thread_communicator.h"
 #include "runtime/base/error.h"
 #include "tests/conformance/groups.h"
-#include "tests/support/store.h"
+#include "tests/support/notebook.h"
 
 namespace thinwire {
 namespace {
@@ -32,26 +26,7 @@ namespace {
 using namespace std::chrono_literals;
 using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
-using testing::StoreServer;
-
-// A place for the ranks of one process to leave word. A TCPStore would ask DNS for the name of
-// whoever connects, which in a network without an answer takes seconds each time.
-class Notebook final : public sockets::Directory {
- public:
-  void publish(int rank, const std::string& contact) override {
-    const std::lock_guard lock(mutex_);
-    contacts_[rank] = contact;
-  }
-  std::optional<std::string> look_up(int rank) override {
-    const std::lock_guard lock(mutex_);
-    const auto found = contacts_.find(rank);
-    return found == contacts_.end() ? std::nullopt : std::optional(found->second);
-  }
-
- private:
-  std::mutex mutex_;
-  std::map<int, std::string> contacts_;
-};
+using testing::Notebook;
 
 SocketOptions options_of(int rank, int size) {
   SocketOptions options;
@@ -475,181 +450,6 @@ TEST(Sockets, DifferentCallsAreRefusedNotMixedUp) {
       EXPECT_TRUE(found) << misuse.name << ": " << error;
     }
   }
-}
-
-// --- Rendezvous ---------------------------------------------------------------------------------
-
-std::string error_of(const std::function<void()>& body) {
-  try {
-    body();
-    return "";
-  } catch (const Error& error) {
-    return error.what();
-  }
-}
-
-TEST(SocketsRendezvous, NamesWhoDidNotCome) {
-  Notebook notebook;
-  std::vector<std::string> errors(4);
-  std::vector<std::thread> threads;
-  for (const int rank : {0, 2}) {
-    threads.emplace_back([&, rank] {
-      SocketOptions options = options_of(rank, 4);
-      options.timeout = 2000ms;
-      errors[static_cast<std::size_t>(rank)] =
-          error_of([&] { make_socket_communicator(options, notebook); });
-    });
-  }
-  for (auto& thread : threads) thread.join();
-  EXPECT_THAT(errors[0], HasSubstr("rank 1, 3 did not come within 2 s"));
-  EXPECT_THAT(errors[2], HasSubstr("rank 1, 3 did not come within 2 s"));
-}
-
-TEST(SocketsRendezvous, NamesWhoPublishedButCannotBeReachedOrDoesNotConnect) {
-  Notebook notebook;
-  const int port = sockets::local_port(sockets::listen_anywhere(AF_INET, 0));
-  notebook.publish(0, "127.0.0.1 " + std::to_string(port) + " 7");
-  notebook.publish(2, "127.0.0.1 " + std::to_string(port) + " 7");
-  SocketOptions options = options_of(1, 2);
-  options.timeout = 500ms;
-  EXPECT_THAT(error_of([&] { make_socket_communicator(options, notebook); }),
-              HasSubstr("rank 1 cannot reach rank 0 at 127.0.0.1 port " + std::to_string(port) +
-                        ": Connection refused"));
-  options = options_of(0, 3);
-  options.timeout = 500ms;
-  EXPECT_THAT(error_of([&] { make_socket_communicator(options, notebook); }),
-              HasSubstr("rank 1, 2 published its address but did not connect to rank 0"));
-}
-
-TEST(SocketsRendezvous, NamesTheStoreThatIsNotThere) {
-  // A port that was free a moment ago.
-  const int port = sockets::local_port(sockets::listen_anywhere(AF_INET, 0));
-  SocketOptions options = options_of(1, 2);
-  options.store_port = port;
-  options.timeout = 500ms;
-  EXPECT_THAT(error_of([&] { make_socket_communicator(options); }),
-              HasSubstr("the store at 127.0.0.1:" + std::to_string(port) +
-                        " does not answer (Connection refused); see whether rank 0 runs"));
-}
-
-TEST(SocketsRendezvous, NamesThePortThatIsTaken) {
-  const auto taken = sockets::listen_anywhere(AF_INET, 0);
-  SocketOptions options = options_of(0, 2);
-  options.store_port = sockets::local_port(taken);
-  EXPECT_THAT(error_of([&] { make_socket_communicator(options); }),
-              HasSubstr("cannot run the store at port " + std::to_string(options.store_port) +
-                        " of this machine: Address already in use"));
-}
-
-TEST(SocketsRendezvous, NamesAnAddressThatIsNone) {
-  Notebook notebook;
-  SocketOptions options = options_of(0, 2);
-  options.address = "10.0.0.1.2.3";
-  EXPECT_THAT(error_of([&] { make_socket_communicator(options, notebook); }),
-              HasSubstr("'10.0.0.1.2.3' is no address"));
-}
-
-TEST(SocketsRendezvous, OneRankNeedsNobody) {
-  SocketOptions options;
-  options.store_host = "10.0.0.1.2.3";
-  const auto communicator = make_socket_communicator(options);
-  at::Tensor tensor = at::ones({3});
-  communicator->all_reduce(tensor, ReduceOp::sum)->wait();
-  EXPECT_TRUE(tensor.equal(at::ones({3})));
-}
-
-// Two ranks meet and say hello.
-void meet(const std::function<std::unique_ptr<Communicator>(int rank)>& make) {
-  std::vector<std::thread> threads;
-  for (int rank = 0; rank < 2; ++rank) {
-    threads.emplace_back([&, rank] {
-      try {
-        EXPECT_EQ(all_reduce_max(*make(rank), {rank})[0], 1);
-      } catch (const std::exception& error) {
-        ADD_FAILURE() << error.what();
-      }
-    });
-  }
-  for (auto& thread : threads) thread.join();
-}
-
-TEST(SocketsRendezvous, RankZeroRunsTheStore) {
-  const int port = sockets::local_port(sockets::listen_anywhere(AF_INET, 0));
-  meet([&](int rank) {
-    SocketOptions options = options_of(rank, 2);
-    options.store_port = port;
-    return make_socket_communicator(options);
-  });
-}
-
-TEST(SocketsRendezvous, ALauncherRunsTheStore) {
-  const StoreServer store;
-  meet([&](int rank) {
-    SocketOptions options = options_of(rank, 2);
-    options.store_port = store.port();
-    options.store = StoreHost::launcher;
-    return make_socket_communicator(options);
-  });
-}
-
-TEST(SocketsRendezvous, NamesOfMachinesWork) {
-  Notebook notebook;
-  meet([&](int rank) {
-    SocketOptions options = options_of(rank, 2);
-    options.address = "localhost";
-    return make_socket_communicator(options, notebook);
-  });
-}
-
-TEST(SocketsRendezvous, IPv6AddressesWork) {
-  const auto probe = sockets::listen_anywhere(AF_INET6, 0);
-  try {
-    sockets::connect_to("::1", sockets::local_port(probe), Clock::now() + 60s);
-  } catch (const PeerLost& error) {
-    GTEST_SKIP() << "this machine has no ::1: " << error.what();
-  }
-  Notebook notebook;
-  meet([&](int rank) {
-    SocketOptions options = options_of(rank, 2);
-    options.store_host = "::1";
-    return make_socket_communicator(options, notebook);
-  });
-  EXPECT_THAT(*notebook.look_up(0), HasSubstr("::1 "));
-}
-
-TEST(SocketsRendezvous, StrangersAreTurnedAway) {
-  Notebook notebook;
-  std::thread first([&] {
-    const auto communicator = make_socket_communicator(options_of(0, 2), notebook);
-    communicator->barrier()->wait();
-  });
-  while (!notebook.look_up(0)) std::this_thread::sleep_for(1ms);
-  std::istringstream contact(*notebook.look_up(0));
-  std::string host;
-  int port = 0;
-  contact >> host >> port;
-  const Deadline deadline = Clock::now() + 60s;
-  // One says nothing, one speaks HTTP, one knows the form but not the token.
-  const auto silent = sockets::connect_to(host, port, deadline);
-  const auto browser = sockets::connect_to(host, port, deadline);
-  const std::string request = "GET / HTTP/1.1\r\nHost: thinwire\r\n\r\n";
-  sockets::send_all(browser, request.data(), request.size(), deadline);
-  const auto guesser = sockets::connect_to(host, port, deadline);
-  struct {
-    std::uint64_t magic = 0x7468696e77697231;
-    std::uint64_t token = 42;
-    std::uint32_t rank = 1;
-    std::uint32_t channel = 0;
-  } guess;
-  sockets::send_all(guesser, &guess, sizeof guess, deadline);
-  const auto communicator = make_socket_communicator(options_of(1, 2), notebook);
-  communicator->barrier()->wait();
-  first.join();
-  char answer = 0;
-  EXPECT_THROW(sockets::receive_all(silent, &answer, 1, deadline), PeerLost);
-  EXPECT_THROW(sockets::receive_all(browser, &answer, 1, deadline), PeerLost);
-  EXPECT_THROW(sockets::receive_all(guesser, &answer, 1, deadline), PeerLost);
-  EXPECT_LT(Clock::now(), deadline);
 }
 
 // --- Processes ----------------------------------------------------------------------------------

@@ -72,6 +72,7 @@ TEST(Config, WhatWasPrintedReadsBackAsTheSame) {
   request.check_every = 7;
   request.ranks = 3;
   request.backend = "mpi";
+  request.job_id = "one";
   request.device = "cpu";
   request.share_device = true;
   request.seed = 9223372036854775807u;

@@ -198,11 +198,13 @@ TEST(Environment, WhereProcessesMeet) {
       {"mpirun", open_mpi("5", "8", "1"), Server::rank_zero, "", 0, ""},
       {"mpirun with a place", with(open_mpi("5", "8", "1"), master), Server::rank_zero, "host-a",
        29500, ""},
+      {"mpirun that names its job", with(open_mpi("5", "8", "1"), {{"PMIX_NAMESPACE", "77"}}),
+       Server::rank_zero, "", 0, "mpirun-77"},
       {"torchrun", kTorchrun, Server::launcher, "host-a", 29500, "torchrun-job7-2"},
       {"torchrun whose agent keeps its store",
        with(kTorchrun, {{"TORCHELASTIC_USE_AGENT_STORE", "False"}}), Server::rank_zero, "host-a",
        29500, "torchrun-job7-2"},
-      {"by hand", kByHand, Server::rank_zero, "10.0.0.1", 1234, "torchrun--"},
+      {"by hand", kByHand, Server::rank_zero, "10.0.0.1", 1234, ""},
       {"srun", kSrun, Server::rank_zero, "gpu003", 20000 + 31 * 12 + 3, "srun-12.3-"},
       {"srun, requeued", with(kSrun, {{"SLURM_RESTART_COUNT", "1"}}), Server::rank_zero, "gpu003",
        20375, "srun-12.3-1"},
@@ -220,6 +222,19 @@ TEST(Environment, WhereProcessesMeet) {
     EXPECT_EQ(meet.host, expected.host);
     EXPECT_EQ(meet.port, expected.port);
     EXPECT_EQ(meet.start, expected.start);
+  }
+}
+
+TEST(Environment, ASecretIsReadAndAnEmptyOneRefused) {
+  EXPECT_EQ(read({{"THINWIRE_SECRET", "s"}}).secret, "s");
+  EXPECT_EQ(read({{"THINWIRE_SECRET_FILE", "f"}}).secret_file, "f");
+  for (const char* name : {"THINWIRE_SECRET", "THINWIRE_SECRET_FILE"}) {
+    try {
+      read({{name, ""}});
+      ADD_FAILURE() << "accepted";
+    } catch (const UsageError& error) {
+      EXPECT_EQ(error.what(), std::string(name) + " is set and empty; give a secret, or unset it");
+    }
   }
 }
 

@@ -144,11 +144,12 @@ TEST(Job, WhereSocketsMeet) {
   const SocketOptions options = socket_options(environment);
   EXPECT_EQ(options.rank, 1);
   EXPECT_EQ(options.size, 2);
-  EXPECT_EQ(options.store_host, "host");
-  EXPECT_EQ(options.store_port, 29500);
-  EXPECT_EQ(options.store, StoreHost::launcher);  // its port is taken: by the store
-  EXPECT_EQ(options.prefix, "thinwire-torchrun-7-0");
-  EXPECT_EQ(socket_options(kSrun).store, StoreHost::rank_zero);
+  EXPECT_EQ(options.meet_host, "host");
+  EXPECT_EQ(options.meet_port, 29500);
+  EXPECT_EQ(options.meeting, Meeting::in_store);  // its port is taken: by the store
+  EXPECT_EQ(options.identity.job, "torchrun-7-0");
+  EXPECT_EQ(options.identity.size, 2);
+  EXPECT_EQ(socket_options(kSrun).meeting, Meeting::at_rank_zero);
   EXPECT_EQ(make_socket_communicator(socket_options(kAlone))->size(), 1);
   EXPECT_THROW(socket_options(kMpirun), UsageError);
 }
@@ -161,7 +162,7 @@ TEST(Job, OneLineSaysIt) {
   job.backend = Backend::sockets;
   EXPECT_EQ(describe(job),
             "launcher torchrun (W): rank 0 of 2, local rank 0 of 1; ranks over sockets, met at "
-            "host:29500");
+            "host:29500; no secret: jobs are told apart by '', whoever reaches the ports can join");
 }
 
 }  // namespace

@@ -47,14 +47,16 @@ class Slurm(unittest.TestCase):
 
     def test_the_bits_of_threads(self):
         self.check_bits([], r"launcher srun \(this is step \d+\.0 of Slurm\): rank 0 of 2, local "
-                            r"rank 0 of 2; ranks over sockets, met at 127\.0\.0\.1:2\d{4}, on ")
+                            r"rank 0 of 2; ranks over sockets, met at 127\.0\.0\.1:2\d{4}; no "
+                            r"secret: jobs are told apart by 'srun-\S+', whoever reaches the ports "
+                            r"can join, on ")
 
     @unittest.skipUnless(HAS_MPI, "built without MPI")
     def test_mpi_where_srun_offers_it(self):
         listed = slurm("srun", "--mpi=list")
         if "pmix" not in listed.stdout + listed.stderr:
             self.skipTest("this Slurm has no PMIx")
-        self.check_bits(["--mpi=pmix"], r"launcher srun .*; ranks over mpi, on ")
+        self.check_bits(["--mpi=pmix"], r"launcher srun .*; ranks over mpi; strangers kept out .*, on ")
 
     def test_who_is_believed_in_an_allocation(self):
         table = [

@@ -52,7 +52,8 @@ class Torchrun(unittest.TestCase):
                                        "--output", self.folder / "torchrun")
         self.assertEqual(code, 0, out + err)
         self.assertRegex(out.splitlines()[0], r"\Alauncher torchrun \(TORCHELASTIC_RUN_ID is set\): "
-                         r"rank 0 of 2, local rank 0 of 2; ranks over sockets, met at \S+:\d+, on ")
+                         r"rank 0 of 2, local rank 0 of 2; ranks over sockets, met at \S+:\d+; no secret: jobs are "
+                         r"told apart by 'torchrun-\S+', whoever reaches the ports can join, on ")
         self.assertEqual(out.count("launcher torchrun"), 1)
         self.assertEqual(end_of(self.folder / "torchrun")["parameters_hash"],
                          self.hash_of_threads(*job))

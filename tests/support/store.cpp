@@ -2,15 +2,15 @@
 
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
-#include "collectives/sockets/socket.h"
+#include "collectives/net/socket.h"
 
 namespace thinwire::testing {
 
 StoreServer::StoreServer() {
   // TCPStore's own listener makes it ask DNS for the name of everybody who connects.
-  sockets::Descriptor listener = sockets::listen_anywhere(AF_INET, 0);
+  net::Descriptor listener = net::listen_on("127.0.0.1", 0);
   c10d::TCPStoreOptions options;
-  options.port = static_cast<std::uint16_t>(sockets::local_port(listener));
+  options.port = static_cast<std::uint16_t>(net::local_port(listener));
   options.masterListenFd = listener.release();
   options.isServer = true;
   options.waitWorkers = false;

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "collectives/net/socket.h"
 #include "collectives/threads/thread_communicator.h"
 #include "runtime/base/error.h"
 
@@ -63,11 +64,16 @@ std::string reason_of(Lifeline& end) {
   return end.lost(Clock::now() + kSoon).value_or("nothing was lost");
 }
 
+// Of a job that knows a secret, on this machine alone.
+Lifeline::Access access_of(int size, const std::string& secret = "sixteen letters") {
+  return {{net::key_from_secret(secret), "a job", size}, "127.0.0.1"};
+}
+
 struct Star {
   explicit Star(int size, milliseconds timeout) : said(static_cast<std::size_t>(size)) {
-    ends.push_back(Lifeline::host(size, said[0].parts(timeout)));
+    ends.push_back(Lifeline::host(access_of(size), said[0].parts(timeout)));
     for (int rank = 1; rank < size; ++rank) {
-      ends.push_back(Lifeline::join(rank, ends[0]->invitation(),
+      ends.push_back(Lifeline::join(access_of(size).identity, rank, ends[0]->invitation(),
                                     said[static_cast<std::size_t>(rank)].parts(timeout)));
     }
   }
@@ -176,16 +182,54 @@ TEST(Lifeline, OneThatCameAndDoesNotWaitIsNamed) {
 
 TEST(Lifeline, AStrangerIsNotLetIn) {
   Said said;
-  const auto host = Lifeline::host(3, said.parts(kNever));
-  std::string wrong = host->invitation();
-  wrong[0] = wrong[0] == 'a' ? 'b' : 'a';
-  EXPECT_THROW(Lifeline::join(1, wrong, said.parts(milliseconds(300))), IoError);
+  const auto host = Lifeline::host(access_of(3), said.parts(kNever));
+  const auto join = [&](const net::JobIdentity& identity, int rank, milliseconds timeout) {
+    return Lifeline::join(identity, rank, host->invitation(), said.parts(timeout));
+  };
+  const auto& identity = access_of(3).identity;
+  EXPECT_THROW(join(access_of(3, "another secret").identity, 1, milliseconds(300)), IoError);
   // It did not take the place of the rank.
-  const auto right = Lifeline::join(1, host->invitation(), said.parts(kNever));
+  const auto right = join(identity, 1, kNever);
   // Nor is a rank let in that is there already, or that is none.
   for (const int rank : {1, 0, 3}) {
-    EXPECT_THROW(Lifeline::join(rank, host->invitation(), said.parts(milliseconds(300))), IoError);
+    EXPECT_THROW(join(identity, rank, milliseconds(300)), IoError);
   }
+  EXPECT_EQ(host->lost(Clock::now() + milliseconds(300)), std::nullopt);
+}
+
+TEST(Lifeline, NobodyListensOnceAllHaveCome) {
+  Star star(3, kNever);
+  const std::string invitation = star.ends[0]->invitation();
+  const int port = std::stoi(invitation);
+  EXPECT_EQ(invitation, std::to_string(port) + " 127.0.0.1");
+  // Rank 0 closes its door after it has let in the last one.
+  const auto deadline = Clock::now() + kSoon;
+  const auto answers = [&] {
+    try {
+      net::connect_to("127.0.0.1", port, deadline);
+      return true;
+    } catch (const PeerLost&) {
+      return false;
+    }
+  };
+  while (answers()) ASSERT_LT(Clock::now(), deadline);
+}
+
+// As many as the system lets one make: none of them costs rank 0 more than a place among 64.
+TEST(Lifeline, AFloodOfLinesIsNotRead) {
+  Said said;
+  const auto host = Lifeline::host(access_of(3), said.parts(kNever));
+  const int port = std::stoi(host->invitation());
+  std::vector<net::Descriptor> flood;
+  const std::string newlines(1 << 16, '\n');
+  for (int i = 0; i < 300; ++i) {
+    flood.push_back(net::connect_to("127.0.0.1", port, Clock::now() + kSoon));
+    [[maybe_unused]] const auto sent =
+        ::send(flood.back().get(), newlines.data(), newlines.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  }
+  const auto& identity = access_of(3).identity;
+  const auto one = Lifeline::join(identity, 1, host->invitation(), said.parts(kNever));
+  const auto two = Lifeline::join(identity, 2, host->invitation(), said.parts(kNever));
   EXPECT_EQ(host->lost(Clock::now() + milliseconds(300)), std::nullopt);
 }
 
@@ -195,7 +239,7 @@ TEST(Lifeline, OverACommunicator) {
     const auto rank = static_cast<std::size_t>(communicator->rank());
     auto parts = said[rank].parts(kNever);
     parts.on_lost = [&](const std::string& reason) { communicator->abort(reason); };
-    const auto lifeline = make_lifeline(*communicator, parts);
+    const auto lifeline = make_lifeline(*communicator, access_of(3), parts);
     communicator->barrier()->wait();
     if (rank == 1) return lifeline->fail("bad luck");
     try {
@@ -211,10 +255,10 @@ TEST(Lifeline, OverACommunicator) {
 // suites of this name run before all others.
 class RankProcess {
  public:
-  RankProcess(int rank, milliseconds timeout) {
+  RankProcess(int rank, int size, milliseconds timeout) {
     if (::pipe(invited_) != 0 || ::pipe(ready_) != 0) throw Bug("no pipe");
     child_ = ::fork();
-    if (child_ == 0) run(rank, timeout);
+    if (child_ == 0) run(rank, size, timeout);
   }
   ~RankProcess() {
     kill(SIGKILL);
@@ -234,12 +278,13 @@ class RankProcess {
   void kill(int number) { ::kill(child_, number); }
 
  private:
-  [[noreturn]] void run(int rank, milliseconds timeout) {
+  [[noreturn]] void run(int rank, int size, milliseconds timeout) {
     std::string invitation;
     for (char byte = 0; ::read(invited_[0], &byte, 1) == 1 && byte != '\n';) invitation += byte;
     Said said;
     said.set(in_step(5, 20, "barrier"));
-    const auto end = Lifeline::join(rank, invitation, said.parts(timeout));
+    const auto end =
+        Lifeline::join(access_of(size).identity, rank, invitation, said.parts(timeout));
     let_reports_pass();
     [[maybe_unused]] const auto written = ::write(ready_[1], "x", 1);
     while (true) ::pause();
@@ -251,9 +296,9 @@ class RankProcess {
 };
 
 TEST(LifelineDeathTest, AKilledOneIsNamed) {
-  RankProcess child(1, kNever);
+  RankProcess child(1, 2, kNever);
   Said said;
-  const auto host = Lifeline::host(2, said.parts(kNever));
+  const auto host = Lifeline::host(access_of(2), said.parts(kNever));
   child.join(host->invitation());
   child.kill(SIGKILL);
   EXPECT_THAT(reason_of(*host),
@@ -262,10 +307,11 @@ TEST(LifelineDeathTest, AKilledOneIsNamed) {
 
 TEST(LifelineDeathTest, AStoppedOneIsNamedAfterTheTimeoutByAll) {
   constexpr milliseconds timeout{2000};
-  RankProcess child(1, timeout);
+  RankProcess child(1, 3, timeout);
   std::vector<Said> said(3);
-  const auto host = Lifeline::host(3, said[0].parts(timeout));
-  const auto peer = Lifeline::join(2, host->invitation(), said[2].parts(timeout));
+  const auto host = Lifeline::host(access_of(3), said[0].parts(timeout));
+  const auto peer =
+      Lifeline::join(access_of(3).identity, 2, host->invitation(), said[2].parts(timeout));
   child.join(host->invitation());
   EXPECT_EQ(host->lost(Clock::now() + milliseconds(500)), std::nullopt);
   const auto stopped = Clock::now();

@@ -1,7 +1,9 @@
-#include "collectives/sockets/socket.h"
+#include "collectives/net/socket.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -15,21 +17,12 @@
 
 #include "runtime/base/error.h"
 
-namespace thinwire::sockets {
+namespace thinwire::net {
 namespace {
 
 void set_option(const Descriptor& socket, int level, int name, int value) {
   // A kernel that lacks one of these still moves bytes.
   ::setsockopt(socket.get(), level, name, &value, sizeof value);
-}
-
-std::string numeric(const Address& address) {
-  std::array<char, NI_MAXHOST> text{};
-  if (::getnameinfo(address.get(), address.length, text.data(), text.size(), nullptr, 0,
-                    NI_NUMERICHOST) != 0) {
-    return "?";
-  }
-  return text.data();
 }
 
 // Blocks until `socket` is ready for `events`.
@@ -44,15 +37,30 @@ void await(const Descriptor& socket, short events, Deadline deadline) {
 }
 
 Descriptor connect_to(const Address& address, Deadline deadline) {
-  Descriptor socket(::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (socket.get() < 0) throw PeerLost(error_text(errno));
-  if (::connect(socket.get(), address.get(), address.length) == 0) return socket;
-  if (errno != EINPROGRESS) throw PeerLost(error_text(errno));
+  Descriptor socket = begin_connect(address);
+  if (!socket.open()) throw PeerLost(error_text(errno));
   await(socket, POLLOUT, deadline);
-  int code = 0;
-  socklen_t size = sizeof code;
-  ::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &code, &size);
+  const int code = connect_error(socket);
   if (code != 0) throw PeerLost(error_text(code));
+  return socket;
+}
+
+Address address_of(const sockaddr* from) {
+  Address address;
+  address.length = from->sa_family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
+  std::copy_n(reinterpret_cast<const char*>(from), address.length,
+              reinterpret_cast<char*>(&address.storage));
+  return address;
+}
+
+Descriptor listen_at(const Address& address) {
+  Descriptor socket(::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!socket.open()) return {};
+  // The port of a job that has just ended may be used again.
+  if (address.port() != 0) set_option(socket, SOL_SOCKET, SO_REUSEADDR, 1);
+  if (address.family() == AF_INET6) set_option(socket, IPPROTO_IPV6, IPV6_V6ONLY, 0);
+  if (::bind(socket.get(), address.get(), address.length) != 0) return {};
+  if (::listen(socket.get(), SOMAXCONN) != 0) return {};
   return socket;
 }
 
@@ -67,6 +75,28 @@ void Descriptor::reset() {
 
 std::string error_text(int code) {
   return std::generic_category().message(code);
+}
+
+bool again(int code) {
+  return code == EAGAIN || code == EWOULDBLOCK || code == EINTR;
+}
+
+int Address::port() const {
+  // Both families have the port in the same place.
+  return ntohs(reinterpret_cast<const sockaddr_in*>(&storage)->sin_port);
+}
+
+std::string numeric(const Address& address) {
+  std::array<char, NI_MAXHOST> text{};
+  if (::getnameinfo(address.get(), address.length, text.data(), text.size(), nullptr, 0,
+                    NI_NUMERICHOST) != 0) {
+    return "?";
+  }
+  return text.data();
+}
+
+bool is_loopback(const std::string& address) {
+  return address.starts_with("127.") || address == "::1";
 }
 
 std::vector<Address> resolve(const std::string& host, int port) {
@@ -109,32 +139,86 @@ std::string local_address_towards(const std::string& host, int port) {
                   host));
 }
 
-Descriptor listen_anywhere(int family, int port) {
-  Descriptor socket(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (socket.get() < 0) return {};
-  // The port of a job that has just ended may be used again.
-  if (port != 0) set_option(socket, SOL_SOCKET, SO_REUSEADDR, 1);
+std::vector<std::string> own_addresses() {
+  ifaddrs* list = nullptr;
+  if (::getifaddrs(&list) < 0) {
+    throw IoError(fmt::format("cannot list the addresses of this machine: {}; check its network",
+                              error_text(errno)));
+  }
+  const std::unique_ptr<ifaddrs, decltype(&::freeifaddrs)> owner(list, &::freeifaddrs);
+  std::vector<std::string> addresses;
+  std::vector<std::string> loopback;
+  for (const int family : {AF_INET, AF_INET6}) {
+    for (const ifaddrs* entry = list; entry; entry = entry->ifa_next) {
+      if (!entry->ifa_addr || entry->ifa_addr->sa_family != family) continue;
+      if ((entry->ifa_flags & IFF_UP) == 0) continue;
+      const auto* v6 = reinterpret_cast<const sockaddr_in6*>(entry->ifa_addr);
+      if (family == AF_INET6 && IN6_IS_ADDR_LINKLOCAL(&v6->sin6_addr)) continue;
+      const std::string text = numeric(address_of(entry->ifa_addr));
+      (is_loopback(text) ? loopback : addresses).push_back(text);
+    }
+  }
+  addresses.insert(addresses.end(), loopback.begin(), loopback.end());
+  return addresses;
+}
+
+Descriptor listen_on(const std::string& address, int port) {
+  return listen_at(resolve(address, port).front());
+}
+
+Descriptor listen_everywhere(int port) {
   Address any;
-  any.storage.ss_family = static_cast<sa_family_t>(family);
-  any.length = family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
-  // Both families have the port in the same place.
-  reinterpret_cast<sockaddr_in*>(&any.storage)->sin_port = htons(static_cast<std::uint16_t>(port));
-  if (::bind(socket.get(), any.get(), any.length) != 0) return {};
-  if (::listen(socket.get(), SOMAXCONN) != 0) return {};
-  return socket;
+  any.length = sizeof(sockaddr_in6);
+  auto* v6 = reinterpret_cast<sockaddr_in6*>(&any.storage);
+  v6->sin6_family = AF_INET6;
+  v6->sin6_port = htons(static_cast<std::uint16_t>(port));
+  Descriptor both = listen_at(any);
+  if (both.open() || errno == EADDRINUSE) return both;
+  auto* v4 = reinterpret_cast<sockaddr_in*>(&any.storage);
+  any = {};
+  any.length = sizeof(sockaddr_in);
+  v4->sin_family = AF_INET;
+  v4->sin_port = htons(static_cast<std::uint16_t>(port));
+  return listen_at(any);
+}
+
+ListenPlace listen_place(const std::string& host) {
+  const std::vector<std::string> own = own_addresses();
+  for (const Address& address : resolve(host, 0)) {
+    const std::string text = numeric(address);
+    if (is_loopback(text) && host != "localhost" && host != text) continue;
+    // Any address of 127.0.0.0/8 is this machine's, though no interface lists it.
+    const bool here = is_loopback(text) || std::find(own.begin(), own.end(), text) != own.end();
+    if (here) return {text};
+  }
+  return {};
 }
 
 int local_port(const Descriptor& socket) {
   Address local;
   local.length = sizeof local.storage;
   ::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&local.storage), &local.length);
-  return ntohs(local.family() == AF_INET6
-                   ? reinterpret_cast<const sockaddr_in6*>(&local.storage)->sin6_port
-                   : reinterpret_cast<const sockaddr_in*>(&local.storage)->sin_port);
+  return local.port();
 }
 
 Descriptor accept_one(const Descriptor& listener) {
   return Descriptor(::accept4(listener.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+}
+
+Descriptor begin_connect(const Address& address) {
+  Descriptor socket(::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!socket.open()) return {};
+  if (::connect(socket.get(), address.get(), address.length) != 0 && errno != EINPROGRESS) {
+    return {};
+  }
+  return socket;
+}
+
+int connect_error(const Descriptor& socket) {
+  int code = 0;
+  socklen_t size = sizeof code;
+  ::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &code, &size);
+  return code;
 }
 
 Descriptor connect_to(const std::string& host, int port, Deadline deadline) {
@@ -189,4 +273,4 @@ void receive_all(const Descriptor& socket, void* to, std::size_t bytes, Deadline
   }
 }
 
-}  // namespace thinwire::sockets
+}  // namespace thinwire::net
