@@ -293,7 +293,7 @@ TEST(Strangers, OfAnotherJobAreTold) {
 // The second of two that say that they are rank 1 is turned away; the first goes on.
 TEST(Strangers, WhoComesTwiceIsTurnedAway) {
   const int port = free_port();
-  std::vector<SocketOptions> all{options_of(0, 2), options_of(1, 2, 5s), options_of(1, 2, 5s)};
+  std::vector<SocketOptions> all{options_of(0, 2), options_of(1, 2, 2s), options_of(1, 2, 2s)};
   for (auto& options : all) options.meet_port = port;
   auto errors = errors_of(all);
   EXPECT_EQ(errors[0], "");
@@ -349,6 +349,22 @@ TEST(Strangers, AStoreThatDoesNotAnswerIsNotWaitedFor) {
     const auto began = Clock::now();
     EXPECT_THAT(errors_of({options})[0], HasSubstr("does not answer (no answer in time)"));
     EXPECT_LT(Clock::now() - began, 20s);
+  }
+}
+
+// What a stranger stores is no place, and is not fetched whatever its size.
+TEST(Strangers, WhatAStoreHoldsIsNotBelieved) {
+  for (const std::string& value :
+       {std::string("x"), std::string("70000"), std::string("-1"), std::string(1 << 26, '7')}) {
+    StoreServer store;
+    store.set("thinwire/job/port", value);
+    SocketOptions options = options_of(1, 2, 1s);
+    options.meet_port = store.port();
+    options.meeting = Meeting::in_store;
+    const std::string error = errors_of({options})[0];
+    EXPECT_THAT(error, HasSubstr("71: "));
+    EXPECT_THAT(error, ::testing::AnyOf(HasSubstr("does not answer"), HasSubstr("is no address")));
+    EXPECT_LT(error.size(), 500u);
   }
 }
 

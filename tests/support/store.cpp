@@ -20,6 +20,10 @@ StoreServer::StoreServer() {
 
 StoreServer::~StoreServer() = default;
 
+void StoreServer::set(const std::string& key, const std::string& value) {
+  store_->set(key, std::vector<std::uint8_t>(value.begin(), value.end()));
+}
+
 int StoreServer::port() const {
   return store_->getPort();
 }

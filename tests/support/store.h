@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 namespace c10d {
 class TCPStore;
@@ -16,6 +17,8 @@ class StoreServer {
   ~StoreServer();
 
   int port() const;
+  // What a stranger may do, too.
+  void set(const std::string& key, const std::string& value);
 
  private:
   std::unique_ptr<c10d::TCPStore> store_;
