@@ -14,6 +14,7 @@
 #include "launch/bench_shapes.h"
 #include "launch/commands.h"
 #include "launch/job.h"
+#include "launch/output.h"
 #include "launch/version.h"
 #include "runtime/base/error.h"
 #include "runtime/buckets/gradient_buckets.h"
@@ -210,20 +211,19 @@ std::vector<std::int64_t> sizes(const BenchOptions& options) {
 }
 
 void print_head(const BenchOptions& options, int size, Backend backend) {
-  fmt::print(
+  print(fmt::format(
       "# thinwire {} bench all-reduce: {} ranks over {}, compressor {}, {} runs after {}\n#\n",
-      kVersion, size, name(backend), options.compressor, options.iterations, options.warmup);
-  fmt::print("#{:>11} {:>13} {:>7} {:>7} {:>11} {:>8} {:>8} {:>7} {:>13}\n", "size", "count",
-             "type", "redop", "time", "algbw", "busbw", "#wrong", "wire");
-  fmt::print("#{:>11} {:>13} {:>7} {:>7} {:>11} {:>8} {:>8} {:>7} {:>13}\n", "(B)", "(elements)",
-             "", "", "(us)", "(GB/s)", "(GB/s)", "", "(B)");
+      kVersion, size, name(backend), options.compressor, options.iterations, options.warmup));
+  print(fmt::format("#{:>11} {:>13} {:>7} {:>7} {:>11} {:>8} {:>8} {:>7} {:>13}\n", "size", "count",
+                    "type", "redop", "time", "algbw", "busbw", "#wrong", "wire"));
+  print(fmt::format("#{:>11} {:>13} {:>7} {:>7} {:>11} {:>8} {:>8} {:>7} {:>13}\n", "(B)",
+                    "(elements)", "", "", "(us)", "(GB/s)", "(GB/s)", "", "(B)"));
 }
 
 void print_row(const Row& row, const std::string& redop, int size) {
-  fmt::print(" {:>11} {:>13} {:>7} {:>7} {:>11.1f} {:>8.4f} {:>8.4f} {:>7} {:>13.0f}\n", row.bytes,
-             row.bytes / 4, "float", redop, row.mean_us, row.algbw(), row.busbw(size), row.wrong,
-             row.wire_bytes);
-  std::fflush(stdout);
+  print(fmt::format(" {:>11} {:>13} {:>7} {:>7} {:>11.1f} {:>8.4f} {:>8.4f} {:>7} {:>13.0f}\n",
+                    row.bytes, row.bytes / 4, "float", redop, row.mean_us, row.algbw(),
+                    row.busbw(size), row.wrong, row.wire_bytes));
 }
 
 void write_json(const BenchOptions& options, const std::vector<Row>& rows,
@@ -302,8 +302,8 @@ void bench_rank(std::unique_ptr<Communicator> transport, const BenchOptions& opt
     busbw += row.busbw(communicator->size()) / static_cast<double>(rows.size());
   }
   if (speaks) {
-    fmt::print("# wrong values: {} {}\n# average busbw: {:.4f} GB/s\n", wrong,
-               wrong == 0 ? "OK" : "FAILED", busbw);
+    print(fmt::format("# wrong values: {} {}\n# average busbw: {:.4f} GB/s\n", wrong,
+                      wrong == 0 ? "OK" : "FAILED", busbw));
     if (!options.json.empty()) write_json(options, rows, totals, redop);
   }
   communicator->barrier()->wait();

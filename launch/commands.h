@@ -8,6 +8,7 @@
 
 #include "launch/command_line.h"
 #include "launch/environment.h"
+#include "launch/signals.h"
 #include "runtime/data/dataset.h"
 #include "runtime/trainer/model.h"
 
@@ -16,9 +17,10 @@ namespace thinwire {
 // Makes what `--model` names, for samples like those of a dataset.
 using MakeModel = std::function<Model(const std::string& spec, const Dataset& data)>;
 
-// Trains until the end or a signal. Returns the exit code; throws what `report` reports.
+// Trains until the end or a signal, which `signals` watches since before any other thread. Returns
+// the exit code; throws what `report` reports.
 int run_train(const TrainOptions& options, const CommandLine& line,
-              const JobEnvironment& environment, const MakeModel& make);
+              const JobEnvironment& environment, const MakeModel& make, SignalWatcher& signals);
 
 // Compares compressors and prints which to take. Returns the exit code; throws what `report`
 // reports.

@@ -60,7 +60,8 @@ std::string exit_code_table() {
       {ExitCode::peer_lost, "another rank failed, stopped or did not answer in time"},
       {ExitCode::cannot_write, "the output cannot be written"},
       {ExitCode::io_error, "a file cannot be read or written"},
-      {ExitCode::stopped_with_checkpoint, "stopped by a signal, with a checkpoint; use --resume"},
+      {ExitCode::stopped_with_checkpoint,
+       "stopped by a signal, with a checkpoint once it has trained; use --resume auto"},
       {ExitCode::ranks_disagree, "ranks hold different values where they must be equal"},
       {ExitCode::configuration_mismatch, "ranks were started with different options or data"},
   };

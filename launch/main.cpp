@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
-#include <cstdio>
+#include <cstdlib>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -8,25 +9,21 @@
 #include "launch/commands.h"
 #include "launch/info.h"
 #include "launch/launch.h"
+#include "launch/output.h"
+#include "launch/signals.h"
 #include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {
 
-int print(const std::string& text) {
-  const bool written = std::fputs(text.c_str(), stdout) >= 0 && std::fflush(stdout) == 0;
-  if (!written) throw Error(ExitCode::cannot_write, "cannot write to stdout; check where it goes");
-  return 0;
+// Whether the first argument says that this is a run, which is asked to stop where another command
+// is ended. Known before anything that takes time.
+bool trains(const std::vector<std::string>& arguments) {
+  return !arguments.empty() && arguments.front() == "train";
 }
 
-int run(const std::vector<std::string>& arguments, const JobEnvironment& environment) {
-  const CommandLine line = parse_command_line(arguments);
-  require_one_kind_of_rank(environment,
-                           line.command == Command::bench ? line.bench.ranks : line.train.ranks);
-  const MakeModel make = [](const std::string& spec, const Dataset& data) {
-    return make_model(spec, data);
-  };
-  if (line.command == Command::train) return run_train(line.train, line, environment, make);
+// Any command but `train`.
+int show(const CommandLine& line, const JobEnvironment& environment, const MakeModel& make) {
   if (line.command == Command::advise) return run_advise(line, environment, make);
   if (line.command == Command::bench) return run_bench(line.bench, environment);
   // Everything else is one process's work, however many were started.
@@ -37,29 +34,60 @@ int run(const std::vector<std::string>& arguments, const JobEnvironment& environ
     case Command::bench:
       break;
     case Command::print_config:
-      return print(config_text(line.train));
+      print(config_text(line.train));
+      return 0;
     case Command::verify:
       return run_verify(line.folder);
     case Command::info:
-      return print(info_text() + fmt::format("launcher  {}\n", describe(environment)));
+      print(info_text() + fmt::format("launcher  {}\n", describe(environment)));
+      return 0;
     case Command::help:
-      return print(help_text());
+      print(help_text());
+      return 0;
     case Command::train_help:
-      return print(train_help_text());
+      print(train_help_text());
+      return 0;
     case Command::advise_help:
-      return print(advise_help_text());
+      print(advise_help_text());
+      return 0;
     case Command::bench_help:
-      return print(bench_help_text());
+      print(bench_help_text());
+      return 0;
   }
   throw Bug("bug: a command without a case");
+}
+
+int run(const std::vector<std::string>& arguments, const JobEnvironment& environment,
+        std::optional<SignalWatcher>& signals) {
+  if (trains(arguments)) signals.emplace();
+  const CommandLine line = parse_command_line(arguments);
+  require_one_kind_of_rank(environment,
+                           line.command == Command::bench ? line.bench.ranks : line.train.ranks);
+  const MakeModel make = [](const std::string& spec, const Dataset& data) {
+    return make_model(spec, data);
+  };
+  if (line.command == Command::train) {
+    return run_train(line.train, line, environment, make, *signals);
+  }
+  if (signals) signals->release();
+  const int code = show(line, environment, make);
+  if (code == 0) require_printed();
+  return code;
 }
 
 }  // namespace
 }  // namespace thinwire
 
 int main(int argc, char** argv) {
+  thinwire::occupy_standard_descriptors();
+  const thinwire::WritesFailAlive writes;
   const std::vector<std::string> arguments(argv + (argc > 0 ? 1 : 0), argv + argc);
-  return thinwire::run_reported([&](const thinwire::JobEnvironment& environment) {
-    return thinwire::run(arguments, environment);
+  std::optional<thinwire::SignalWatcher> signals;
+  const int code = thinwire::run_reported([&](const thinwire::JobEnvironment& environment) {
+    return thinwire::run(arguments, environment, signals);
   });
+  // A run that has ended has its exit code: a signal may no longer change it. So what watches them
+  // stays until the process is gone.
+  if (signals) signals->give_up();
+  std::exit(code);
 }

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <ostream>
 
 namespace thinwire {
 namespace {
@@ -56,22 +55,22 @@ Progress::~Progress() {
 void Progress::report(const ProgressReport& report) {
   std::string text = format_progress(report);
   if (mode_ == Mode::lines) {
-    out_ << text << std::endl;
+    write_(text + "\n");
     return;
   }
   text.resize(std::min(text.size(), columns_ - 1));
   // Blanks cover what is left of a longer report.
-  out_ << fmt::format("\r{:<{}}", text, open_) << std::flush;
+  write_(fmt::format("\r{:<{}}", text, open_));
   open_ = text.size();
 }
 
 void Progress::line(const std::string& text) {
   end_report();
-  out_ << text << std::endl;
+  write_(text + "\n");
 }
 
 void Progress::end_report() {
-  if (open_ > 0) out_ << std::endl;
+  if (open_ > 0) write_("\n");
   open_ = 0;
 }
 

@@ -3,8 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <iosfwd>
+#include <functional>
 #include <string>
+#include <utility>
 
 namespace thinwire {
 
@@ -35,10 +36,11 @@ class Progress {
   // The width of that terminal in characters; 80 if it is none.
   static std::size_t columns_of(int descriptor);
 
-  // `out` must outlive this. `rewrite` cuts reports to less than `columns` (> 0): a line that wraps
-  // cannot be replaced.
-  Progress(std::ostream& out, Mode mode, std::size_t columns)
-      : out_(out), mode_(mode), columns_(columns) {}
+  // `write` is given what is to be seen at once, and must not throw. `rewrite` cuts reports to less
+  // than `columns` (> 0): a line that wraps cannot be replaced.
+  using Write = std::function<void(const std::string& text)>;
+  Progress(Write write, Mode mode, std::size_t columns)
+      : write_(std::move(write)), mode_(mode), columns_(columns) {}
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -50,7 +52,7 @@ class Progress {
  private:
   void end_report();
 
-  std::ostream& out_;
+  Write write_;
   Mode mode_;
   std::size_t columns_;
   std::size_t open_ = 0;  // characters of the report that may yet be replaced

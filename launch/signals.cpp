@@ -1,52 +1,103 @@
 #include "launch/signals.h"
 
+#include <fmt/format.h>
+
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <system_error>
 #include <utility>
 
+#include "runtime/base/error.h"
+
 namespace thinwire {
+namespace {
+
+constexpr std::chrono::seconds kSameRequest{1};
+
+bool ignored(int number) {
+  struct sigaction now {};
+  sigaction(number, nullptr, &now);
+  return now.sa_handler == SIG_IGN;
+}
+
+}  // namespace
 
 SignalWatcher::SignalWatcher() {
   sigemptyset(&watched_);
-  for (const int number : {SIGUSR1, SIGTERM, SIGINT}) sigaddset(&watched_, number);
+  for (const int number : {SIGUSR1, SIGUSR2, SIGTERM, SIGINT, SIGHUP, SIGXCPU}) {
+    if (!ignored(number)) sigaddset(&watched_, number);
+  }
   pthread_sigmask(SIG_BLOCK, &watched_, &previous_);
-  struct sigaction ignore {};
-  ignore.sa_handler = SIG_IGN;
-  sigaction(SIGXFSZ, &ignore, &previous_limit_);
-  thread_ = std::thread([this] { watch(); });
+  try {
+    thread_ = std::thread([this] { watch(); });
+  } catch (const std::system_error& error) {
+    pthread_sigmask(SIG_SETMASK, &previous_, nullptr);
+    throw Error(ExitCode::internal,
+                fmt::format("cannot start the thread that waits for signals: {}; allow more "
+                            "processes (ulimit -u) or memory (ulimit -v)",
+                            error.code().message()));
+  }
 }
 
 SignalWatcher::~SignalWatcher() {
+  if (!thread_.joinable()) return;
+  end_watch();
+  // What nobody took would now kill the process, though what it asks for is about to happen.
+  const timespec no_time{};
+  while (sigtimedwait(&watched_, nullptr, &no_time) > 0) {
+  }
+  pthread_sigmask(SIG_SETMASK, &previous_, nullptr);
+}
+
+void SignalWatcher::release() {
+  end_watch();
+  pthread_sigmask(SIG_SETMASK, &previous_, nullptr);
+  if (const int number = taken_) raise(number);
+}
+
+void SignalWatcher::end_watch() {
   closing_ = true;
   pthread_kill(thread_.native_handle(), SIGUSR1);
   thread_.join();
-  // A SIGUSR1 that nobody took would now kill the process: what it asks for has happened.
-  sigset_t harmless;
-  sigemptyset(&harmless);
-  sigaddset(&harmless, SIGUSR1);
-  const timespec no_time{};
-  sigtimedwait(&harmless, nullptr, &no_time);
-  pthread_sigmask(SIG_SETMASK, &previous_, nullptr);
-  sigaction(SIGXFSZ, &previous_limit_, nullptr);
 }
 
 void SignalWatcher::watch() {
+  sigset_t awaited = watched_;
+  sigaddset(&awaited, SIGUSR1);  // also where it is ignored: it is what ends this thread
+  pthread_sigmask(SIG_BLOCK, &awaited, nullptr);
   bool ending = false;
+  auto first = std::chrono::steady_clock::now();
   while (true) {
     int number = 0;
-    const int error = sigwait(&watched_, &number);
+    const int error = sigwait(&awaited, &number);
     if (closing_) return;
-    if (error != 0) continue;
+    if (error != 0 || sigismember(&watched_, number) != 1) continue;
+    const auto now = std::chrono::steady_clock::now();
     const char* name = sigabbrev_np(number);
     if (given_up_ && !std::exchange(ending, true)) continue;
-    if (!requested_.exchange(true)) {
+    if (!requested()) {
+      taken_ = number;
+      first = now;
       std::fprintf(stderr, "thinwire: SIG%s: checkpoint and stop at the next step\n", name);
-    } else if (number != SIGUSR1) {
+    } else if ((number == SIGTERM || number == SIGINT) && now - first > kSameRequest) {
       std::fprintf(stderr, "thinwire: SIG%s while stopping: exit at once\n", name);
       std::_Exit(128 + number);
     }
   }
+}
+
+WritesFailAlive::WritesFailAlive() {
+  struct sigaction ignore {};
+  ignore.sa_handler = SIG_IGN;
+  sigaction(SIGPIPE, &ignore, &previous_pipe_);
+  sigaction(SIGXFSZ, &ignore, &previous_limit_);
+}
+
+WritesFailAlive::~WritesFailAlive() {
+  sigaction(SIGPIPE, &previous_pipe_, nullptr);
+  sigaction(SIGXFSZ, &previous_limit_, nullptr);
 }
 
 }  // namespace thinwire

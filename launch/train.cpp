@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
-#include <iostream>
 #include <optional>
 
 #include "examples/models/initialize.h"
@@ -14,6 +13,7 @@
 #include "launch/device.h"
 #include "launch/gpu.h"
 #include "launch/job.h"
+#include "launch/output.h"
 #include "launch/output_folder.h"
 #include "launch/progress.h"
 #include "launch/rank_watch.h"
@@ -38,10 +38,18 @@
 namespace thinwire {
 namespace {
 
+// Where rank 0 shows what it does.
+struct Screen {
+  RunOutput& output;
+  Progress::Mode mode;
+};
+
 // What rank 0 shows and writes.
 class Console final : public TrainerObserver {
  public:
-  explicit Console(Progress::Mode mode) : progress_(std::cout, mode, Progress::columns_of(1)) {}
+  explicit Console(const Screen& screen)
+      : progress_([&output = screen.output](const std::string& text) { output.write(text); },
+                  screen.mode, Progress::columns_of(1)) {}
 
   // Once it is known what the run resumes from.
   void open_metrics(const TrainOptions& options, std::int64_t resumed_at) {
@@ -141,6 +149,25 @@ void validate(const TrainOptions& options, const DataSplit& data, std::int64_t w
   }
 }
 
+// Collective: whether some rank was asked to stop.
+bool agree_to_stop(Communicator& communicator, const SignalWatcher& signals) {
+  return all_reduce_max(communicator, {signals.requested() ? 1 : 0}).front() != 0;
+}
+
+// Ends a run that was asked to stop before it took a step. `have` says what it has of checkpoints.
+int stop_before_the_first_step(int rank, RunOutput& output, const std::string& have) {
+  if (rank == 0) {
+    output.write(fmt::format(
+        "stopped on request before the first step: {}; the same command starts it again\n", have));
+  }
+  return static_cast<int>(ExitCode::stopped_with_checkpoint);
+}
+
+// Before it is known what a run resumes from.
+std::string checkpoints_so_far(const TrainOptions& options) {
+  return options.resume.empty() ? "no checkpoint yet" : "no new checkpoint";
+}
+
 // What a rank's run is watched through.
 struct Instruments {
   Trace& trace;
@@ -169,7 +196,7 @@ Device choose_rank_device(const TrainRequest& request, const JobEnvironment& env
 // One rank's run. Returns the exit code.
 int train_watched(const std::unique_ptr<Communicator>& communicator, const CommandLine& line,
                   const DataSplit& data, const MakeModel& make, const SignalWatcher& signals,
-                  Progress::Mode mode, GpuRank* gpu, const Instruments& instruments) {
+                  const Screen& screen, GpuRank* gpu, const Instruments& instruments) {
   const TrainOptions& options = line.train;
   const int rank = communicator->rank();
   Trace& trace = instruments.trace;
@@ -178,6 +205,10 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
   Model model = make(options.model, *data.train);
   initialize_parameters(*model.module, options.seed);
   if (gpu != nullptr) move_to(*model.module, gpu->device());
+
+  if (agree_to_stop(*communicator, signals)) {
+    return stop_before_the_first_step(rank, screen.output, checkpoints_so_far(options));
+  }
 
   const auto configuration = as_map(line.train);
   Facts facts(configuration.begin(), configuration.end());
@@ -190,7 +221,7 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
   communicator->barrier()->wait();
 
   std::unique_ptr<Console> console;
-  if (rank == 0) console = std::make_unique<Console>(mode);
+  if (rank == 0) console = std::make_unique<Console>(screen);
   Silence silence;
   TrainerObserver& observer = console ? static_cast<TrainerObserver&>(*console) : silence;
 
@@ -214,7 +245,12 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
                                communicator->size() * options.batch_size * options.accumulate));
   if (gpu != nullptr) observer.on_line("gradients over " + gpu->describe());
   trainer.resume();
-  communicator->barrier()->wait();  // everybody has read what it resumes from
+  // Also: everybody has read what it resumes from.
+  if (agree_to_stop(*communicator, signals)) {
+    const auto& from = trainer.last_checkpoint();
+    return stop_before_the_first_step(
+        rank, screen.output, from ? "no checkpoint newer than " + *from : "no checkpoint yet");
+  }
   if (rank == 0) {
     const OutputHistory history = set_aside_earlier_runs(options);
     if (!history.moved.empty()) observer.on_line(history.moved);
@@ -251,7 +287,7 @@ Lifeline::Access lifeline_access(Communicator& communicator, const Job& job) {
 
 int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line, const Job& job,
                const DataSplit& data, const MakeModel& make, SignalWatcher& signals,
-               Progress::Mode mode) {
+               const Screen& screen) {
   const TrainOptions& options = line.train;
   const int rank = transport->rank();
   Trace trace(rank);
@@ -277,7 +313,8 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
     if (are_processes) {
       const std::string warning =
           watch.connect(*communicator, lifeline_access(*communicator, job), job.timeout);
-      if (rank == 0 && !warning.empty()) std::cerr << "thinwire: " << warning << std::endl;
+      if (rank == 0 && !warning.empty())
+        std::fputs(("thinwire: " + warning + "\n").c_str(), stderr);
     }
     const Device device = choose_rank_device(line.train, job.environment, rank);
     require_same_kind(*communicator, device);
@@ -285,7 +322,7 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
       gpu = make_gpu_rank(device, share_policy(line.train), *communicator, meter);
       gpu_to_abort = gpu.get();
     }
-    const int code = train_watched(communicator, line, data, make, signals, mode, gpu.get(),
+    const int code = train_watched(communicator, line, data, make, signals, screen, gpu.get(),
                                    {.trace = trace, .recorder = recorder, .meter = meter});
     watch.goodbye();
     return code;
@@ -307,8 +344,8 @@ Progress::Mode progress_mode(const Job& job) {
 }  // namespace
 
 int run_train(const TrainOptions& options, const CommandLine& line,
-              const JobEnvironment& environment, const MakeModel& make) {
-  SignalWatcher signals;  // before any other thread
+              const JobEnvironment& environment, const MakeModel& make, SignalWatcher& signals) {
+  RunOutput output;
   const std::int64_t ranks = line.train.ranks;
   Job job = make_job(environment, {.backend = line.train.backend,
                                    .ranks = ranks,
@@ -319,9 +356,14 @@ int run_train(const TrainOptions& options, const CommandLine& line,
   share_cores(environment, ranks);
   const DataSplit data = load_data(options.data);
   validate(options, data, environment.world_size * line.train.ranks);
-  if (environment.rank == 0) std::cout << describe(job) << ", on " << name(device) << std::endl;
+  // Of several processes, none leaves before it has met the others: they would wait for it.
+  if (environment.world_size == 1 && signals.requested()) {
+    return stop_before_the_first_step(0, output, checkpoints_so_far(options));
+  }
+  if (environment.rank == 0) output.write(describe(job) + ", on " + name(device) + "\n");
   return run_job(job, [&](std::unique_ptr<Communicator> communicator) {
-    return train_rank(std::move(communicator), line, job, data, make, signals, progress_mode(job));
+    return train_rank(std::move(communicator), line, job, data, make, signals,
+                      {.output = output, .mode = progress_mode(job)});
   });
 }
 

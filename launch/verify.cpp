@@ -1,9 +1,8 @@
 // `thinwire verify`.
 #include <fmt/format.h>
 
-#include <cstdio>
-
 #include "launch/commands.h"
+#include "launch/output.h"
 #include "runtime/checkpoint/checkpoint.h"
 
 namespace thinwire {
@@ -13,8 +12,8 @@ int run_verify(const std::string& folder) {
   const Manifest manifest = verify_checkpoint(files, folder);
   std::int64_t bytes = 0;
   for (const auto& file : manifest.files) bytes += file.size;
-  fmt::print("{} is whole: step {}, {} ranks, {} files, {} bytes\n", folder, manifest.step,
-             manifest.world_size, manifest.files.size(), bytes);
+  print(fmt::format("{} is whole: step {}, {} ranks, {} files, {} bytes\n", folder, manifest.step,
+                    manifest.world_size, manifest.files.size(), bytes));
   return 0;
 }
 

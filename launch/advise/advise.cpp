@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -15,6 +14,7 @@
 #include "launch/device.h"
 #include "launch/gpu.h"
 #include "launch/job.h"
+#include "launch/output.h"
 #include "launch/version.h"
 #include "runtime/agreement.h"
 #include "runtime/base/error.h"
@@ -167,7 +167,7 @@ void advise_rank(std::unique_ptr<Communicator> communicator, const CommandLine& 
   const int ranks = communicator->size();
   const Link link =
       measure_link(*communicator, dense_bytes(*fresh_model().module, ranks), line.advise.repeats);
-  if (speaks) fmt::print("{}", describe(link));
+  if (speaks) print(describe(link));
   const std::vector<std::string> compressors = compressors_of(line.advise);
   std::vector<Profile> profiles(compressors.size());
   for (int round = 0; round < kRounds; ++round) {
@@ -183,8 +183,7 @@ void advise_rank(std::unique_ptr<Communicator> communicator, const CommandLine& 
     choices.push_back(choose(*communicator, compressors[i], profiles[i], link));
   }
   if (speaks) {
-    fmt::print("{}", describe(choices, index_of_none(choices)));
-    std::fflush(stdout);
+    print(describe(choices, index_of_none(choices)));
     if (!line.advise.json.empty()) write_json(line.advise, training, ranks, link, choices);
   }
   communicator->barrier()->wait();
@@ -217,10 +216,7 @@ int run_advise(const CommandLine& line, const JobEnvironment& environment, const
                                          .name = {line.train.job_id, ""}});
   share_cores(environment, line.train.ranks);
   const DataSplit data = load_data(line.train.data);
-  if (environment.rank == 0) {
-    fmt::print("{}\n", describe(job));
-    std::fflush(stdout);
-  }
+  if (environment.rank == 0) print(describe(job) + "\n");
   return run_job(job, [&](std::unique_ptr<Communicator> communicator) {
     advise_rank(std::move(communicator), line, data, make);
     return 0;

@@ -139,6 +139,8 @@ class Trainer {
   Evaluation evaluate();
 
   std::int64_t attempted_steps() const { return attempted_; }
+  // The folder of the last one that is whole, also of the one that this run resumed from.
+  const std::optional<std::string>& last_checkpoint() const { return last_checkpoint_; }
   // Of this rank so far; see TimedReducer.
   double arithmetic_seconds() const { return reducer_.arithmetic_seconds(); }
   const std::vector<Parameter>& parameters() const { return buckets_.parameters(); }

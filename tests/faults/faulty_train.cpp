@@ -74,13 +74,15 @@ MakeModel make_sound() {
 }
 
 int run(const std::vector<std::string>& arguments) {
+  const WritesFailAlive writes;
   JobEnvironment environment;
   try {
+    SignalWatcher signals;
     environment = job_environment();
     const Fault fault = parse_fault(arguments.at(0));
     const CommandLine line = parse_command_line({arguments.begin() + 1, arguments.end()});
     return run_train(line.train, line, environment,
-                     fault.rank == environment.rank ? make_faulty(fault) : make_sound());
+                     fault.rank == environment.rank ? make_faulty(fault) : make_sound(), signals);
   } catch (const std::exception& error) {
     return report(error, environment.rank);
   }

@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <limits>
-#include <sstream>
+#include <string>
 
 namespace thinwire {
 namespace {
@@ -55,6 +55,10 @@ std::string report_of(std::int64_t step) {
   return format_progress(report);
 }
 
+Progress::Write into(std::string& out) {
+  return [&out](const std::string& text) { out += text; };
+}
+
 void write_run(Progress& progress) {
   for (const std::int64_t step : {100, 5}) {
     ProgressReport report;
@@ -67,33 +71,33 @@ void write_run(Progress& progress) {
 }
 
 TEST(Progress, LinesOutsideATerminal) {
-  std::ostringstream out;
+  std::string out;
   {
-    Progress progress(out, Progress::Mode::lines, 10);
+    Progress progress(into(out), Progress::Mode::lines, 10);
     write_run(progress);
   }
-  EXPECT_EQ(out.str(),
+  EXPECT_EQ(out,
             fmt::format("{}\n{}\naccuracy 0.9\n{}\n", report_of(100), report_of(5), report_of(7)));
 }
 
 TEST(Progress, OneLineIsRewrittenOnATerminal) {
-  std::ostringstream out;
+  std::string out;
   {
-    Progress progress(out, Progress::Mode::rewrite, 80);
+    Progress progress(into(out), Progress::Mode::rewrite, 80);
     write_run(progress);
   }
   // Two blanks cover what "100" has more than "5".
-  EXPECT_EQ(out.str(), fmt::format("\r{}\r{}  \naccuracy 0.9\n\r{}\n", report_of(100), report_of(5),
-                                   report_of(7)));
+  EXPECT_EQ(out, fmt::format("\r{}\r{}  \naccuracy 0.9\n\r{}\n", report_of(100), report_of(5),
+                             report_of(7)));
 }
 
 TEST(Progress, RewrittenLinesDoNotWrap) {
-  std::ostringstream out;
+  std::string out;
   {
-    Progress progress(out, Progress::Mode::rewrite, 8);
+    Progress progress(into(out), Progress::Mode::rewrite, 8);
     progress.report(kReport);
   }
-  EXPECT_EQ(out.str(), "\rstep 12\n");
+  EXPECT_EQ(out, "\rstep 12\n");
 }
 
 TEST(Progress, AFileIsNoTerminal) {

@@ -4,15 +4,32 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <thread>
+
+#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+constexpr std::array kAsk{SIGUSR1, SIGUSR2, SIGTERM, SIGINT, SIGHUP, SIGXCPU};
+// Longer than that in which a second signal is the first one again.
+constexpr std::chrono::milliseconds kLater{1200};
+
+// What the parent of this process ignores is its custom to ignore, not what is tested here.
+class Signals : public testing::Test {
+ protected:
+  void SetUp() override {
+    for (const int number : kAsk) std::signal(number, SIG_DFL);
+  }
+};
+using SignalsDeathTest = Signals;
 
 bool requested_soon(const SignalWatcher& watcher) {
   const auto end = Clock::now() + std::chrono::seconds(10);
@@ -28,8 +45,8 @@ bool blocked(int number) {
   return sigismember(&now, number) == 1;
 }
 
-TEST(Signals, EachOneIsARequest) {
-  for (const int number : {SIGUSR1, SIGTERM, SIGINT}) {
+TEST_F(Signals, EachOneIsARequest) {
+  for (const int number : kAsk) {
     SignalWatcher watcher;
     EXPECT_FALSE(watcher.requested());
     kill(getpid(), number);
@@ -37,7 +54,7 @@ TEST(Signals, EachOneIsARequest) {
   }
 }
 
-TEST(Signals, TheFirstOneIsAnnouncedOnce) {
+TEST_F(Signals, TheFirstOneIsAnnouncedOnce) {
   testing::internal::CaptureStderr();
   {
     SignalWatcher watcher;
@@ -50,7 +67,7 @@ TEST(Signals, TheFirstOneIsAnnouncedOnce) {
             "thinwire: SIGUSR1: checkpoint and stop at the next step\n");
 }
 
-TEST(Signals, ThreadsThatStartLaterAreSpared) {
+TEST_F(Signals, ThreadsThatStartLaterAreSpared) {
   SignalWatcher watcher;
   std::thread worker([&] {
     EXPECT_TRUE(blocked(SIGUSR1));
@@ -60,26 +77,41 @@ TEST(Signals, ThreadsThatStartLaterAreSpared) {
   worker.join();
 }
 
-TEST(Signals, TheMaskIsRestoredPromptly) {
+TEST_F(Signals, TheMaskIsRestoredPromptly) {
   ASSERT_FALSE(blocked(SIGTERM));
   const auto start = Clock::now();
   {
     const SignalWatcher watcher;
-    for (const int number : {SIGUSR1, SIGTERM, SIGINT}) EXPECT_TRUE(blocked(number));
+    for (const int number : kAsk) EXPECT_TRUE(blocked(number));
   }
   EXPECT_LT(Clock::now() - start, std::chrono::seconds(5));
-  for (const int number : {SIGUSR1, SIGTERM, SIGINT}) EXPECT_FALSE(blocked(number));
+  for (const int number : kAsk) EXPECT_FALSE(blocked(number));
 }
 
-TEST(Signals, ManyWatchersInTurnLeaveNoSignalBehind) {
+TEST_F(Signals, ManyWatchersInTurnLeaveNoSignalBehind) {
   // A signal that was left pending would kill this process when its mask is restored.
   for (int i = 0; i < 200; ++i) {
     const SignalWatcher watcher;
-    kill(getpid(), SIGUSR1);
+    for (const int number : kAsk) kill(getpid(), number);
   }
 }
 
-TEST(Signals, AfterGivingUpATerminationAsksForNothing) {
+TEST_F(Signals, WhatTheParentIgnoresStaysIgnored) {
+  for (const int ignored : {SIGHUP, SIGUSR1}) {
+    std::signal(ignored, SIG_IGN);
+    {
+      const SignalWatcher watcher;
+      kill(getpid(), ignored);
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      EXPECT_FALSE(watcher.requested()) << ignored;
+      kill(getpid(), SIGUSR2);
+      EXPECT_TRUE(requested_soon(watcher));
+    }
+    std::signal(ignored, SIG_DFL);
+  }
+}
+
+TEST_F(Signals, AfterGivingUpATerminationAsksForNothing) {
   testing::internal::CaptureStderr();
   {
     SignalWatcher watcher;
@@ -94,8 +126,22 @@ TEST(Signals, AfterGivingUpATerminationAsksForNothing) {
             "thinwire: SIGUSR1: checkpoint and stop at the next step\n");
 }
 
-TEST(Signals, AFileThatGrowsTooLargeIsAnErrorOfItsWrite) {
-  const SignalWatcher watcher;
+TEST_F(Signals, APipeWithoutAReaderIsAnErrorOfItsWrite) {
+  std::signal(SIGPIPE, SIG_DFL);
+  {
+    const WritesFailAlive writes;
+    int ends[2];
+    ASSERT_EQ(pipe(ends), 0);
+    close(ends[0]);
+    EXPECT_EQ(write(ends[1], "x", 1), -1);
+    EXPECT_EQ(errno, EPIPE);
+    close(ends[1]);
+  }
+  EXPECT_EQ(std::signal(SIGPIPE, SIG_DFL), SIG_DFL);
+}
+
+TEST_F(Signals, AFileThatGrowsTooLargeIsAnErrorOfItsWrite) {
+  const WritesFailAlive writes;
   rlimit before{};
   ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
   std::FILE* file = std::tmpfile();
@@ -112,20 +158,69 @@ TEST(Signals, AFileThatGrowsTooLargeIsAnErrorOfItsWrite) {
   EXPECT_EQ(error, EFBIG);
 }
 
-void stop_twice(int first, int second) {
+void stop_and(int first, std::chrono::milliseconds later, int second) {
   const SignalWatcher watcher;
   kill(getpid(), first);
   if (!requested_soon(watcher)) return;
+  std::this_thread::sleep_for(later);
   kill(getpid(), second);
-  std::this_thread::sleep_for(std::chrono::seconds(10));
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  std::_Exit(75);
 }
 
-TEST(SignalsDeathTest, ASecondInterruptWhileStoppingEndsAtOnce) {
+TEST_F(SignalsDeathTest, ASecondInterruptWhileStoppingEndsAtOnce) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
-  EXPECT_EXIT(stop_twice(SIGTERM, SIGINT), testing::ExitedWithCode(130),
+  EXPECT_EXIT(stop_and(SIGTERM, kLater, SIGINT), testing::ExitedWithCode(130),
               "SIGINT while stopping: exit at once");
-  EXPECT_EXIT(stop_twice(SIGUSR1, SIGTERM), testing::ExitedWithCode(143),
+  EXPECT_EXIT(stop_and(SIGUSR1, kLater, SIGTERM), testing::ExitedWithCode(143),
               "SIGTERM while stopping: exit at once");
+}
+
+TEST_F(SignalsDeathTest, OneRequestByTwoWaysIsOne) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(stop_and(SIGINT, std::chrono::milliseconds(10), SIGINT), testing::ExitedWithCode(75),
+              "SIGINT: checkpoint and stop");
+  EXPECT_EXIT(stop_and(SIGINT, std::chrono::milliseconds(10), SIGTERM), testing::ExitedWithCode(75),
+              "SIGINT: checkpoint and stop");
+}
+
+TEST_F(SignalsDeathTest, WhatRepeatsItselfNeverEndsAtOnce) {
+  // The kernel sends SIGXCPU every second; a hang-up may come from every process above.
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(stop_and(SIGXCPU, kLater, SIGXCPU), testing::ExitedWithCode(75), "SIGXCPU: check");
+  EXPECT_EXIT(stop_and(SIGTERM, kLater, SIGHUP), testing::ExitedWithCode(75), "SIGTERM: check");
+}
+
+void release_after(int number) {
+  SignalWatcher watcher;
+  if (number != 0) kill(getpid(), number);
+  if (number != 0 && !requested_soon(watcher)) return;
+  watcher.release();
+  std::_Exit(blocked(SIGTERM) ? 1 : 0);
+}
+
+TEST_F(SignalsDeathTest, ReleasedSignalsDoWhatTheyWouldHaveDone) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(release_after(0), testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(release_after(SIGHUP), testing::KilledBySignal(SIGHUP), "");
+  EXPECT_EXIT(release_after(SIGTERM), testing::KilledBySignal(SIGTERM), "");
+}
+
+void watch_without_memory() {
+  const rlimit none{1, RLIM_INFINITY};
+  setrlimit(RLIMIT_AS, &none);  // a thread's stack is memory
+  try {
+    const SignalWatcher watcher;
+  } catch (const Error& error) {
+    std::fputs(error.what(), stderr);
+    std::_Exit(blocked(SIGTERM) ? 1 : static_cast<int>(error.code()));
+  }
+}
+
+TEST_F(SignalsDeathTest, AThreadThatCannotBeMadeIsAnError) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(watch_without_memory(), testing::ExitedWithCode(70),
+              "cannot start the thread that waits for signals: .*; allow more processes");
 }
 
 }  // namespace

@@ -4,11 +4,18 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 
 SMALL = ["--model", "mlp:hidden=24", "--data", "synthetic:samples=256,test_samples=64,size=8",
          "--batch-size", "8", "--lr", "0.05", "--momentum", "0", "--report-every", "10"]
 
+
+# What started the tests may ignore signals (nohup, a shell's &), and `thinwire train` then does too.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2,
+               signal.SIGXCPU):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 # What launchers set: a test that runs inside a job is not one of its ranks.
 LAUNCHERS = ("OMPI_COMM_", "PMI", "SLURM_", "TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_RANK",
