@@ -67,6 +67,15 @@ class Advise(unittest.TestCase):
                       self.advise("--ranks", 2, "--compressors", "none,", code=2).stderr)
         self.advise("--ranks", 2, "--json", self.folder / "no/where", code=73)
 
+    def test_advice_that_is_not_written(self):
+        for name, result in PROGRAM.run_where_nobody_reads(
+                "advise", *SMALL, "--device", "cpu", "--repeats", 3, "--ranks", 2, "--compressors",
+                "none"):
+            with self.subTest(stdout=name):
+                self.assertEqual(
+                    (result.returncode, result.stderr),
+                    (73, "thinwire: cannot write to stdout; check where it goes\n"))
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -112,6 +112,19 @@ class Bench(unittest.TestCase):
         result = PROGRAM.run("bench", "all-reduce", *QUICK, "--json", "/nonexistent/a.json")
         self.assertEqual(result.returncode, 73, result.stderr)
 
+    def test_a_table_that_is_not_written(self):
+        for name, result in PROGRAM.run_where_nobody_reads(
+                "bench", "all-reduce", "--ranks", 2, *QUICK, "--json", self.file):
+            with self.subTest(stdout=name):
+                self.assertEqual(
+                    (result.returncode, result.stderr),
+                    (73, "thinwire: cannot write to stdout; check where it goes\n"))
+                # What was measured is kept nevertheless.
+                self.assertEqual(len(json.loads(self.file.read_text())["results"]), len(SIZES))
+                self.file.unlink()
+        result = PROGRAM.run("bench", "all-reduce", *QUICK, "--json", "/dev/full")
+        self.assertEqual(result.returncode, 73, result.stderr)
+
     def test_help(self):
         for arguments in (["bench", "--help"], ["help", "bench"], ["bench", "all-reduce",
                                                                    "--help"]):

@@ -1,13 +1,18 @@
 """Runs the command itself: what it prints where, and its exit codes."""
 
 import os
+import pathlib
 import re
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
-from support import environment
+from support import SMALL, Program, end_of, environment
 
 PROGRAM = sys.argv.pop(1) if len(sys.argv) > 1 else os.environ["THINWIRE_PROGRAM"]
 
@@ -50,6 +55,10 @@ BAD = [
 def run(arguments, **variables):
     return subprocess.run([PROGRAM, *arguments], env=environment(**variables), text=True,
                           capture_output=True, timeout=60, check=False)
+
+
+def without(job, *names):
+    return [word for pair in zip(job[::2], job[1::2]) if pair[0] not in names for word in pair]
 
 
 def open_mpi(rank, size):
@@ -138,14 +147,127 @@ class Command(unittest.TestCase):
         self.assertEqual(result.returncode, 2)
         self.assertRegex(result.stderr, r"OMPI_COMM_WORLD_SIZE is set, but \w+ is not; ")
 
-    def test_a_full_disk_is_an_error(self):
-        if not os.path.exists("/dev/full"):
-            self.skipTest("no /dev/full")
-        with open("/dev/full", "w", encoding="utf-8") as full:
-            result = subprocess.run([PROGRAM, "help"], stdout=full, stderr=subprocess.PIPE,
-                                    text=True, timeout=60, check=False)
-        self.assertEqual(result.returncode, 73)
-        self.assertIn("cannot write to stdout", result.stderr)
+    def test_output_that_is_not_written_is_an_error(self):
+        for arguments in (["help"], ["help", "train"], ["info"], ["train", "--print-config"]):
+            for name, result in Program(PROGRAM).run_where_nobody_reads(*arguments):
+                with self.subTest(arguments=arguments, stdout=name):
+                    self.assertEqual(
+                        (result.returncode, result.stderr),
+                        (73, "thinwire: cannot write to stdout; check where it goes\n"))
+
+
+class Run(unittest.TestCase):
+    """`thinwire train` and what happens around it."""
+
+    def setUp(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="thinwire-"))
+        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+        self.job = [*SMALL, "--steps", "40", "--ranks", "2", "--output", str(self.folder / "run")]
+
+    def hash_of(self, name="run"):
+        return end_of(self.folder / name)["parameters_hash"]
+
+    def test_a_stdout_that_cannot_be_written_ends_no_run(self):
+        self.assertEqual(run(["train", *self.job]).returncode, 0)
+        expected = self.hash_of()
+        for name, result in Program(PROGRAM).run_where_nobody_reads("train", *self.job):
+            with self.subTest(stdout=name):
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertEqual(result.stderr.count("warning: cannot write to stdout: "), 1)
+                self.assertEqual(self.hash_of(), expected)
+                self.assertEqual(run(["verify", str(self.folder / "run/checkpoints/step-00000040")])
+                                 .returncode, 0)
+
+    def test_neither_does_a_stderr(self):
+        # Both go to one reader, as in `2>&1 | head -1`.
+        reader, writer = os.pipe()
+        process = subprocess.Popen([PROGRAM, "train", *self.job, "--compressor", "sign"],
+                                   env=environment(), stdout=writer, stderr=writer)
+        os.close(writer)
+        os.read(reader, 1)
+        os.close(reader)
+        self.assertEqual(process.wait(60), 0)
+        self.assertEqual(end_of(self.folder / "run")["step"], 40)
+
+    # Half a second or more is spent on making these.
+    MUCH = ["--data", "synthetic:samples=100000,test_samples=64,size=16"]
+
+    def start(self, *arguments, **variables):
+        """A run that is about to read its data, with all that asks it to stop under its control."""
+        process = Program(PROGRAM).start("train", *arguments, **variables)
+        self.addCleanup(lambda: (process.kill(), process.stdout.close(), process.stderr.close(),
+                                 process.wait()))
+        status = pathlib.Path(f"/proc/{process.pid}/status")
+        deadline = time.monotonic() + 30
+        while not int(re.search(r"SigBlk:\s*(\w+)", status.read_text()).group(1), 16):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.001)
+        return process
+
+    def check_stopped(self, process, pattern):
+        out, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 75, out + err)
+        self.assertRegex(out, pattern)
+        self.assertFalse((self.folder / "run/metrics.jsonl").exists())
+        return out
+
+    def test_signals_before_the_data_are_read(self):
+        job = [*without(SMALL, "--data"), *self.MUCH, *self.job[len(SMALL):]]
+        for name in ("HUP", "XCPU"):
+            process = self.start(*job)
+            process.send_signal(getattr(signal, "SIG" + name))
+            self.check_stopped(process, "stopped on request before the first step: no checkpoint "
+                               "yet; the same command")
+        process = self.start(*job, "--resume", "auto")
+        process.send_signal(signal.SIGTERM)
+        self.check_stopped(process, "before the first step: no new checkpoint; ")
+
+    def test_a_signal_to_one_of_several_processes_before_they_have_met(self):
+        job = [*without(SMALL, "--data"), *self.MUCH, "--steps", "40", "--output",
+               str(self.folder / "run")]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        places = [{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} for rank in "01"]
+        processes = [self.start(*job, **place) for place in places]
+        processes[1].send_signal(signal.SIGUSR2)
+        self.check_stopped(processes[0], "before the first step: no checkpoint yet")
+        self.assertEqual(processes[1].wait(30), 75)
+
+    def test_a_signal_while_a_checkpoint_is_read(self):
+        # 24 MB a rank, so that it lasts.
+        job = [*without(self.job, "--model", "--steps"), "--model", "mlp:hidden=1600,1600,1600",
+               "--compressor", "sign"]
+        result = run(["train", *job, "--steps", "2"])
+        self.assertEqual(result.returncode, 0, result.stderr)
+        (self.folder / "run/metrics.jsonl").unlink()
+        process = self.start(*job, "--steps", "1000", "--resume", "auto")
+        said = ""
+        while "samples a step" not in said:
+            said = process.stdout.readline()
+        process.send_signal(signal.SIGUSR1)
+        self.check_stopped(process, "before the first step: no checkpoint newer than "
+                           r"\S+step-00000002; ")
+
+    def test_what_nohup_ignores_stays_ignored(self):
+        process = subprocess.Popen(["nohup", PROGRAM, "train", *without(self.job, "--steps"),
+                                    "--steps", "3000"], env=environment(), text=True,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE)
+        for line in process.stdout:
+            if line.startswith("step 10/"):
+                process.send_signal(signal.SIGHUP)
+        err = process.stderr.read()
+        process.stdout.close()
+        process.stderr.close()
+        self.assertEqual(process.wait(60), 0, err)
+        self.assertNotIn("SIGHUP", err)
+
+    def test_a_trace_that_is_not_written_is_an_error(self):
+        result = run(["train", *self.job, "--trace", "/dev/full"])
+        self.assertEqual(result.returncode, 74, result.stderr)
+        self.assertIn("cannot write the trace to '/dev/full'", result.stderr)
 
 
 if __name__ == "__main__":

@@ -67,3 +67,15 @@ class Program:
     def start(self, *arguments, **variables):
         return subprocess.Popen([self.path, *map(str, arguments)], env=environment(**variables),
                                 text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def run_where_nobody_reads(self, *arguments):
+        """The command once for each stdout that cannot be written: a device that is full, a pipe
+        whose reader has gone, a descriptor that the parent has closed. Yields name and result."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open("/dev/full", "w", encoding="utf-8") as full, os.fdopen(writer, "w") as pipe:
+            for name, line, stdout in (("full", '"$@"', full), ("pipe", '"$@"', pipe),
+                                       ("closed", '"$@" >&-', None)):
+                yield name, subprocess.run(
+                    ["sh", "-c", line, "sh", self.path, *map(str, arguments)], env=environment(),
+                    stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
