@@ -65,6 +65,19 @@ class Descriptor {
   int value_;
 };
 
+void require_regular(const std::string& path, const struct stat& status) {
+  if (S_ISREG(status.st_mode)) return;
+  const char* const kind = S_ISDIR(status.st_mode)    ? "a folder"
+                           : S_ISFIFO(status.st_mode) ? "a pipe"
+                           : S_ISSOCK(status.st_mode) ? "a socket"
+                                                      : "a device";
+  throw DataError(fmt::format("{}: it is {}, not a file; use another", path, kind));
+}
+
+std::int64_t memory_of_this_host() {
+  return std::int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE);
+}
+
 class PosixOutputFile final : public OutputFile {
  public:
   PosixOutputFile(std::string path, int descriptor)
@@ -142,16 +155,31 @@ std::vector<std::string> PosixFileSystem::list_directory(const std::string& path
   return names;
 }
 
-std::string PosixFileSystem::read_file(const std::string& path) {
-  const Descriptor file(retry([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }));
-  if (file.get() < 0) fail("open", path, errno);
+std::string PosixFileSystem::read_file(const std::string& path, std::int64_t most) {
   struct stat status {};
+  if (::stat(path.c_str(), &status) < 0) fail("open", path, errno);
+  // To open some devices is to do something with them.
+  require_regular(path, status);
+  // It may have been replaced meanwhile: without O_NONBLOCK a pipe would wait for a writer.
+  const Descriptor file(
+      retry([&] { return ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC); }));
+  if (file.get() < 0) fail("open", path, errno);
   if (::fstat(file.get(), &status) < 0) fail("read", path, errno);
-  // One byte more than expected, so that the end is seen without a second allocation.
-  std::string bytes(static_cast<std::size_t>(status.st_size) + 1, '\0');
+  require_regular(path, status);
+  const std::int64_t size = status.st_size;
+  if (size > most) {
+    throw DataError(fmt::format("{}: it has {} bytes, more than the {} of such a file; use another",
+                                path, size, most));
+  }
+  if (size > memory_of_this_host()) {
+    throw IoError(
+        fmt::format("cannot read {}: its {} bytes are more than this host's memory; use "
+                    "a host with more",
+                    path, size));
+  }
+  std::string bytes(static_cast<std::size_t>(size), '\0');
   std::size_t used = 0;
-  while (true) {
-    if (used == bytes.size()) bytes.resize(2 * bytes.size());
+  while (used < bytes.size()) {
     const ssize_t count =
         retry([&] { return ::read(file.get(), bytes.data() + used, bytes.size() - used); });
     if (count < 0) fail("read", path, errno);

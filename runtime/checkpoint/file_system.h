@@ -2,6 +2,7 @@
 // and make each of them fail.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -37,7 +38,9 @@ class FileSystem {
   virtual void remove(const std::string& path) = 0;
   // The names of files and folders in it, sorted, without "." and "..".
   virtual std::vector<std::string> list_directory(const std::string& path) = 0;
-  virtual std::string read_file(const std::string& path) = 0;
+  // The bytes of a regular file. Throws `DataError`, before anything is read, where it is something
+  // else (a folder, a pipe, a device) or has more than `most` bytes.
+  virtual std::string read_file(const std::string& path, std::int64_t most) = 0;
   virtual bool exists(const std::string& path) = 0;
 };
 
@@ -50,7 +53,7 @@ class PosixFileSystem final : public FileSystem {
   void sync_directory(const std::string& path) override;
   void remove(const std::string& path) override;
   std::vector<std::string> list_directory(const std::string& path) override;
-  std::string read_file(const std::string& path) override;
+  std::string read_file(const std::string& path, std::int64_t most) override;
   bool exists(const std::string& path) override;
 };
 

@@ -9,8 +9,11 @@
 #include <iterator>
 #include <map>
 #include <set>
+#include <string_view>
+#include <tuple>
 
 #include "runtime/base/error.h"
+#include "runtime/base/text.h"
 #include "runtime/checkpoint/state_file.h"
 
 namespace thinwire {
@@ -41,6 +44,24 @@ class Restorer : public StateVisitor {
   StateCollector asked_;
 };
 
+// The entries of a file by their name and range. The list must outlive it.
+class Index {
+ public:
+  explicit Index(const std::vector<StateEntry>& entries) {
+    for (const auto& entry : entries) places_.emplace(key_of(entry), &entry);
+  }
+  // Null if there is none.
+  const StateEntry* find(const StateEntry& asked) const {
+    const auto found = places_.find(key_of(asked));
+    return found == places_.end() ? nullptr : found->second;
+  }
+
+ private:
+  using Key = std::tuple<std::string_view, std::int64_t, std::int64_t>;
+  static Key key_of(const StateEntry& entry) { return {entry.name, entry.begin, entry.end}; }
+  std::map<Key, const StateEntry*> places_;
+};
+
 // Puts the tensors of one checkpoint into place.
 class Loader {
  public:
@@ -50,9 +71,10 @@ class Loader {
   // Exact copies of what is replicated in `asked`, from the file called `name`.
   void load_replicated(std::string_view name, const std::vector<StateEntry>& asked) {
     const std::vector<StateEntry> saved = read(name);
+    const Index index(saved);
     for (const auto& entry : asked) {
       if (entry.kind != StateKind::replicated) continue;
-      const StateEntry* found = find(saved, entry);
+      const StateEntry* found = index.find(entry);
       if (found == nullptr) {
         throw DataError(
             fmt::format("{}: has no tensor '{}'; resume with the configuration that saved it",
@@ -66,9 +88,10 @@ class Loader {
   // This rank's own state. Returns what its file does not hold under the same name and range.
   std::vector<StateEntry> load_own(int rank, const std::vector<StateEntry>& asked) {
     const std::vector<StateEntry> saved = read(rank_file_name(rank));
+    const Index index(saved);
     std::vector<StateEntry> left;
     for (const auto& entry : asked) {
-      if (const StateEntry* found = find(saved, entry)) {
+      if (const StateEntry* found = index.find(entry)) {
         copy(entry, found->tensor);
       } else {
         left.push_back(entry);
@@ -81,12 +104,18 @@ class Loader {
   void load_from_all_ranks(const std::vector<StateEntry>& asked) {
     std::map<std::string, at::Tensor> sums;
     std::map<std::string, int> found;  // in how many pieces or ranks
-    for (const auto& entry : asked) entry.tensor.zero_();
+    std::multimap<std::string_view, const StateEntry*> by_name;
+    for (const auto& entry : asked) {
+      entry.tensor.zero_();
+      by_name.emplace(entry.name, &entry);
+    }
     for (int rank = 0; rank < manifest_.world_size; ++rank) {
       const std::vector<StateEntry> saved = read(rank_file_name(rank));
       for (const auto& piece : saved) {
-        for (const auto& entry : asked) {
-          if (piece.name != entry.name || piece.kind != entry.kind) continue;
+        const auto [first, last] = by_name.equal_range(piece.name);
+        for (auto place = first; place != last; ++place) {
+          const StateEntry& entry = *place->second;
+          if (piece.kind != entry.kind) continue;
           ++found[entry.name];
           if (entry.kind == StateKind::ranged) {
             fill(entry, piece);
@@ -116,7 +145,8 @@ class Loader {
     for (const auto& entry : asked) saved_names_.erase(entry.name);
     if (!saved_names_.empty()) {
       warnings_.push_back(fmt::format("{}: {} of its tensors are not used by this run, e.g. '{}'",
-                                      path_, saved_names_.size(), *saved_names_.begin()));
+                                      path_, saved_names_.size(),
+                                      printable(*saved_names_.begin())));
     }
     saved_names_.clear();
   }
@@ -132,14 +162,6 @@ class Loader {
       if (entry.kind != StateKind::ranged) saved_names_.insert(entry.name);
     }
     return saved;
-  }
-
-  static const StateEntry* find(const std::vector<StateEntry>& saved, const StateEntry& entry) {
-    const auto found = std::find_if(saved.begin(), saved.end(), [&](const StateEntry& candidate) {
-      return candidate.name == entry.name && candidate.begin == entry.begin &&
-             candidate.end == entry.end;
-    });
-    return found == saved.end() ? nullptr : &*found;
   }
 
   void require(bool same, const StateEntry& entry, const at::Tensor& saved) const {

@@ -9,6 +9,7 @@
 
 #include "runtime/base/error.h"
 #include "runtime/base/hash.h"
+#include "runtime/base/text.h"
 #include "runtime/checkpoint/safetensors.h"
 #include "runtime/checkpoint/strict_json.h"
 
@@ -18,6 +19,8 @@ namespace {
 using nlohmann::json;
 
 constexpr std::int64_t format_version = 1;
+// A hundred thousand ranks need 10 MB.
+constexpr std::int64_t max_manifest_bytes = 16 << 20;
 
 std::string prefix_for(std::string_view rest) {
   return fmt::format(R"({{"xxh3_128":"{}",)", hash128_hex(rest.data(), rest.size()));
@@ -38,33 +41,87 @@ std::vector<std::string> expected_files(int world_size) {
   return names;
 }
 
-std::map<std::string, std::int64_t> parse_counters(const json& object) {
-  std::map<std::string, std::int64_t> counters;
-  for (const auto& [name, value] : object.items()) {
-    if (!value.is_number_integer()) throw json::other_error::create(501, name, &object);
-    counters[name] = value.get<std::int64_t>();
+// The fields of a manifest, each looked at before it is believed.
+class Fields {
+ public:
+  Fields(const json& object, const std::string& place) : object_(object), place_(place) {}
+
+  std::int64_t size(const char* name) const {
+    const auto value = as_size(member(name));
+    if (!value) wrong(name);
+    return *value;
   }
-  return counters;
+  std::string text(const char* name) const {
+    if (!member(name).is_string()) wrong(name);
+    return member(name).get<std::string>();
+  }
+  std::map<std::string, std::string> texts(const char* name) const {
+    auto value = as_strings(member(name));
+    if (!value) wrong(name);
+    return std::move(*value);
+  }
+  std::map<std::string, std::int64_t> sizes(const char* name) const {
+    std::map<std::string, std::int64_t> values;
+    if (!member(name).is_object()) wrong(name);
+    for (const auto& [key, item] : member(name).items()) {
+      const auto value = as_size(item);
+      if (!value) damaged(place_, fmt::format("counter '{}' is {}", printable(key), shown(item)));
+      values[key] = *value;
+    }
+    return values;
+  }
+  std::vector<Fields> list(const char* name) const {
+    std::vector<Fields> items;
+    if (!member(name).is_array()) wrong(name);
+    for (const auto& item : member(name)) items.emplace_back(item, place_);
+    return items;
+  }
+  [[noreturn]] void wrong(const char* name) const {
+    damaged(place_, fmt::format("its field '{}' is {}", name, shown(member(name))));
+  }
+
+ private:
+  const json& member(const char* name) const {
+    const auto found = object_.is_object() ? object_.find(name) : object_.end();
+    if (found == object_.end()) damaged(place_, fmt::format("it has no field '{}'", name));
+    return *found;
+  }
+
+  const json& object_;
+  const std::string& place_;
+};
+
+ManifestFile parse_file(const Fields& fields) {
+  ManifestFile file{fields.text("name"), fields.size("size"), fields.text("xxh3_128")};
+  if (file.xxh3_128.size() != 32 ||
+      file.xxh3_128.find_first_not_of("0123456789abcdef") != std::string::npos) {
+    fields.wrong("xxh3_128");
+  }
+  return file;
 }
 
 Manifest parse_fields(const json& object, const std::string& place) {
-  Manifest manifest;
-  manifest.step = object.at("step").get<std::int64_t>();
-  manifest.world_size = object.at("world_size").get<int>();
-  manifest.counters = parse_counters(object.at("counters"));
-  manifest.info = object.at("info").get<std::map<std::string, std::string>>();
-  for (const auto& file : object.at("files")) {
-    manifest.files.push_back({file.at("name").get<std::string>(),
-                              file.at("size").get<std::int64_t>(),
-                              file.at("xxh3_128").get<std::string>()});
+  const Fields fields(object, place);
+  if (fields.size("version") != format_version) {
+    throw DataError(fmt::format(
+        "{}: written in format {}, this program reads {}; use the program that wrote it", place,
+        fields.size("version"), format_version));
   }
+  Manifest manifest;
+  manifest.step = fields.size("step");
+  const std::int64_t world_size = fields.size("world_size");
+  manifest.counters = fields.sizes("counters");
+  manifest.info = fields.texts("info");
+  for (const Fields& file : fields.list("files")) manifest.files.push_back(parse_file(file));
   std::vector<std::string> names;
   for (const auto& file : manifest.files) names.push_back(file.name);
-  if (manifest.world_size < 1 ||
-      static_cast<std::size_t>(manifest.world_size) + 2 != names.size() ||
-      names != expected_files(manifest.world_size)) {
+  // In this order, so that a wrong size never makes a long list.
+  if (world_size < 1 || world_size > std::numeric_limits<int>::max() ||
+      world_size + 2 != std::ssize(names) ||
+      names != expected_files(static_cast<int>(world_size))) {
     damaged(place, "its files are not those of a checkpoint");
   }
+  manifest.world_size = static_cast<int>(world_size);
   return manifest;
 }
 
@@ -89,6 +146,9 @@ std::optional<std::int64_t> step_of_folder(const std::string& name) {
 }
 
 std::string write_manifest(const Manifest& manifest) {
+  for (const auto& [name, value] : manifest.counters) {
+    check(value >= 0, "counter '" + name + "' is not negative");
+  }
   json files = json::array();
   for (const auto& file : manifest.files) {
     files.push_back({{"name", file.name}, {"size", file.size}, {"xxh3_128", file.xxh3_128}});
@@ -108,18 +168,7 @@ Manifest parse_manifest(std::string_view text, const std::string& place) {
       text.substr(0, prefix_size) != prefix_for(text.substr(prefix_size))) {
     damaged(place, "its text does not have the checksum at its start");
   }
-  try {
-    const json object = parse_object(text, place);
-    if (object.at("version") != format_version) {
-      throw DataError(
-          fmt::format("{}: written in format {}, this program reads {}; use the program "
-                      "that wrote it",
-                      place, object.at("version").dump(), format_version));
-    }
-    return parse_fields(object, place);
-  } catch (const json::exception& error) {
-    damaged(place, fmt::format("a field is missing or of another type ({})", error.what()));
-  }
+  return parse_fields(parse_object(text, place), place);
 }
 
 Manifest read_manifest(FileSystem& files, const std::string& folder) {
@@ -132,7 +181,22 @@ Manifest read_manifest(FileSystem& files, const std::string& folder) {
         "{}: holds no manifest.json, so its saving was not finished; use an earlier checkpoint",
         folder));
   }
-  return parse_manifest(files.read_file(path), path);
+  return parse_manifest(files.read_file(path, max_manifest_bytes), path);
+}
+
+std::string read_listed_file(FileSystem& files, const std::string& folder,
+                             const ManifestFile& listed) {
+  const std::string path = path_of(folder, listed.name);
+  if (!files.exists(path)) damaged(path, "it is missing");
+  std::string bytes = files.read_file(path, listed.size);
+  if (static_cast<std::int64_t>(bytes.size()) != listed.size) {
+    damaged(path, fmt::format("it has {} bytes, not {}", bytes.size(), listed.size));
+  }
+  if (hash128_hex(bytes.data(), bytes.size()) != listed.xxh3_128) {
+    read_safetensors(bytes, path);  // throws with the tensor's name if its data are what changed
+    damaged(path, "its header does not have the checksum that the manifest gives");
+  }
+  return bytes;
 }
 
 std::string read_listed_file(FileSystem& files, const std::string& folder, const Manifest& manifest,
@@ -140,17 +204,7 @@ std::string read_listed_file(FileSystem& files, const std::string& folder, const
   const auto listed = std::find_if(manifest.files.begin(), manifest.files.end(),
                                    [&](const ManifestFile& file) { return file.name == name; });
   check(listed != manifest.files.end(), "the manifest lists the file");
-  const std::string path = path_of(folder, name);
-  if (!files.exists(path)) damaged(path, "it is missing");
-  std::string bytes = files.read_file(path);
-  if (static_cast<std::int64_t>(bytes.size()) != listed->size) {
-    damaged(path, fmt::format("it has {} bytes, not {}", bytes.size(), listed->size));
-  }
-  if (hash128_hex(bytes.data(), bytes.size()) != listed->xxh3_128) {
-    read_safetensors(bytes, path);  // throws with the tensor's name if its data are what changed
-    damaged(path, "its header does not have the checksum that the manifest gives");
-  }
-  return bytes;
+  return read_listed_file(files, folder, *listed);
 }
 
 }  // namespace thinwire

@@ -36,9 +36,9 @@ struct ManifestFile {
 struct Manifest {
   std::int64_t step = 0;
   int world_size = 1;
-  std::map<std::string, std::int64_t> counters;
-  std::map<std::string, std::string> info;  // free-form: the run's configuration
-  std::vector<ManifestFile> files;          // every file but the manifest itself
+  std::map<std::string, std::int64_t> counters;  // none is negative
+  std::map<std::string, std::string> info;       // free-form: the run's configuration
+  std::vector<ManifestFile> files;               // every file but the manifest itself
 };
 
 // Compact JSON that starts with its own checksum: `{"xxh3_128":"<32 hex digits>",`, which covers
@@ -52,7 +52,10 @@ Manifest parse_manifest(std::string_view text, const std::string& place);
 Manifest read_manifest(FileSystem& files, const std::string& folder);
 
 // The file's bytes, of exactly the size and checksum that the manifest gives. Throws `DataError`
-// naming the file, and the damaged tensor where it can be told.
+// naming the file, and the damaged tensor where it can be told; before it reads anything if the
+// size is larger.
+std::string read_listed_file(FileSystem& files, const std::string& folder,
+                             const ManifestFile& listed);
 std::string read_listed_file(FileSystem& files, const std::string& folder, const Manifest& manifest,
                              std::string_view name);
 

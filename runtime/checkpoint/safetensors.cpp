@@ -13,6 +13,7 @@
 
 #include "runtime/base/error.h"
 #include "runtime/base/hash.h"
+#include "runtime/base/text.h"
 #include "runtime/checkpoint/strict_json.h"
 
 namespace thinwire {
@@ -25,6 +26,7 @@ static_assert(std::endian::native == std::endian::little, "data are written as t
 constexpr std::size_t length_bytes = 8;
 // The bound of the reference implementation.
 constexpr std::uint64_t max_header_bytes = 100'000'000;
+constexpr std::size_t max_dimensions = 64;  // libtorch's operations take no more
 constexpr std::string_view metadata_key = "__metadata__";
 constexpr std::string_view checksum_prefix = "xxh3:";
 
@@ -88,7 +90,8 @@ class Reader {
       file.tensors.emplace(description.name, take(description, file.metadata));
     }
     for (const auto& [key, value] : file.metadata) {
-      if (key.starts_with(checksum_prefix)) damaged("'" + key + "' belongs to no tensor");
+      if (key.starts_with(checksum_prefix))
+        damaged("'" + printable(key) + "' belongs to no tensor");
     }
     return file;
   }
@@ -99,7 +102,7 @@ class Reader {
                                 place_, what));
   }
   [[noreturn]] void damaged(const std::string& name, const std::string& what) const {
-    damaged(fmt::format("tensor '{}': {}", name, what));
+    damaged(fmt::format("tensor '{}': {}", printable(name), what));
   }
 
   std::string_view header_text() {
@@ -121,7 +124,7 @@ class Reader {
     Description tensor;
     tensor.name = name;
     const auto dtype = dtype_of(item["dtype"]);
-    if (!dtype) damaged(name, "unknown dtype " + item["dtype"].dump());
+    if (!dtype) damaged(name, "unknown dtype " + shown(item["dtype"]));
     tensor.dtype = *dtype;
     tensor.shape = sizes(name, item["shape"]);
     const auto offsets = sizes(name, item["data_offsets"]);
@@ -140,9 +143,12 @@ class Reader {
   std::vector<std::int64_t> sizes(const std::string& name, const json& list) const {
     std::vector<std::int64_t> values;
     if (!list.is_array()) damaged(name, "its shape or data_offsets are no list");
+    if (list.size() > max_dimensions) {
+      damaged(name, fmt::format("its shape has {} dimensions", list.size()));
+    }
     for (const auto& item : list) {
       const auto value = as_size(item);
-      if (!value) damaged(name, "its shape or data_offsets hold " + item.dump());
+      if (!value) damaged(name, "its shape or data_offsets hold " + shown(item));
       values.push_back(*value);
     }
     return values;

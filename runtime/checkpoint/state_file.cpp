@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "runtime/base/error.h"
+#include "runtime/base/text.h"
 #include "runtime/checkpoint/safetensors.h"
 
 namespace thinwire {
@@ -82,7 +83,7 @@ std::vector<StateEntry> read_state(std::string_view bytes, const std::string& pl
       throw DataError(
           fmt::format("{}: tensor '{}': '{}' does not describe it; the file is damaged, "
                       "use another checkpoint",
-                      place, key, found->second));
+                      place, printable(key), printable(found->second)));
     }
     entries.push_back(std::move(entry));
   }

@@ -122,7 +122,7 @@ TEST(FlightRecorder, IsWrittenBesideTheCheckpoints) {
   FlightRecorder recorder(3);
   PosixFileSystem files;
   write_flight(files, folder, 3, recorder, "why");
-  EXPECT_EQ(json::parse(files.read_file(folder + "/flight/rank-3.json"))["reason"], "why");
+  EXPECT_EQ(json::parse(files.read_file(folder + "/flight/rank-3.json", 1 << 30))["reason"], "why");
   std::filesystem::remove_all(folder);
 }
 

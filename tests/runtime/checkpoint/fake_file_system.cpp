@@ -118,9 +118,11 @@ std::vector<std::string> MemoryFileSystem::list_directory(const std::string& pat
   return names;
 }
 
-std::string MemoryFileSystem::read_file(const std::string& path) {
+std::string MemoryFileSystem::read_file(const std::string& path, std::int64_t most) {
   const std::lock_guard lock(mutex_);
-  return node(path).bytes;
+  const std::string& bytes = node(path).bytes;
+  if (std::ssize(bytes) > most) throw DataError(path + ": is too large; use another");
+  return bytes;
 }
 
 bool MemoryFileSystem::exists(const std::string& path) {
@@ -176,9 +178,9 @@ std::vector<std::string> FaultyFileSystem::list_directory(const std::string& pat
   enter("list_directory", path);
   return inner_.list_directory(path);
 }
-std::string FaultyFileSystem::read_file(const std::string& path) {
+std::string FaultyFileSystem::read_file(const std::string& path, std::int64_t most) {
   enter("read_file", path);
-  return inner_.read_file(path);
+  return inner_.read_file(path, most);
 }
 bool FaultyFileSystem::exists(const std::string& path) {
   enter("exists", path);

@@ -27,7 +27,7 @@ class MemoryFileSystem final : public FileSystem {
   void sync_directory(const std::string& path) override;
   void remove(const std::string& path) override;
   std::vector<std::string> list_directory(const std::string& path) override;
-  std::string read_file(const std::string& path) override;
+  std::string read_file(const std::string& path, std::int64_t most) override;
   bool exists(const std::string& path) override;
 
   void crash(Crash kind);
@@ -75,7 +75,7 @@ class FaultyFileSystem final : public FileSystem {
   void sync_directory(const std::string& path) override;
   void remove(const std::string& path) override;
   std::vector<std::string> list_directory(const std::string& path) override;
-  std::string read_file(const std::string& path) override;
+  std::string read_file(const std::string& path, std::int64_t most) override;
   bool exists(const std::string& path) override;
 
   // Counts a call; throws if it is one that fails.

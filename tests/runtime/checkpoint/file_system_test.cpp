@@ -45,7 +45,7 @@ class PosixFileSystemTest : public ::testing::Test {
 std::string message_of(const std::function<void()>& action) {
   try {
     action();
-  } catch (const IoError& error) {
+  } catch (const Error& error) {
     return error.what();
   }
   return "nothing was thrown";
@@ -59,10 +59,10 @@ TEST_F(PosixFileSystemTest, WritesReadsListsRenamesAndRemoves) {
   write_durably(files_, folder, "two", bytes);
   write_durably(files_, folder, "one", "");
   EXPECT_THAT(files_.list_directory(folder), ElementsAre("one", "two"));
-  EXPECT_EQ(files_.read_file(folder + "/two"), bytes);
-  EXPECT_EQ(files_.read_file(folder + "/one"), "");
+  EXPECT_EQ(files_.read_file(folder + "/two", 1 << 30), bytes);
+  EXPECT_EQ(files_.read_file(folder + "/one", 1 << 30), "");
   files_.rename(folder + "/two", folder + "/one");
-  EXPECT_EQ(files_.read_file(folder + "/one"), bytes);
+  EXPECT_EQ(files_.read_file(folder + "/one", 1 << 30), bytes);
   EXPECT_FALSE(files_.exists(folder + "/two"));
   EXPECT_FALSE(files_.exists(folder + "/one/below-a-file"));
   files_.remove(folder + "/one");
@@ -73,7 +73,7 @@ TEST_F(PosixFileSystemTest, WritesReadsListsRenamesAndRemoves) {
 TEST_F(PosixFileSystemTest, CreateEmptiesAFileThatIsThere) {
   write(root_ + "/file", "long text");
   write(root_ + "/file", "new");
-  EXPECT_EQ(files_.read_file(root_ + "/file"), "new");
+  EXPECT_EQ(files_.read_file(root_ + "/file", 1 << 30), "new");
 }
 
 TEST_F(PosixFileSystemTest, ErrorsNameThePathAndTheReason) {
@@ -81,16 +81,47 @@ TEST_F(PosixFileSystemTest, ErrorsNameThePathAndTheReason) {
   const auto names = [](const std::string& path) {
     return AllOf(HasSubstr(path), HasSubstr("No such file or directory; "));
   };
-  EXPECT_THAT(message_of([&] { files_.read_file(missing); }), names(missing));
+  EXPECT_THAT(message_of([&] { files_.read_file(missing, 1 << 30); }), names(missing));
   EXPECT_THAT(message_of([&] { files_.remove(missing); }), names(missing));
   EXPECT_THAT(message_of([&] { files_.list_directory(missing); }), names(missing));
   EXPECT_THAT(message_of([&] { files_.sync_directory(missing); }), names(missing));
   EXPECT_THAT(message_of([&] { files_.rename(missing, root_ + "/x"); }), names(missing));
   EXPECT_THAT(message_of([&] { files_.create(missing + "/file"); }), names(missing));
-  EXPECT_THAT(message_of([&] { files_.read_file(root_); }), HasSubstr("Is a directory"));
+  EXPECT_THAT(message_of([&] { files_.read_file(root_, 1 << 30); }),
+              HasSubstr(root_ + ": it is a folder"));
   write(root_ + "/file", "");
   EXPECT_THAT(message_of([&] { files_.make_directories(root_ + "/file/x"); }),
               HasSubstr("Not a directory"));
+}
+
+// The watchdog ends a test that waits for a pipe's writer.
+TEST_F(PosixFileSystemTest, OnlyFilesAreRead) {
+  const std::string pipe = root_ + "/pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  EXPECT_THROW(files_.read_file(pipe, 1 << 30), DataError);
+  EXPECT_THAT(message_of([&] { files_.read_file(pipe, 1 << 30); }),
+              HasSubstr(pipe + ": it is a pipe, not a file; "));
+  const std::string link = root_ + "/link";
+  std::filesystem::create_symlink("/dev/zero", link);
+  EXPECT_THAT(message_of([&] { files_.read_file(link, 1 << 30); }),
+              HasSubstr(link + ": it is a device, not a file; "));
+}
+
+TEST_F(PosixFileSystemTest, TheSizeIsLookedAtBeforeAnythingIsRead) {
+  const std::string path = root_ + "/file";
+  write(path, "12345");
+  EXPECT_EQ(files_.read_file(path, 5), "12345");
+  EXPECT_THAT(message_of([&] { files_.read_file(path, 4); }),
+              HasSubstr(path + ": it has 5 bytes, more than the 4 of such a file; "));
+  // Nothing on the disk, and more than any memory where it is read.
+  constexpr std::int64_t kHuge = std::int64_t{1} << 43;
+  std::filesystem::resize_file(path, 1 << 30);
+  EXPECT_THROW(files_.read_file(path, 1 << 20), DataError);
+  std::error_code error;
+  std::filesystem::resize_file(path, kHuge, error);
+  if (error) GTEST_SKIP() << "no files of 8 TiB here";
+  EXPECT_THAT(message_of([&] { files_.read_file(path, kHuge); }),
+              HasSubstr("are more than this host's memory; "));
 }
 
 TEST_F(PosixFileSystemTest, AFullDiskIsAnErrorThatSaysSo) {

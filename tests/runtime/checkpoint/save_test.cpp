@@ -73,7 +73,7 @@ TEST(Save, FilesAreThoseOfTheLayout) {
                           "rank-00000.safetensors", "rank-00001.safetensors"));
   const auto names = [&](const std::string& file) {
     std::vector<std::string> list;
-    const auto read = read_safetensors(files.read_file(file_of(3, file)), file);
+    const auto read = read_safetensors(files.read_file(file_of(3, file), 1 << 30), file);
     for (const auto& [name, tensor] : read.tensors) list.push_back(name);
     return list;
   };
@@ -97,7 +97,8 @@ TEST(Save, ModelFileHoldsTheWholeModelWhateverTheKind) {
         {"bn.mean", StateKind::averaged, torch::full({2}, 4.0 * rank, torch::kFloat)});
     ASSERT_TRUE(testing::save(files, *communicator, root, run).complete);
   });
-  const auto model = read_safetensors(files.read_file(file_of(1, "model.safetensors")), "model");
+  const auto model =
+      read_safetensors(files.read_file(file_of(1, "model.safetensors"), 1 << 30), "model");
   EXPECT_TRUE(model.tensors.at("bn.mean").equal(torch::zeros({2})));
   // On one rank: the mean, not what rank 0 had.
   RunState run = testing::make_blank_run(0, 1);
