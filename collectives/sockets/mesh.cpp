@@ -70,6 +70,10 @@ Mesh::Mesh(const SocketOptions& options, std::vector<Connections> connections)
       peers_(static_cast<std::size_t>(options.size)),
       pool_(options.chunk_bytes),
       waste_(kWasteBytes) {
+  if (!wake_.open()) {
+    throw IoError(fmt::format("cannot make an eventfd: {}; check the limits on open files",
+                              net::error_text(errno)));
+  }
   for (std::size_t rank = 0; rank < connections.size(); ++rank) {
     peers_[rank].sockets = std::move(connections[rank]);
   }

@@ -413,6 +413,34 @@ TEST(Messages, ContactsAreReadBackAndNothingElseIs) {
   EXPECT_FALSE(sockets::parse_contact(std::string(256, '1')));  // without an end
 }
 
+// Each field of the first word that differs is named.
+TEST(Messages, AHandshakeNamesWhatDiffers) {
+  const net::JobIdentity ours{net::key_from_secret("sixteen letters"), "job", 3};
+  const std::string hello = net::GuestSide(ours, {net::Role::data, 2, 1}).hello();
+  struct Case {
+    std::size_t at;  // of a byte that another one takes the place of
+    char to;
+    net::Refusal refusal;
+  };
+  for (const auto& [at, to, refusal] : {
+           Case{0, 'X', net::Refusal::no_rank},
+           Case{8, static_cast<char>(hello[8] + 1), net::Refusal::version},
+           Case{16, static_cast<char>(hello[16] + 1), net::Refusal::job},
+           Case{24, 4, net::Refusal::size},
+           Case{28, 4, net::Refusal::no_rank},  // no role
+           Case{32, 3, net::Refusal::no_rank},  // no rank of three
+           Case{32, 1, net::Refusal::no_rank},  // the host itself
+           Case{36, 0, net::Refusal::host},
+       }) {
+    std::string changed = hello;
+    changed[at] = to;
+    net::HostSide host(ours, 1);
+    host.hear(changed, [](const auto&) { return true; });
+    EXPECT_EQ(host.refusal(), refusal) << "byte " << at;
+    EXPECT_EQ(host.wants(), 0u);
+  }
+}
+
 TEST(Messages, AHandshakeNeedsTheKeyOnBothSides) {
   const net::JobIdentity ours{net::key_from_secret("sixteen letters"), "job", 3};
   const net::JobIdentity theirs{net::key_from_secret("another secret"), "job", 3};
