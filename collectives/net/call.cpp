@@ -29,6 +29,7 @@ class Attempt {
   Refusal refusal() const { return side_.refusal(); }
   const std::string& reason() const { return reason_; }
   bool nobody_listens() const { return nobody_listens_; }
+  bool out_of_files() const { return out_of_files_; }
   pollfd polled() const {
     return {socket_.get(), static_cast<short>(connected_ ? POLLIN : POLLOUT), 0};
   }
@@ -62,7 +63,8 @@ class Attempt {
   }
   void lose(int code) {
     nobody_listens_ = code == ECONNREFUSED;
-    end(error_text(code));
+    out_of_files_ = code == EMFILE || code == ENFILE;
+    end(error_text(code) + (out_of_files_ ? " (raise ulimit -n)" : ""));
   }
   void end(const std::string& reason) {
     reason_ = reason;
@@ -73,6 +75,7 @@ class Attempt {
   GuestSide side_;
   bool connected_ = false;
   bool nobody_listens_ = false;
+  bool out_of_files_ = false;
   std::array<char, 128> heard_{};
   std::size_t bytes_ = 0;
   std::string reason_;
@@ -110,6 +113,7 @@ Descriptor call(const std::vector<Address>& addresses, const JobIdentity& identi
         throw PeerLost(sentence(refusal, identity, who));
       }
       reason = refusal == Refusal::none ? attempt.reason() : sentence(refusal, identity, who);
+      if (attempt.out_of_files()) throw PeerLost(reason);
       nobody_listens = nobody_listens && attempt.nobody_listens();
     }
     check();

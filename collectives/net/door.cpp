@@ -54,7 +54,10 @@ void Door::take_newcomers() {
     Descriptor next = accept_one(listener_);
     if (!next.open()) {
       // Without a descriptor for him he would stay at the listener, and poll() never rest.
-      if ((errno == EMFILE || errno == ENFILE) && !guests_.empty()) make_room();
+      if (errno == EMFILE || errno == ENFILE) {
+        out_of_files_ = true;
+        if (!guests_.empty()) make_room();
+      }
       return;
     }
     if (guests_.size() >= kMostGuests) make_room();
@@ -93,6 +96,7 @@ std::string Door::turned_away() const {
   for (const auto& [refusal, times] : refused_) {
     text += fmt::format("{}{} {}", text.empty() ? "; turned away: " : ", ", times, name(refusal));
   }
+  if (out_of_files_) text += "; this process may open no more files: raise ulimit -n";
   return text;
 }
 

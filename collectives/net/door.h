@@ -45,7 +45,8 @@ class Door {
   // Looks at the listener and at all guests, and returns those who were let in.
   std::vector<Entry> admit(const Expected& expected);
 
-  // "; turned away: 2 of another job, 1 no rank", or nothing.
+  // "; turned away: 2 another job, 1 no rank", and whether there were no descriptors for guests; or
+  // nothing.
   std::string turned_away() const;
 
  private:
@@ -67,6 +68,7 @@ class Door {
   const int rank_;
   std::deque<Guest> guests_;  // in the order in which they came
   std::map<Refusal, int> refused_;
+  bool out_of_files_ = false;
 };
 
 }  // namespace thinwire::net

@@ -53,7 +53,7 @@ Wire connect_to_host(const net::JobIdentity& identity, int rank, const std::stri
   }
   try {
     Descriptor socket = net::call(addresses, identity, {net::Role::lifeline, rank, 0},
-                                  Clock::now() + std::min(timeout, kLongestJoin), [] {});
+                                  Clock::now() + std::min(timeout / 2, kLongestJoin), [] {});
     net::tune(socket, timeout);
     return Wire(std::move(socket));
   } catch (const PeerLost& error) {

@@ -47,8 +47,8 @@ class Lifeline {
 
   // Rank 0's end.
   static std::unique_ptr<Lifeline> host(const Access& access, Parts parts);
-  // Another rank's end: connects to the host that made `invitation`, within the timeout or ten
-  // seconds, whichever is shorter; throws `IoError`.
+  // Another rank's end: connects to the host that made `invitation`, within half the timeout or
+  // ten seconds, whichever is shorter; throws `IoError`. Half, as the others wait meanwhile.
   static std::unique_ptr<Lifeline> join(const net::JobIdentity& identity, int rank,
                                         const std::string& invitation, Parts parts);
 

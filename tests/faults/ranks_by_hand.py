@@ -23,6 +23,13 @@ def free_port():
         return one.getsockname()[1]
 
 
+def last_of_each(arguments):
+    """Of flags that are given twice the last, as `thinwire` takes each once."""
+    words = list(arguments)
+    pairs = dict(zip(words[::2], words[1::2]))
+    return [word for pair in pairs.items() for word in pair]
+
+
 def start_rank(thinwire, rank, size, port, arguments, files=None, **variables):
     """One rank as a process; `files`: its limit on open files."""
     def limit():
@@ -32,11 +39,11 @@ def start_rank(thinwire, rank, size, port, arguments, files=None, **variables):
             resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
     return subprocess.Popen(
-        [str(thinwire), "train", *map(str, arguments)], text=True, preexec_fn=limit,
+        [str(thinwire), "train", *last_of_each(map(str, arguments))], text=True, preexec_fn=limit,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=environment(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank),
-                        LOCAL_WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
-                        MASTER_PORT=str(port), OMP_NUM_THREADS="1", **variables))
+        env=environment(**{"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank),
+                           "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
+                           "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", **variables}))
 
 
 def start_job(thinwire, size, port, arguments, **keywords):
@@ -68,6 +75,8 @@ class Output:
                 codes.append("hangs")
         for thread in self.threads:
             thread.join(10)
+        for process in self.texts:
+            process.stdout.close()
         return codes
 
     def text(self):

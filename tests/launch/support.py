@@ -19,7 +19,7 @@ for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, sig
 
 # What launchers set: a test that runs inside a job is not one of its ranks.
 LAUNCHERS = ("OMPI_COMM_", "PMI", "SLURM_", "TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_RANK",
-             "LOCAL_WORLD_SIZE", "MASTER_")
+             "LOCAL_WORLD_SIZE", "MASTER_", "THINWIRE_")
 
 
 def environment(**variables):
