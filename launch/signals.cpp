@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -14,8 +13,6 @@
 namespace thinwire {
 namespace {
 
-constexpr std::chrono::seconds kSameRequest{1};
-
 bool ignored(int number) {
   struct sigaction now {};
   sigaction(number, nullptr, &now);
@@ -24,7 +21,7 @@ bool ignored(int number) {
 
 }  // namespace
 
-SignalWatcher::SignalWatcher() {
+SignalWatcher::SignalWatcher(std::chrono::milliseconds one_request) : one_request_(one_request) {
   sigemptyset(&watched_);
   for (const int number : {SIGUSR1, SIGUSR2, SIGTERM, SIGINT, SIGHUP, SIGXCPU}) {
     if (!ignored(number)) sigaddset(&watched_, number);
@@ -81,7 +78,7 @@ void SignalWatcher::watch() {
       taken_ = number;
       first = now;
       std::fprintf(stderr, "thinwire: SIG%s: checkpoint and stop at the next step\n", name);
-    } else if ((number == SIGTERM || number == SIGINT) && now - first > kSameRequest) {
+    } else if ((number == SIGTERM || number == SIGINT) && now - first > one_request_) {
       std::fprintf(stderr, "thinwire: SIG%s while stopping: exit at once\n", name);
       std::_Exit(128 + number);
     }

@@ -4,6 +4,7 @@
 #include <csignal>
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 
 namespace thinwire {
@@ -13,14 +14,14 @@ namespace thinwire {
 //
 // The constructor blocks them in its thread, so construct one before any other thread exists
 // (before MPI is initialised): threads inherit what is blocked. The first signal is announced on
-// stderr. A SIGTERM or SIGINT that follows later than a second after it ends the process at once
-// with 128 + its number; until then it is the same request that came by two ways: Ctrl-C reaches a
-// launcher, which passes it on, and its ranks. The destructor gives the constructing thread its
-// signals back. At most one at a time.
+// stderr. A SIGTERM or SIGINT that follows more than two seconds later ends the process at once
+// with 128 + its number; until then it is the same request that came by two ways: Ctrl-C reaches
+// the ranks and their launcher, which passes it on, mpirun after a second. The destructor gives the
+// constructing thread its signals back. At most one at a time.
 class SignalWatcher {
  public:
-  // Throws `Error` where no thread can be made.
-  SignalWatcher();
+  // For as long as `one_request` all signals are one. Throws `Error` where no thread can be made.
+  explicit SignalWatcher(std::chrono::milliseconds one_request = std::chrono::seconds(2));
   ~SignalWatcher();
   SignalWatcher(const SignalWatcher&) = delete;
   SignalWatcher& operator=(const SignalWatcher&) = delete;
@@ -38,6 +39,7 @@ class SignalWatcher {
   void watch();
   void end_watch();
 
+  const std::chrono::milliseconds one_request_;
   sigset_t watched_{};
   sigset_t previous_{};
   std::atomic<int> taken_{0};  // the first signal's number

@@ -8,9 +8,9 @@
 #   THINWIRE=path       the program; default: build/thinwire
 #   MPIRUN=arguments    more for mpirun, e.g. MPIRUN="--hostfile hosts --map-by ppr:4:node"
 #
-# SIGUSR1, SIGTERM and Ctrl-C ask for a checkpoint and a stop: exit code 75, and the same command goes
-# on from there. All become SIGUSR1 for mpirun, which passes it on; on the other two mpirun would kill
-# its ranks after a second. Also inside a batch job: sbatch -n 4 --signal=B:USR1@120 ...
+# SIGUSR1, SIGUSR2, SIGXCPU, SIGTERM, SIGHUP and Ctrl-C ask for a checkpoint and a stop: exit code 75,
+# and the same command goes on from there. All become SIGUSR1 for mpirun, which passes it on; on the
+# last three mpirun would kill its ranks after two seconds. Also inside a batch job: sbatch -n 4 --signal=B:USR1@120 ...
 set -euo pipefail
 
 read -ra more <<<"${MPIRUN:-}"
@@ -21,7 +21,7 @@ fi
 setsid mpirun "${more[@]}" "${THINWIRE:-build/thinwire}" train --resume auto "$@" &
 job=$!
 interrupted=no
-trap 'interrupted=yes; kill -USR1 "$job" 2>/dev/null || true' USR1 TERM INT
+trap 'interrupted=yes; kill -USR1 "$job" 2>/dev/null || true' USR1 USR2 XCPU TERM HUP INT
 
 # A trap ends `wait` early.
 while true; do

@@ -28,10 +28,10 @@ PROGRAM = Program(sys.argv[1])
 TIMES = int(sys.argv[2]) if len(sys.argv) > 2 else 2
 SEED = int(sys.argv[3]) if len(sys.argv) > 3 else 3
 KINDS = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, None)
-STEPS = 600
+STEPS = 1200
 JOB = ["--model", "mlp:hidden=24", "--data", "synthetic:samples=256,test_samples=64,size=8",
        "--batch-size", "8", "--lr", "0.05", "--momentum", "0", "--compressor", "sign",
-       "--report-every", "10", "--checkpoint-every", "200", "--steps", STEPS, "--timeout", "20"]
+       "--report-every", "10", "--checkpoint-every", "300", "--steps", STEPS, "--timeout", "20"]
 CLOSED = "thinwire: warning: cannot write to stdout"
 
 
@@ -54,7 +54,7 @@ class Disturbing:
     def disturb(self, form, number):
         """One run, signalled or its stdout closed, and the run that goes on with it."""
         output = self.folder / "run"
-        moment = self.draw.uniform(0, self.span[form])
+        moment = self.draw.uniform(0, 0.9 * self.span[form])
         who = self.draw.choice([None, *range(RANKS)]) if form == "sockets" else None
         name = signal.Signals(number).name if number else "closed stdout"
         what = f"{name} to {'all' if who is None else who} of {form} after {moment:.3f} s"
@@ -90,13 +90,11 @@ class Disturbing:
         for process in chosen:
             process.send_signal(number)
         bare = []
-        time.sleep(0.005)
         if not all(in_time):
             # One that was hit before its main leaves nobody to meet.
             deadline = time.monotonic() + 1
-            while not bare and time.monotonic() < deadline and not any(
-                    blocks(process, number) for process in chosen if process.poll() is None):
-                bare = [process for process in chosen if process.poll() == -number]
+            while time.monotonic() < deadline and any(
+                    process.poll() is None and not blocks(process, number) for process in chosen):
                 time.sleep(0.005)
             bare = [process for process in chosen if process.poll() == -number]
         if bare:

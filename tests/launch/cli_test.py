@@ -170,13 +170,18 @@ class Run(unittest.TestCase):
     def test_a_stdout_that_cannot_be_written_ends_no_run(self):
         self.assertEqual(run(["train", *self.job]).returncode, 0)
         expected = self.hash_of()
+        checkpoint = self.folder / "run/checkpoints/step-00000040"
         for name, result in Program(PROGRAM).run_where_nobody_reads("train", *self.job):
             with self.subTest(stdout=name):
                 self.assertEqual(result.returncode, 0, result.stderr)
                 self.assertEqual(result.stderr.count("warning: cannot write to stdout: "), 1)
                 self.assertEqual(self.hash_of(), expected)
-                self.assertEqual(run(["verify", str(self.folder / "run/checkpoints/step-00000040")])
-                                 .returncode, 0)
+                self.assertEqual(run(["verify", str(checkpoint)]).returncode, 0)
+        for name, result in Program(PROGRAM).run_where_nobody_reads("verify", checkpoint):
+            with self.subTest(stdout=name):
+                self.assertEqual(
+                    (result.returncode, result.stderr),
+                    (73, "thinwire: cannot write to stdout; check where it goes\n"))
 
     def test_neither_does_a_stderr(self):
         # Both go to one reader, as in `2>&1 | head -1`.

@@ -19,8 +19,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::array kAsk{SIGUSR1, SIGUSR2, SIGTERM, SIGINT, SIGHUP, SIGXCPU};
-// Longer than that in which a second signal is the first one again.
-constexpr std::chrono::milliseconds kLater{1200};
+constexpr std::chrono::milliseconds kOneRequest{200};
+constexpr std::chrono::milliseconds kLater{300};
 
 // What the parent of this process ignores is its custom to ignore, not what is tested here.
 class Signals : public testing::Test {
@@ -159,7 +159,7 @@ TEST_F(Signals, AFileThatGrowsTooLargeIsAnErrorOfItsWrite) {
 }
 
 void stop_and(int first, std::chrono::milliseconds later, int second) {
-  const SignalWatcher watcher;
+  const SignalWatcher watcher(kOneRequest);
   kill(getpid(), first);
   if (!requested_soon(watcher)) return;
   std::this_thread::sleep_for(later);
