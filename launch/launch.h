@@ -20,7 +20,7 @@ struct LaunchOptions {
   std::int64_t ranks = 1;        // threads, where no launcher has started several processes
   std::string backend = "auto";  // auto | threads | mpi | sockets
   std::chrono::milliseconds timeout{60000};  // of an operation between ranks
-  std::string job_id;  // tells jobs apart that no launcher names and that meet at one place
+  std::string job_id = {};  // tells jobs apart that no launcher names and that meet at one place
 };
 
 namespace detail {
