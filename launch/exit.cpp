@@ -9,6 +9,8 @@
 #include <thread>
 #include <utility>
 
+#include "runtime/base/text.h"
+
 namespace thinwire {
 
 int exit_code(const std::exception& error) {
@@ -18,19 +20,20 @@ int exit_code(const std::exception& error) {
 
 std::string message(const std::exception& error) {
   if (const auto* torch = dynamic_cast<const c10::Error*>(&error)) {
-    return fmt::format("libtorch: {}", torch->what_without_backtrace());
+    return "libtorch: " + without_stack(torch->what_without_backtrace());
   }
   if (dynamic_cast<const std::bad_alloc*>(&error)) {
     return "out of memory; use a smaller --batch-size or fewer ranks on this host";
   }
-  return error.what();
+  // It may have been put into words of ours.
+  return without_stack(error.what());
 }
 
 int report(const std::exception& error, std::optional<int> rank) {
   if (dynamic_cast<const PeerLostSaid*>(&error)) return exit_code(error);
   const std::string who = rank ? fmt::format("thinwire: rank {}: ", *rank) : "thinwire: ";
   // One call, so that the lines of ranks do not mix.
-  std::fputs((who + message(error) + "\n").c_str(), stderr);
+  std::fputs((who + printable_lines(message(error)) + "\n").c_str(), stderr);
   return exit_code(error);
 }
 

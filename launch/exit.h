@@ -20,8 +20,9 @@ int exit_code(const std::exception& error);
 // What to tell the operator: without libtorch's stack trace, and with advice where there is any.
 std::string message(const std::exception& error);
 
-// Prints "thinwire: <message>" to stderr, or "thinwire: rank 3: <message>" where `rank` is given
-// (give it when there are several), and returns the exit code. Of a `PeerLostSaid` only the latter.
+// Prints "thinwire: <message>", as `printable_lines` shows it, to stderr, or "thinwire: rank 3:
+// <message>" where `rank` is given (give it when there are several), and returns the exit code. Of
+// a `PeerLostSaid` only the latter.
 int report(const std::exception& error, std::optional<int> rank);
 
 // Waits a second where another rank ought to speak before this one leaves: launchers end all

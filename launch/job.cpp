@@ -13,6 +13,7 @@
 #include "launch/mpi_job.h"
 #include "runtime/base/error.h"
 #include "runtime/base/text.h"
+#include "runtime/base/thread.h"
 
 namespace thinwire {
 namespace {
@@ -107,7 +108,8 @@ Backend choose_backend(const std::string& word, const JobEnvironment& environmen
     const auto* found =
         std::find_if(std::begin(all), std::end(all), [&](Backend b) { return name(b) == word; });
     if (found == std::end(all)) {
-      throw UsageError(fmt::format("--backend is '{}'; give auto, threads, mpi or sockets", word));
+      throw UsageError(
+          fmt::format("--backend is '{}'; give auto, threads, mpi or sockets", printable(word)));
     }
     backend = *found;
   }
@@ -188,10 +190,14 @@ SocketOptions socket_options(const JobEnvironment& environment, const JobName& j
 }
 
 void share_cores(const JobEnvironment& environment, std::int64_t ranks) {
-  if (environment.threads_limited) return;
-  const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
-  const std::int64_t on_host = std::max<std::int64_t>(ranks, environment.local_size);
-  at::set_num_threads(static_cast<int>(std::max<std::int64_t>(1, cores / on_host)));
+  if (!environment.threads_limited) {
+    const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
+    const std::int64_t on_host = std::max<std::int64_t>(ranks, environment.local_size);
+    at::set_num_threads(static_cast<int>(std::max<std::int64_t>(1, cores / on_host)));
+  }
+  // Each rank computes on two threads, which OpenMP gives helpers; where it cannot make one it ends
+  // the process.
+  require_threads(static_cast<std::size_t>(2 * ranks * at::get_num_threads()));
 }
 
 int run_job(const Job& job, const RankBody& body) {

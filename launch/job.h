@@ -40,7 +40,8 @@ Backend choose_backend(const std::string& word, const JobEnvironment& environmen
 SocketOptions socket_options(const JobEnvironment& environment, const JobName& name = {});
 
 // Gives each rank of this process its share of the host's cores, unless OMP_NUM_THREADS says
-// otherwise. `ranks`: how many are threads of this process.
+// otherwise. `ranks`: how many are threads of this process. Throws `Error` where there cannot be as
+// many threads as they will use.
 void share_cores(const JobEnvironment& environment, std::int64_t ranks);
 
 // This process's share of a job.

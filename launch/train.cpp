@@ -11,6 +11,7 @@
 #include "examples/models/models.h"
 #include "launch/commands.h"
 #include "launch/device.h"
+#include "launch/exit.h"
 #include "launch/gpu.h"
 #include "launch/job.h"
 #include "launch/output.h"
@@ -330,7 +331,7 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
     try {
       watch.rethrow(error);  // tells the peers first: what follows may block
     } catch (...) {
-      if (gpu) gpu->abort(error.what());
+      if (gpu) gpu->abort(message(error));
       throw;
     }
   }

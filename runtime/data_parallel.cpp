@@ -10,6 +10,7 @@
 
 #include "runtime/agreement.h"
 #include "runtime/base/error.h"
+#include "runtime/base/text.h"
 #include "runtime/trainer/compression.h"
 
 namespace thinwire {
@@ -297,7 +298,8 @@ void DataParallel::on_rank_zero(const std::function<void()>& body) {
       body();
     } catch (const std::exception& thrown) {
       error = std::current_exception();
-      failure = fmt::format("rank 0 failed while the others waited: {}", thrown.what());
+      failure =
+          fmt::format("rank 0 failed while the others waited: {}", without_stack(thrown.what()));
     } catch (...) {
       error = std::current_exception();
       failure = "rank 0 failed while the others waited";

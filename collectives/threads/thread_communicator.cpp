@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <exception>
+#include <future>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -17,6 +18,8 @@
 #include "collectives/failure.h"
 #include "collectives/operation.h"
 #include "runtime/base/error.h"
+#include "runtime/base/text.h"
+#include "runtime/base/thread.h"
 
 namespace thinwire {
 namespace {
@@ -380,7 +383,7 @@ void run_ranks(int size, const std::function<void(std::unique_ptr<Communicator>)
   check(size > 0, "a group needs at least one rank");
   const auto group = std::make_shared<Group>(size, options, Unwinding::is_told);
   std::exception_ptr first;  // guarded by the group's mutex
-  const auto failed = [&](int rank, const char* why) {
+  const auto failed = [&](int rank, const std::string& why) {
     const std::lock_guard lock(group->mutex);
     // A rank that fails aborts the group while it unwinds, so a peer that lost it may be here
     // before.
@@ -389,21 +392,32 @@ void run_ranks(int size, const std::function<void(std::unique_ptr<Communicator>)
     group->abort_locked(fmt::format("rank {} failed: {}", rank, why));
   };
   const int threads_per_rank = at::get_num_threads();
+  // No rank begins before all have a thread: where one cannot be made nothing has happened yet.
+  std::promise<bool> made;
+  const std::shared_future<bool> all_made = made.get_future().share();
+  const auto run = [&](int rank) {
+    if (!all_made.get()) return;
+    try {
+      // libtorch keeps this per thread and sets it on the first parallel operation; a matrix
+      // product before that would use all cores, and round differently.
+      at::set_num_threads(threads_per_rank);
+      body(std::make_unique<ThreadCommunicator>(group, rank));
+    } catch (const std::exception& error) {
+      failed(rank, without_stack(error.what()));
+    } catch (...) {
+      failed(rank, "an unknown exception");
+    }
+  };
   std::vector<std::thread> threads;
-  for (int rank = 0; rank < size; ++rank) {
-    threads.emplace_back([&, rank] {
-      try {
-        // libtorch keeps this per thread and sets it on the first parallel operation; a matrix
-        // product before that would use all cores, and round differently.
-        at::set_num_threads(threads_per_rank);
-        body(std::make_unique<ThreadCommunicator>(group, rank));
-      } catch (const std::exception& error) {
-        failed(rank, error.what());
-      } catch (...) {
-        failed(rank, "an unknown exception");
-      }
-    });
+  threads.reserve(static_cast<std::size_t>(size));
+  try {
+    for (int rank = 0; rank < size; ++rank) {
+      threads.push_back(make_thread([&run, rank] { run(rank); }));
+    }
+  } catch (const Error&) {
+    first = std::current_exception();
   }
+  made.set_value(!first);
   for (auto& thread : threads) thread.join();
   if (first) std::rethrow_exception(first);
 }

@@ -9,9 +9,13 @@
 #include <numeric>
 
 #include "runtime/base/error.h"
+#include "runtime/base/text.h"
 
 namespace thinwire {
 namespace {
+
+constexpr std::size_t kMostNumbers = 1000;  // for one key
+constexpr std::size_t kLongestWord = 100;   // that is compared with known ones
 
 std::vector<std::string> split(std::string_view text, char separator) {
   std::vector<std::string> parts;
@@ -46,7 +50,7 @@ T parse(const std::string& what, const std::string& text, T low, T high) {
   const bool whole = error == std::errc() && end == text.data() + text.size();
   // Written so that NaN is refused too.
   if (!whole || !(value >= low && value <= high)) {
-    throw UsageError(fmt::format("{} is '{}'; give {} from {} to {}", what, text,
+    throw UsageError(fmt::format("{} is '{}'; give {} from {} to {}", what, printable(text),
                                  std::is_integral_v<T> ? "a whole number" : "a number", low, high));
   }
   return value;
@@ -56,6 +60,7 @@ T parse(const std::string& what, const std::string& text, T low, T high) {
 
 std::string nearest(std::string_view word, const std::vector<std::string>& known) {
   std::string best;
+  if (word.size() > kLongestWord) return best;
   std::size_t best_distance = std::max<std::size_t>(2, word.size() / 2) + 1;
   for (const auto& candidate : known) {
     const std::size_t distance = edit_distance(word, candidate);
@@ -65,6 +70,13 @@ std::string nearest(std::string_view word, const std::vector<std::string>& known
     }
   }
   return best;
+}
+
+std::string did_you_mean(std::string_view word, const std::vector<std::string>& known) {
+  const auto longer = std::find_if(known.begin(), known.end(),
+                                   [&](const std::string& name) { return name.starts_with(word); });
+  const std::string near = longer != known.end() ? *longer : nearest(word, known);
+  return near.empty() ? "" : fmt::format("did you mean '{}'? ", near);
 }
 
 std::int64_t parse_integer(const std::string& what, const std::string& text, std::int64_t low,
@@ -88,7 +100,7 @@ Spec::Spec(std::string what, std::string_view text) : what_(std::move(what)) {
     if (equals == std::string::npos) {
       if (key.empty() || item.empty()) {
         throw UsageError(fmt::format("{} '{}': '{}' is no KEY=VALUE; write {}:KEY=VALUE,...", what_,
-                                     text, item, name_));
+                                     printable(text), printable(item), printable(name_)));
       }
       items_[key] += "," + item;
       continue;
@@ -96,11 +108,11 @@ Spec::Spec(std::string what, std::string_view text) : what_(std::move(what)) {
     key = item.substr(0, equals);
     if (key.empty() || equals + 1 == item.size()) {
       throw UsageError(fmt::format("{} '{}': '{}' lacks a key or a value; write {}:KEY=VALUE,...",
-                                   what_, text, item, name_));
+                                   what_, printable(text), printable(item), printable(name_)));
     }
     if (!items_.emplace(key, item.substr(equals + 1)).second) {
-      throw UsageError(
-          fmt::format("{} '{}': key '{}' is given twice; give it once", what_, text, key));
+      throw UsageError(fmt::format("{} '{}': key '{}' is given twice; give it once", what_,
+                                   printable(text), printable(key)));
     }
   }
 }
@@ -138,7 +150,12 @@ std::vector<std::int64_t> Spec::integers(const std::string& key,
   const std::string value = take(key);
   if (value.empty()) return fallback;
   std::vector<std::int64_t> numbers;
-  for (const auto& part : split(value, ',')) {
+  const std::vector<std::string> parts = split(value, ',');
+  if (parts.size() > kMostNumbers) {
+    throw UsageError(fmt::format("{} {}: '{}' has {} numbers; give at most {}", what_, name_, key,
+                                 parts.size(), kMostNumbers));
+  }
+  for (const auto& part : parts) {
     numbers.push_back(
         parse_integer(fmt::format("{} {}: '{}'", what_, name_, key), part, low, high));
   }
@@ -152,12 +169,13 @@ void Spec::done() const {
   std::string advice = asked_.empty() ? fmt::format("{} takes no options", name_)
                                       : fmt::format("it takes {}", fmt::join(asked_, ", "));
   if (!near.empty()) advice = fmt::format("did you mean '{}'? ", near) + advice;
-  throw UsageError(fmt::format("{} {}: unknown key '{}'; {}", what_, name_, key, advice));
+  throw UsageError(
+      fmt::format("{} {}: unknown key '{}'; {}", what_, name_, printable(key), advice));
 }
 
 void Spec::unknown_name(const std::vector<std::string>& known) const {
   const std::string near = nearest(name_, known);
-  throw UsageError(fmt::format("{} '{}' is not known; {}choose from {}", what_, name_,
+  throw UsageError(fmt::format("{} '{}' is not known; {}choose from {}", what_, printable(name_),
                                near.empty() ? "" : fmt::format("did you mean '{}'? ", near),
                                fmt::join(known, ", ")));
 }

@@ -23,6 +23,7 @@ class Spec {
                        std::int64_t high);
   double number(const std::string& key, double fallback, double low, double high);
   std::string text(const std::string& key, const std::string& fallback);
+  // At most 1000 of them.
   std::vector<std::int64_t> integers(const std::string& key,
                                      const std::vector<std::int64_t>& fallback, std::int64_t low,
                                      std::int64_t high);
@@ -42,6 +43,10 @@ class Spec {
 
 // The member of `known` with the smallest edit distance to `word`; empty if none is near.
 std::string nearest(std::string_view word, const std::vector<std::string>& known);
+
+// A question about the known word that `word` abbreviates, or else that is nearest to it, with a
+// blank behind it; empty if there is none.
+std::string did_you_mean(std::string_view word, const std::vector<std::string>& known);
 
 // Whole-string parses; throw `UsageError` naming `what` and the accepted range.
 std::int64_t parse_integer(const std::string& what, const std::string& text, std::int64_t low,

@@ -4,10 +4,11 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 
 namespace thinwire {
 namespace {
+
+constexpr std::size_t kLongestLine = 1 << 14;
 
 // A character at the start of some text.
 struct Character {
@@ -87,7 +88,7 @@ std::string printable_lines(std::string_view text) {
   std::string result;
   while (true) {
     const std::size_t end = text.find('\n');
-    result += printable(text.substr(0, end), std::numeric_limits<std::size_t>::max());
+    result += printable(text.substr(0, end), kLongestLine);
     if (end == std::string_view::npos) return result;
     result += '\n';
     text.remove_prefix(end + 1);

@@ -13,7 +13,7 @@ namespace thinwire {
 // "... (N bytes more)" follows. What it returns it returns unchanged, unless it has to cut.
 std::string printable(std::string_view text, std::size_t most = 200);
 
-// The same for a whole message, whose line ends stay.
+// The same for a whole message, whose line ends stay; a line is cut after 16 KiB.
 std::string printable_lines(std::string_view text);
 
 // A message without the stack traces that libtorch puts into its own.

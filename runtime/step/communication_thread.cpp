@@ -2,9 +2,11 @@
 
 #include <utility>
 
+#include "runtime/base/thread.h"
+
 namespace thinwire {
 
-CommunicationThread::CommunicationThread() : thread_([this] { run(); }) {}
+CommunicationThread::CommunicationThread() : thread_(make_thread([this] { run(); })) {}
 
 CommunicationThread::~CommunicationThread() {
   {

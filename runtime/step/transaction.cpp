@@ -9,6 +9,7 @@
 #include "runtime/agreement.h"
 #include "runtime/base/error.h"
 #include "runtime/base/hash.h"
+#include "runtime/base/text.h"
 
 namespace thinwire {
 namespace {
@@ -160,7 +161,7 @@ void StepTransaction::submit(std::function<void()> job) {
     } catch (const RanksDisagree&) {
       throw;  // so here, or the communicator has ended the group
     } catch (const std::exception& error) {
-      abort(fmt::format("rank {} failed: {}", communicator_.rank(), error.what()));
+      abort(fmt::format("rank {} failed: {}", communicator_.rank(), without_stack(error.what())));
       throw;
     } catch (...) {
       abort(fmt::format("rank {} failed", communicator_.rank()));

@@ -7,6 +7,8 @@
 #include "runtime/base/philox.h"
 #include "runtime/base/spec.h"
 #include "runtime/base/text.h"
+#include "runtime/base/thread.h"
+#include "tests/support/few_threads.h"
 
 namespace thinwire {
 namespace {
@@ -160,6 +162,38 @@ TEST(Text, StackTracesAreLeftOut) {
             "no store (reset); see rank 0");
   EXPECT_EQ(without_stack("a\n" + trace + "b\n" + trace), "ab");
   EXPECT_EQ(without_stack("two\nlines; #1 stays"), "two\nlines; #1 stays");
+}
+
+TEST(Thread, ThatCannotBeMadeIsAnErrorWithAdvice) {
+  if (!testing::kThreadsCanBeFew) GTEST_SKIP() << "a sanitizer needs the address space";
+  const testing::FewThreads few(2);
+  require_threads(2);
+  require_threads(2);  // the first two are gone
+  try {
+    require_threads(3);
+    ADD_FAILURE() << "three were made";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::internal);
+    EXPECT_TRUE(std::string(error.what()).starts_with("cannot make a thread: ")) << error.what();
+    EXPECT_NE(std::string(error.what()).find("; raise `ulimit -u`"), std::string::npos);
+  }
+}
+
+TEST(Spec, HasAtMostAThousandNumbersInAList) {
+  std::string list = "mlp:hidden=1";
+  for (int i = 1; i < 1000; ++i) list += ",1";
+  EXPECT_EQ(Spec("--model", list).integers("hidden", {}, 1, 9).size(), 1000u);
+  EXPECT_EQ(usage_error([&] { Spec("--model", list + ",1").integers("hidden", {}, 1, 9); }),
+            "--model mlp: 'hidden' has 1001 numbers; give at most 1000");
+}
+
+TEST(Spec, ShowsWhatItDoesNotKnowShortAndPlain) {
+  const std::string long_one(100'000, 'x');
+  EXPECT_LT(usage_error([&] { Spec("--data", "a:" + long_one + "=1").done(); }).size(), 500u);
+  EXPECT_LT(usage_error([&] { Spec("--data", "a:" + long_one); }).size(), 800u);
+  EXPECT_LT(usage_error([&] { parse_number("--lr", long_one, 0, 1); }).size(), 500u);
+  EXPECT_EQ(usage_error([&] { parse_integer("--steps", "\x1b[2J", 0, 1); }),
+            "--steps is '\\x1b[2J'; give a whole number from 0 to 1");
 }
 
 }  // namespace

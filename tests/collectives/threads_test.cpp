@@ -12,6 +12,7 @@
 #include "collectives/staged.h"
 #include "runtime/base/error.h"
 #include "tests/conformance/groups.h"
+#include "tests/support/few_threads.h"
 
 namespace thinwire {
 namespace {
@@ -285,6 +286,21 @@ TEST(Metered, CountsCallsAndBytes) {
     EXPECT_EQ(static_cast<double>(meter->total().bytes_sent), ring_bytes(1600, 4));
     EXPECT_EQ(seen, (std::vector<std::string>{"all_reduce", "barrier"}));
   });
+}
+
+TEST(Threads, WhereOneCannotBeMadeNoRankBegins) {
+  if (!testing::kThreadsCanBeFew) GTEST_SKIP() << "a sanitizer needs the address space";
+  const testing::FewThreads few(2);
+  std::atomic<int> begun = 0;
+  try {
+    run_ranks(3, [&](auto) { ++begun; });
+    ADD_FAILURE() << "three ranks ran";
+  } catch (const Error& error) {
+    EXPECT_TRUE(std::string(error.what()).starts_with("cannot make a thread: ")) << error.what();
+  }
+  EXPECT_EQ(begun, 0);
+  run_ranks(2, [&](auto) { ++begun; });
+  EXPECT_EQ(begun, 2);
 }
 
 }  // namespace

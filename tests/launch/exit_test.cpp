@@ -43,6 +43,20 @@ TEST(Exit, LibtorchSaysWhatWithoutItsStack) {
   EXPECT_EQ(reported(error, std::nullopt, 70), "thinwire: libtorch: shapes differ\n");
 }
 
+TEST(Exit, ALibtorchErrorInWordsOfOursLosesItsStackToo) {
+  const c10::Error error({"recv", "Utils.hpp", 7}, "connection reset");
+  const PeerLost ours(std::string("no store (") + error.what() + "); see rank 0");
+  EXPECT_EQ(reported(ours, std::nullopt, 71),
+            "thinwire: no store (connection reset); see rank 0\n");
+}
+
+TEST(Exit, WhatAPeerSaysDoesNotReachTheTerminalRaw) {
+  EXPECT_EQ(reported(PeerLost("rank 1: \x1b[2J\x07; see it"), 0, 71),
+            "thinwire: rank 0: rank 1: \\x1b[2J\\x07; see it\n");
+  EXPECT_EQ(reported(UsageError("they differ:\nlr: 1, 2"), std::nullopt, 2),
+            "thinwire: they differ:\nlr: 1, 2\n");
+}
+
 TEST(Exit, TheTableHasEveryCodeOfTheEnum) {
   const std::string table = exit_code_table();
   for (const int code : {0, 2, 65, 70, 71, 73, 74, 75, 76, 78, 130, 143}) {

@@ -14,7 +14,9 @@
 #include "collectives/compression/options.h"
 #include "collectives/threads/thread_communicator.h"
 #include "runtime/base/error.h"
+#include "runtime/step/communication_thread.h"
 #include "tests/compression/support.h"
+#include "tests/support/few_threads.h"
 
 namespace thinwire {
 namespace {
@@ -398,6 +400,23 @@ TEST(Step, LeavingInTheMiddleOfAStepLetsThePeersGo) {
                            mine.finish();
                          }),
                Error);
+}
+
+TEST(Step, ACommunicationThreadThatCannotBeMadeEndsAllRanks) {
+  if (!testing::kThreadsCanBeFew) GTEST_SKIP() << "a sanitizer needs the address space";
+  const testing::FewThreads few(3);
+  try {
+    run_ranks(2, [](std::unique_ptr<Communicator> ranks) {
+      const CommunicationThread thread;
+      ranks->barrier()->wait();
+      ranks->barrier()->wait();
+    });
+    ADD_FAILURE() << "there were four threads";
+  } catch (const PeerLost& error) {
+    ADD_FAILURE() << error.what();
+  } catch (const Error& error) {
+    EXPECT_TRUE(std::string(error.what()).starts_with("cannot make a thread: ")) << error.what();
+  }
 }
 
 }  // namespace
