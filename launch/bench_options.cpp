@@ -7,7 +7,9 @@
 #include <variant>
 
 #include "runtime/base/error.h"
+#include "runtime/base/memory.h"
 #include "runtime/base/spec.h"
+#include "runtime/base/text.h"
 
 namespace thinwire {
 namespace {
@@ -126,13 +128,13 @@ BenchOptions parse_bench(const std::vector<std::string>& arguments) {
       std::vector<std::string> known;
       for (const Flag& f : all) known.push_back(f.name);
       const std::string near = nearest(name, known);
-      throw UsageError(
-          fmt::format("bench all-reduce: unknown flag '{}'; {}`thinwire bench --help` "
-                      "lists all",
-                      name, near.empty() ? "" : fmt::format("did you mean '{}'? ", near)));
+      throw UsageError(fmt::format(
+          "bench all-reduce: unknown flag '{}'; {}`thinwire bench --help` "
+          "lists all",
+          printable(name), near.empty() ? "" : fmt::format("did you mean '{}'? ", near)));
     }
     if (!seen.insert(name).second) {
-      throw UsageError(fmt::format("{} is given twice; give it once", name));
+      throw UsageError(fmt::format("{} is given twice; give it once", printable(name)));
     }
     if (equals != std::string::npos) {
       set(options, *flag, argument->substr(equals + 1));
@@ -156,6 +158,10 @@ BenchOptions parse_bench(const std::vector<std::string>& arguments) {
   if (options.min_bytes > options.max_bytes) {
     throw UsageError(fmt::format("--min-bytes is {}, more than --max-bytes, {}; swap them",
                                  options.min_bytes, options.max_bytes));
+  }
+  if (options.shapes == BenchShapes::flat) {
+    require_memory("--max-bytes",
+                   static_cast<double>(options.max_bytes) * static_cast<double>(options.ranks));
   }
   return options;
 }

@@ -4,18 +4,15 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <boost/algorithm/string.hpp>
 #include <boost/program_options.hpp>
-#include <cerrno>
-#include <fstream>
 #include <optional>
 #include <set>
 #include <sstream>
-#include <system_error>
 
 #include "launch/exit.h"
 #include "runtime/base/error.h"
 #include "runtime/base/spec.h"
+#include "runtime/base/text.h"
 
 namespace po = boost::program_options;
 
@@ -42,14 +39,6 @@ std::vector<std::string> names(const std::vector<Option>& options) {
   std::vector<std::string> result;
   for (const auto& option : options) result.push_back(option.name);
   return result;
-}
-
-// A question about the known word that `word` abbreviates, or else that is nearest to it.
-std::string did_you_mean(const std::string& word, const std::vector<std::string>& known) {
-  const auto longer = std::find_if(known.begin(), known.end(),
-                                   [&](const std::string& name) { return name.starts_with(word); });
-  const std::string near = longer != known.end() ? *longer : nearest(word, known);
-  return near.empty() ? "" : fmt::format("did you mean '{}'? ", near);
 }
 
 po::options_description description(const std::vector<Option>& options) {
@@ -112,15 +101,15 @@ Flags parse_flags(const std::vector<std::string>& arguments, const std::vector<O
     if (name.empty()) {
       throw UsageError(
           fmt::format("'{}' belongs to no flag; `thinwire train` takes only --FLAG VALUE",
-                      fmt::join(parsed.value, " ")));
+                      printable(fmt::format("{}", fmt::join(parsed.value, " ")))));
     }
     const std::string flag = "--" + name;
     const auto option = std::find_if(options.begin(), options.end(), [&](const Option& known_one) {
       return known_one.name == name;
     });
     if (std::find(known.begin(), known.end(), flag) == known.end()) {
-      throw UsageError(fmt::format("unknown flag {}; {}`thinwire train --help` lists all", flag,
-                                   did_you_mean(flag, known)));
+      throw UsageError(fmt::format("unknown flag {}; {}`thinwire train --help` lists all",
+                                   printable(flag), did_you_mean(flag, known)));
     }
     if (!seen.insert(name).second) {
       throw UsageError(fmt::format("{} is given twice; give it once", flag));
@@ -161,36 +150,13 @@ void apply(const std::vector<Given>& given, const std::vector<Option>& options,
   for (const auto& [place, name, value] : given) find(options, name).set(request, place, value);
 }
 
-// The group of options that a section's header, "[Communication]", names in letters of any case.
-std::string section_of(const std::string& header, const std::string& place,
-                       const std::vector<Option>& options) {
-  std::vector<std::string> groups;
-  for (const Option& option : options) {
-    if (boost::algorithm::iequals(header, fmt::format("[{}]", option.group))) return option.group;
-    if (groups.empty() || groups.back() != option.group) groups.push_back(option.group);
-  }
-  throw UsageError(
-      fmt::format("{}: no section {}; give one of [{}]", place, header, fmt::join(groups, "], [")));
-}
-
-void read_config_file(const std::string& file, TrainRequest& request) {
-  errno = 0;
-  std::ifstream stream(file);
-  // Reading ahead tells a folder or an unreadable file from an empty one.
-  if (!stream || (stream.peek(), stream.bad())) {
-    throw IoError(fmt::format("--config: cannot read '{}': {}; check the path", file,
-                              std::generic_category().message(errno)));
-  }
-  read_config(stream, file, request);
-}
-
 CommandLine parse_train(const std::vector<std::string>& arguments) {
   const auto options = options_table();
   const Flags flags = parse_flags(arguments, options);
   CommandLine line;
   line.command = flags.instead.value_or(Command::train);
   if (line.command == Command::train_help) return line;
-  if (flags.config) read_config_file(*flags.config, line.train);
+  if (flags.config) read_config(config_bytes(*flags.config), *flags.config, line.train);
   apply(flags.given, options, line.train);
   return line;
 }
@@ -198,7 +164,7 @@ CommandLine parse_train(const std::vector<std::string>& arguments) {
 CommandLine parse_verify(const std::vector<std::string>& arguments) {
   if (arguments.size() != 1 || arguments[0].empty() || arguments[0].starts_with("-")) {
     throw UsageError(fmt::format("verify takes one folder, not '{}'; write thinwire verify FOLDER",
-                                 fmt::join(arguments, " ")));
+                                 printable(fmt::format("{}", fmt::join(arguments, " ")))));
   }
   CommandLine line;
   line.command = Command::verify;
@@ -224,7 +190,7 @@ CommandLine parse_bench_command(const std::vector<std::string>& arguments) {
   if (arguments.empty() || arguments[0] != "all-reduce") {
     throw UsageError(
         fmt::format("bench knows all-reduce, not '{}'; write thinwire bench all-reduce",
-                    arguments.empty() ? "" : arguments[0]));
+                    arguments.empty() ? "" : printable(arguments[0])));
   }
   line.command = Command::bench;
   line.bench = parse_bench({arguments.begin() + 1, arguments.end()});
@@ -251,86 +217,17 @@ CommandLine parse_command_line(const std::vector<std::string>& arguments) {
   }
   if (command == "verify" && rest != std::vector<std::string>{"--help"}) return parse_verify(rest);
   if (!asks_for_help && command != "verify" && command != "info") {
-    throw UsageError(fmt::format("unknown command '{}'; {}give {}", command,
+    throw UsageError(fmt::format("unknown command '{}'; {}give {}", printable(command),
                                  did_you_mean(command, commands), fmt::join(commands, ", ")));
   }
   CommandLine line;
   line.command = command == "info" ? Command::info : Command::help;
   if (!rest.empty() && rest != std::vector<std::string>{"--help"}) {
-    throw UsageError(fmt::format("{} takes no '{}'; leave it out", command, fmt::join(rest, " ")));
+    throw UsageError(fmt::format("{} takes no '{}'; leave it out", command,
+                                 printable(fmt::format("{}", fmt::join(rest, " ")))));
   }
   if (!rest.empty()) line.command = Command::help;
   return line;
-}
-
-void read_config(std::istream& stream, const std::string& file, TrainRequest& request) {
-  const auto options = options_table();
-  const auto known = names(options);
-  std::vector<Given> given;
-  std::set<std::string> seen;
-  std::string section;  // empty before the first header: keys of all of them
-  std::string text;
-  for (int number = 1; std::getline(stream, text); ++number) {
-    const std::string place = fmt::format("{}:{}", file, number);
-    const UsageError no_pair(fmt::format("{}: '{}' is no setting; write KEY = VALUE", place, text));
-    // Boost does not tell line numbers, so it gets one line at a time.
-    std::istringstream line(text);
-    po::parsed_options parsed(nullptr);
-    try {
-      parsed = po::parse_config_file<char>(line, po::options_description(), true);
-    } catch (const po::invalid_config_file_syntax&) {
-      throw no_pair;
-    }
-    const std::string header = boost::algorithm::trim_copy(text.substr(0, text.find('#')));
-    if (parsed.options.empty() && !header.empty()) section = section_of(header, place, options);
-    for (const auto& setting : parsed.options) {
-      const std::string& key = setting.string_key;
-      if (key.empty()) throw no_pair;
-      if (std::find(known.begin(), known.end(), key) == known.end()) {
-        throw UsageError(fmt::format("{}: unknown key '{}'; {}`thinwire train --help` lists all",
-                                     place, key, did_you_mean(key, known)));
-      }
-      if (!seen.insert(key).second) {
-        throw UsageError(fmt::format("{}: {} is given twice; give it once", place, key));
-      }
-      const std::string& home = find(options, key).group;
-      if (!section.empty() && home != section) {
-        throw UsageError(fmt::format("{}: {} is no setting of [{}]; move it to [{}]", place, key,
-                                     section, home));
-      }
-      given.push_back({fmt::format("{}: {}", place, key), key, setting.value.front()});
-    }
-  }
-  apply(given, options, request);
-}
-
-std::string config_text(const TrainRequest& request) {
-  std::string text = "# thinwire train --config FILE\n";
-  std::string group;
-  for (const auto& option : options_table()) {
-    if (option.group != group) text += fmt::format("\n[{}]\n", option.group);
-    group = option.group;
-    const std::string value = option.get(request);
-    const std::string blanks = " \t\r\n";
-    const bool trimmed = value.empty() || (blanks.find(value.front()) == std::string::npos &&
-                                           blanks.find(value.back()) == std::string::npos);
-    if (!trimmed || value.find_first_of("#\n") != std::string::npos) {
-      throw UsageError(fmt::format(
-          "--{} is '{}', which a config file cannot hold; avoid '#', line ends and outer blanks",
-          option.name, value));
-    }
-    const std::string range = option.range();
-    text += fmt::format("# {}{}\n{} ={}{}\n", option.help,
-                        range.empty() ? "" : fmt::format(" ({})", range), option.name,
-                        value.empty() ? "" : " ", value);
-  }
-  return text;
-}
-
-std::map<std::string, std::string> as_map(const TrainRequest& request) {
-  std::map<std::string, std::string> map;
-  for (const auto& option : options_table()) map[option.name] = option.get(request);
-  return map;
 }
 
 std::string help_text() {

@@ -1,14 +1,13 @@
-// What was asked: the command line of `thinwire` and its config files.
+// What was asked: the command line of `thinwire` and the file that it names.
 #pragma once
 
 #include <cstdint>
-#include <iosfwd>
-#include <map>
 #include <string>
 #include <vector>
 
 #include "launch/advise/options.h"
 #include "launch/bench_options.h"
+#include "launch/config.h"
 #include "launch/options_table.h"
 
 namespace thinwire {
@@ -40,17 +39,6 @@ struct CommandLine {
 // Throws `UsageError` with the flag or "file:line: key", the value, what is allowed, and the
 // nearest known word; `IoError` if the config file cannot be read.
 CommandLine parse_command_line(const std::vector<std::string>& arguments);
-
-// Lays a config file over `request`: lines "key = value" with the long flag names as keys, and
-// comments from '#' to the end of the line. `file` names it for messages. Throws `UsageError`.
-void read_config(std::istream& stream, const std::string& file, TrainRequest& request);
-
-// The config file that `read_config` turns into `request` again. Throws `UsageError` if a value
-// cannot be written in such a file (it has a '#', or blanks at an end).
-std::string config_text(const TrainRequest& request);
-
-// Every option by its flag name without dashes, as `config_text` writes it: what ranks compare.
-std::map<std::string, std::string> as_map(const TrainRequest& request);
 
 std::string help_text();
 std::string train_help_text();

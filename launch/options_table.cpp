@@ -6,6 +6,7 @@
 
 #include "runtime/base/error.h"
 #include "runtime/base/spec.h"
+#include "runtime/base/text.h"
 
 namespace thinwire {
 namespace {
@@ -34,7 +35,7 @@ struct Set {
   void operator()(const TextField& field) const { request.*field.member = text; }
   void operator()(const SwitchField& field) const {
     if (text != "true" && text != "false") {
-      throw UsageError(fmt::format("{} is '{}'; give true or false", place, text));
+      throw UsageError(fmt::format("{} is '{}'; give true or false", place, printable(text)));
     }
     request.*field.member = text == "true";
   }

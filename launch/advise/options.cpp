@@ -7,6 +7,7 @@
 
 #include "runtime/base/error.h"
 #include "runtime/base/spec.h"
+#include "runtime/base/text.h"
 
 namespace thinwire {
 namespace {
@@ -57,8 +58,9 @@ std::vector<std::string> split_compressors(const std::string& list) {
     comma = list.find(',', begin);
     const std::string part = list.substr(begin, comma == std::string::npos ? comma : comma - begin);
     if (part.empty()) {
-      throw UsageError(fmt::format(
-          "--compressors is '{}'; give compressors separated by commas, e.g. none,sign", list));
+      throw UsageError(
+          fmt::format("--compressors is '{}'; give compressors separated by commas, e.g. none,sign",
+                      printable(list)));
     }
     // A key and its value belong to the compressor in front of them.
     const bool continues = part.find('=') < part.find(':');

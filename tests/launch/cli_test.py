@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -43,7 +44,11 @@ BAD = [
     (["train", "--config", "/nonexistent/a.ini"], 74,
      r"cannot read '/nonexistent/a\.ini': No such"),
     (["train", "--config", "/"], 74, r"cannot read '/': Is a directory; "),
-    (["train", "--print-config", "--output", "a#b"], 2, r"--output is 'a#b', which a config file"),
+    (["train", "--print-config", "--output", "a #b"], 2,
+     r"--output is 'a #b', which a config file"),
+    (["train", "--config", "/dev/zero"], 2, r"'/dev/zero' is no file and no pipe; "),
+    (["train", "--data", "synthetic", "--model", "mlp\x1b[2J"], 2,
+     r"--model 'mlp\\x1b\[2J' is not known; "),
     (["advise", "--json"], 2, r"--json lacks its value; "),
     (["advise", "--learning-rate", "1"], 2, r"unknown flag --learning-rate; "),
     (["verify"], 2, r"verify takes one folder"),
@@ -127,6 +132,19 @@ class Command(unittest.TestCase):
             self.assertEqual(result.returncode, 2)
             self.assertIn(f"{file.name}:3: unknown key 'epoch'; did you mean 'epochs'?",
                           result.stderr)
+
+    def test_threads_that_cannot_be_made(self):
+        # Threads get stacks as large as this says: more than a process can address.
+        hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+        if hard != resource.RLIM_INFINITY:
+            self.skipTest("stacks are limited here")
+        stack = (1 << 47, hard)
+        result = subprocess.run(
+            [PROGRAM, "bench", "all-reduce", "--ranks", "2"], env=environment(), text=True,
+            capture_output=True, timeout=60, check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, stack))
+        self.assertEqual(result.returncode, 70, result.stderr)
+        self.assertRegex(result.stderr, r"\Athinwire: cannot make a thread: .*; raise `ulimit -u`")
 
     def test_one_rank_speaks_for_all(self):
         first = run(["train", "--lr", "x"], **open_mpi(0, 2))

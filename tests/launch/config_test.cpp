@@ -1,9 +1,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <sstream>
+#include <sys/stat.h>
+#include <unistd.h>
 
-#include "launch/command_line.h"
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <thread>
+
+#include "launch/config.h"
 #include "runtime/base/error.h"
 
 namespace thinwire {
@@ -12,9 +18,8 @@ namespace {
 using testing::HasSubstr;
 
 TrainRequest read(const std::string& text) {
-  std::istringstream stream(text);
   TrainRequest request;
-  read_config(stream, "run.ini", request);
+  read_config(text, "run.ini", request);
   return request;
 }
 
@@ -97,8 +102,7 @@ TEST(Config, DefaultsReadBackOverAnything) {
   TrainRequest request;
   request.resume = "auto";
   request.lr = 3;
-  std::istringstream stream(config_text(TrainRequest{}));
-  read_config(stream, "run.ini", request);
+  read_config(config_text(TrainRequest{}), "run.ini", request);
   EXPECT_EQ(map_of(request), map_of(TrainRequest{}));
 }
 
@@ -110,11 +114,143 @@ TEST(Config, PrintedWithGroupsUnitsAndRanges) {
 }
 
 TEST(Config, WhatAFileCannotHoldIsNotPrinted) {
-  for (const std::string value : {"a#b", " a", "a ", "a\nlr = 3", "a\r"}) {
+  const std::vector<std::string> values{
+      "a #b", " a", "a ", "a\nlr = 3", "a\r", "a\rb", std::string("a\0b", 3)};
+  for (const std::string& value : values) {
     TrainRequest request;
     request.output = value;
     EXPECT_THROW(config_text(request), UsageError) << value;
   }
+}
+
+TEST(Config, ANumberSignWithinAWordIsNoComment) {
+  EXPECT_EQ(read("output = runs/exp#3").output, "runs/exp#3");
+  EXPECT_EQ(read("output = runs/exp#3 # the third\n").output, "runs/exp#3");
+  EXPECT_EQ(read("output = runs/exp\t#3").output, "runs/exp");
+  EXPECT_EQ(read("output =#3").output, "#3");
+  EXPECT_EQ(read("resume = # none").resume, "");
+  EXPECT_EQ(read("#output = a\n # b#c").output, TrainRequest{}.output);
+  for (const std::string value : {"runs/exp#3", "#", "#3#", "a=#b", "a\vb"}) {
+    TrainRequest request;
+    request.output = value;
+    EXPECT_EQ(read(config_text(request)).output, value);
+  }
+}
+
+TEST(Config, AByteOrderMarkIsSkipped) {
+  EXPECT_EQ(read("\ufefflr = 0.5").lr, 0.5);
+  EXPECT_EQ(read("\ufeff").lr, TrainRequest{}.lr);
+  // One that is elsewhere is shown.
+  try {
+    read("lr = 0.5\n\ufeffepochs = 1");
+    ADD_FAILURE() << "accepted";
+  } catch (const UsageError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("run.ini:2: unknown key '\\xef\\xbb\\xbfepochs'; did you "
+                                        "mean 'epochs'?"));
+  }
+}
+
+TEST(Config, LinesEndInAnyWay) {
+  for (const std::string end : {"\r", "\n", "\r\n"}) {
+    const TrainRequest request = read("# a comment" + end + end + "lr = 0.5" + end + "epochs = 7");
+    EXPECT_EQ(request.lr, 0.5);
+    EXPECT_EQ(request.epochs, 7);
+    EXPECT_THROW(read("lr = 0.5" + end + "lr = 0.5" + end), UsageError);
+    try {
+      read(end + end + "x" + end);
+      ADD_FAILURE() << "accepted";
+    } catch (const UsageError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("run.ini:3: 'x' is no setting"));
+    }
+  }
+}
+
+class ConfigFile : public ::testing::Test {
+ protected:
+  ConfigFile() {
+    std::string name = std::filesystem::temp_directory_path() / "thinwire-XXXXXX";
+    folder_ = ::mkdtemp(name.data());
+  }
+  ~ConfigFile() override { std::filesystem::remove_all(folder_); }
+
+  std::string make(const std::string& text) const {
+    const std::string path = folder_ + "/run.ini";
+    std::ofstream(path) << text;
+    return path;
+  }
+  std::string make_pipe() const {
+    const std::string path = folder_ + "/pipe";
+    EXPECT_EQ(::mkfifo(path.c_str(), 0600), 0);
+    return path;
+  }
+
+  std::string folder_;
+};
+
+std::string refusal(const std::string& file, std::chrono::milliseconds patience) {
+  try {
+    config_bytes(file, patience);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "it was accepted";
+}
+
+constexpr std::chrono::seconds kPlenty(60);
+
+TEST_F(ConfigFile, IsReadUpToOneMegabyte) {
+  const std::string text(1 << 20, '#');
+  EXPECT_EQ(config_bytes(make(text)), text);
+  EXPECT_EQ(config_bytes(make("")), "");
+  EXPECT_THAT(refusal(make(text + "#"), kPlenty), HasSubstr("has more than 1 MiB; "));
+}
+
+TEST_F(ConfigFile, DevicesAreRefused) {
+  for (const std::string device : {"/dev/zero", "/dev/null"}) {
+    EXPECT_THAT(refusal(device, kPlenty), HasSubstr("'" + device + "' is no file and no pipe; "));
+  }
+  const std::string link = folder_ + "/link";
+  std::filesystem::create_symlink("/dev/zero", link);
+  EXPECT_THAT(refusal(link, kPlenty), HasSubstr("is no file and no pipe; "));
+  EXPECT_THAT(refusal(folder_, kPlenty), HasSubstr("Is a directory; "));
+  EXPECT_THAT(refusal(folder_ + "/none", kPlenty), HasSubstr("No such file or directory; "));
+}
+
+TEST_F(ConfigFile, APipeIsReadToItsEnd) {
+  const std::string pipe = make_pipe();
+  std::thread writer([&] {
+    std::ofstream stream(pipe);
+    stream << "lr = 0.5\n" << std::flush;
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    stream << "epochs = 7\n";
+  });
+  const std::string text = config_bytes(pipe, kPlenty);
+  writer.join();
+  EXPECT_EQ(text, "lr = 0.5\nepochs = 7\n");
+}
+
+TEST_F(ConfigFile, APipeWithoutAWriterIsWaitedForAndRefused) {
+  EXPECT_THAT(refusal(make_pipe(), std::chrono::milliseconds(30)),
+              HasSubstr("is a pipe that did not end in time; "));
+}
+
+TEST_F(ConfigFile, APipeWhoseWriterDoesNotEndIsRefused) {
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  EXPECT_EQ(::write(ends[1], "lr", 2), 2);
+  const std::string path = "/dev/fd/" + std::to_string(ends[0]);
+  EXPECT_THAT(refusal(path, std::chrono::milliseconds(30)), HasSubstr("did not end in time; "));
+  ::close(ends[1]);
+  ::close(ends[0]);
+}
+
+TEST_F(ConfigFile, APipeThatGaveNothingIsNoDefault) {
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  ::close(ends[1]);
+  EXPECT_THAT(refusal("/dev/fd/" + std::to_string(ends[0]), kPlenty),
+              HasSubstr("is a pipe that gave nothing; "));
+  ::close(ends[0]);
 }
 
 TEST(Config, TheMapHasEveryOption) {
@@ -177,6 +313,9 @@ TEST(Config, BadOnesAreRefusedWithTheirMessage) {
       {"lr =", "run.ini:1: lr is ''; give a number from 0 to 1000"},
       {"lr = -1", "run.ini:1: lr is '-1'; give a number from 0 to 1000"},
       {"epochs = 0", "run.ini:1: epochs is '0'; give a whole number from 1 to 1000000"},
+      {std::string("lr = 1\nlr\0= 2", 13),
+       "run.ini:2: has a byte of zero; save the file as UTF-8 text"},
+      {"lr = 1\x1b[2J", "run.ini:1: lr is '1\\x1b[2J'; give a number from 0 to 1000"},
       {"model =", "run.ini:1: model is empty; give it a value"}};
   for (const auto& [text, message] : table) {
     try {
