@@ -1,7 +1,5 @@
 #include "optimizers/factory.h"
 
-#include <limits>
-
 #include "optimizers/adam.h"
 #include "optimizers/sgd.h"
 #include "runtime/base/spec.h"
@@ -9,13 +7,13 @@
 namespace thinwire {
 namespace {
 
-constexpr double unlimited = std::numeric_limits<double>::max();
+constexpr double most_decay = 1000;  // as --weight-decay
 
 SgdOptions sgd_options(Spec& spec, const OptimizerDefaults& defaults) {
   SgdOptions options;
   options.momentum = spec.number("momentum", defaults.momentum, 0, 1);
   options.dampening = spec.number("dampening", options.dampening, 0, 1);
-  options.weight_decay = spec.number("weight_decay", defaults.weight_decay, 0, unlimited);
+  options.weight_decay = spec.number("weight_decay", defaults.weight_decay, 0, most_decay);
   options.nesterov = spec.integer("nesterov", 0, 0, 1) == 1;
   spec.done();
   return options;
@@ -25,8 +23,8 @@ AdamOptions adam_options(Spec& spec, const OptimizerDefaults& defaults) {
   AdamOptions options;
   options.beta1 = spec.number("beta1", options.beta1, 0, 1);
   options.beta2 = spec.number("beta2", options.beta2, 0, 1);
-  options.eps = spec.number("eps", options.eps, 0, unlimited);
-  options.weight_decay = spec.number("weight_decay", defaults.weight_decay, 0, unlimited);
+  options.eps = spec.number("eps", options.eps, 0, 1);
+  options.weight_decay = spec.number("weight_decay", defaults.weight_decay, 0, most_decay);
   options.amsgrad = spec.integer("amsgrad", 0, 0, 1) == 1;
   spec.done();
   return options;

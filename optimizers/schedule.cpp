@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numbers>
 
 #include "runtime/base/error.h"
@@ -11,7 +10,7 @@
 namespace thinwire {
 namespace {
 
-constexpr std::int64_t unlimited = std::numeric_limits<std::int64_t>::max();
+constexpr std::int64_t most_steps = 1'000'000'000;  // as --steps
 
 // The fraction of the base rate that is left in a decay's `step`-th step.
 double fraction(const ConstantRate&, std::int64_t, std::int64_t) {
@@ -32,7 +31,7 @@ Schedule::Decay parse_decay(Spec& spec, std::int64_t total_steps) {
   if (spec.name() == "constant") return ConstantRate{};
   if (spec.name() == "step") {
     StepDecay decay;
-    decay.every = spec.integer("every", 0, 1, unlimited);
+    decay.every = spec.integer("every", 0, 1, most_steps);
     decay.factor = spec.number("factor", decay.factor, 0, 1);
     if (decay.every == 0) {
       throw UsageError("--lr-schedule step lacks 'every'; write step:every=STEPS");
@@ -60,7 +59,7 @@ double Schedule::at(std::int64_t step) const {
 Schedule parse_schedule(const std::string& text, double base_lr, std::int64_t total_steps) {
   Spec spec("--lr-schedule", text);
   const Schedule::Decay decay = parse_decay(spec, total_steps);
-  const std::int64_t warmup = spec.integer("warmup", 0, 0, unlimited);
+  const std::int64_t warmup = spec.integer("warmup", 0, 0, most_steps);
   spec.done();
   return Schedule(base_lr, decay, warmup);
 }

@@ -17,6 +17,7 @@
 #include "collectives/compression/reducer/power_sgd.h"
 #include "runtime/base/error.h"
 #include "runtime/base/spec.h"
+#include "runtime/base/text.h"
 
 namespace thinwire {
 namespace {
@@ -129,8 +130,8 @@ T choose(Spec& spec, const std::string& key, const std::vector<std::pair<std::st
     if (!valid.empty()) valid += ", ";
     valid += known;
   }
-  throw UsageError(
-      fmt::format("--compressor {}: '{}' is '{}'; choose from {}", spec.name(), key, word, valid));
+  throw UsageError(fmt::format("--compressor {}: '{}' is '{}'; choose from {}", spec.name(), key,
+                               printable(word), valid));
 }
 
 CodecOptions parse_codec(const std::string& text) {

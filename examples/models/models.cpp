@@ -11,6 +11,7 @@
 #include "examples/models/gpt.h"
 #include "examples/models/networks.h"
 #include "runtime/base/error.h"
+#include "runtime/base/memory.h"
 #include "runtime/base/spec.h"
 
 namespace thinwire {
@@ -22,6 +23,30 @@ template <typename Network, typename... Arguments>
 Model wrap(const Arguments&... arguments) {
   auto network = std::make_shared<Network>(arguments...);
   return {network, [network](const at::Tensor& input) { return network->forward(input); }};
+}
+
+// Of a model's parameters and their gradients.
+void require_memory_for(const std::string& model, double parameters) {
+  require_memory("--model " + model, 2 * sizeof(float) * parameters);
+}
+
+double mlp_parameters(std::int64_t inputs, const Shape& hidden, std::int64_t classes) {
+  double parameters = 0;
+  std::int64_t before = inputs;
+  const auto add_layer = [&](std::int64_t outputs) {
+    parameters += (static_cast<double>(before) + 1) * static_cast<double>(outputs);
+    before = outputs;
+  };
+  for (const std::int64_t width : hidden) add_layer(width);
+  add_layer(classes);
+  return parameters;
+}
+
+// Without the biases and norms.
+double gpt_parameters(const GptOptions& options) {
+  const auto width = static_cast<double>(options.width);
+  return width * (12 * width * static_cast<double>(options.layers) +
+                  static_cast<double>(options.vocabulary + options.context));
 }
 
 void require_image(const std::string& model, const Shape& shape, std::int64_t smallest) {
@@ -53,6 +78,7 @@ Model make_gpt(Spec spec, const Shape& sample_shape, std::int64_t vocabulary) {
   }
   options.vocabulary = vocabulary;
   options.context = sample_shape[0];
+  require_memory_for("gpt", gpt_parameters(options));
   return wrap<Gpt>(options);
 }
 
@@ -66,6 +92,7 @@ Model make_model(const std::string& spec_text, const Shape& sample_shape, std::i
     spec.done();
     const std::int64_t inputs = std::accumulate(sample_shape.begin(), sample_shape.end(),
                                                 std::int64_t{1}, std::multiplies<>());
+    require_memory_for(name, mlp_parameters(inputs, hidden, classes));
     return wrap<Mlp>(inputs, hidden, classes);
   }
   if (name == "convnet") {

@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <fstream>
 #include <memory>
+#include <span>
 
 #include "runtime/base/error.h"
+#include "runtime/base/memory.h"
 
 namespace thinwire {
 namespace {
@@ -15,8 +17,16 @@ namespace {
 namespace fs = std::filesystem;
 using Bytes = std::vector<std::uint8_t>;
 
+// zlib counts in 32 bits.
+constexpr std::size_t kMostAtOnce = 1 << 30;
+
 [[noreturn]] void refuse(const fs::path& file, const std::string& what, const std::string& remedy) {
   throw DataError(fmt::format("'{}' {}; {}", file.string(), what, remedy));
+}
+
+void require_room(const fs::path& file, std::uintmax_t bytes, const std::string& remedy) {
+  if (bytes <= static_cast<std::uintmax_t>(memory_of_this_host())) return;
+  refuse(file, "has more bytes than this host has memory", remedy);
 }
 
 Bytes read_raw(const fs::path& file, const std::string& remedy) {
@@ -25,7 +35,9 @@ Bytes read_raw(const fs::path& file, const std::string& remedy) {
     throw DataError(fmt::format("there is no file '{}'; {}", file.string(), remedy));
   }
   std::ifstream stream(file, std::ios::binary);
-  Bytes bytes(stream ? fs::file_size(file, error) : 0);
+  const std::uintmax_t size = stream ? fs::file_size(file, error) : 0;
+  if (!error) require_room(file, size, remedy);
+  Bytes bytes(error ? 0 : size);
   // Asking for one byte more than there is would be at the end too, so the count alone decides.
   stream.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
   if (!stream || error) {
@@ -44,16 +56,19 @@ Bytes gunzip(const fs::path& file, Bytes& compressed, const std::string& remedy)
   z_stream stream{};
   check(inflateInit2(&stream, MAX_WBITS + 16) == Z_OK, "inflateInit2");
   const std::unique_ptr<z_stream, int (*)(z_stream*)> guard(&stream, inflateEnd);
-  stream.next_in = compressed.data();
-  stream.avail_in = static_cast<uInt>(compressed.size());
+  std::span<std::uint8_t> input = compressed;
   Bytes bytes;
   int status = Z_OK;
   while (status == Z_OK) {
     const std::size_t done = bytes.size();
-    bytes.resize(std::max<std::size_t>(2 * done, 1 << 16));
+    require_room(file, done, remedy);
+    bytes.resize(done + std::clamp<std::size_t>(done, 1 << 16, kMostAtOnce));
+    stream.next_in = input.data();
+    stream.avail_in = static_cast<uInt>(std::min(input.size(), kMostAtOnce));
     stream.next_out = bytes.data() + done;
     stream.avail_out = static_cast<uInt>(bytes.size() - done);
     status = inflate(&stream, Z_NO_FLUSH);
+    input = input.subspan(static_cast<std::size_t>(stream.next_in - input.data()));
     bytes.resize(bytes.size() - stream.avail_out);
   }
   if (status == Z_BUF_ERROR) refuse(file, "ends in the middle of its gzip data", remedy);
@@ -61,8 +76,8 @@ Bytes gunzip(const fs::path& file, Bytes& compressed, const std::string& remedy)
     refuse(file, fmt::format("is damaged gzip data ({})", stream.msg ? stream.msg : "zlib error"),
            remedy);
   }
-  if (stream.avail_in != 0) {
-    refuse(file, fmt::format("has {} bytes after its gzip data", stream.avail_in), remedy);
+  if (!input.empty()) {
+    refuse(file, fmt::format("has {} bytes after its gzip data", input.size()), remedy);
   }
   return bytes;
 }

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "runtime/base/error.h"
+#include "runtime/base/memory.h"
 #include "runtime/base/spec.h"
 #include "runtime/data/idx.h"
 #include "runtime/data/synthetic.h"
@@ -26,6 +27,9 @@ DataSplit load_synthetic(Spec spec) {
       static_cast<std::uint64_t>(spec.integer("seed", static_cast<std::int64_t>(options.seed), 0,
                                               std::numeric_limits<std::int64_t>::max()));
   spec.done();
+  require_memory("--data synthetic", static_cast<double>(options.samples + options.test_samples) *
+                                         static_cast<double>(options.channels) *
+                                         static_cast<double>(options.size * options.size));
   return make_synthetic(options);
 }
 

@@ -76,6 +76,9 @@ TEST(Factory, RefusesWhatItDoesNotKnow) {
   EXPECT_THAT(message("sgd:nesterov=2"), HasSubstr("'nesterov' is '2'"));
   EXPECT_THAT(message("sgd:nesterov=1"), HasSubstr("give a momentum above 0"));
   EXPECT_THAT(message("adamw:beta1=1"), HasSubstr("beta1 is 1"));
+  EXPECT_THAT(message("adamw:weight_decay=1e300"), HasSubstr("from 0 to 1000"));
+  EXPECT_THAT(message("sgd:weight_decay=1e300"), HasSubstr("from 0 to 1000"));
+  EXPECT_THAT(message("adam:eps=2"), HasSubstr("from 0 to 1"));
 }
 
 }  // namespace

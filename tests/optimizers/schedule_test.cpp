@@ -108,6 +108,8 @@ TEST(Schedule, RefusesWhatItDoesNotKnow) {
   EXPECT_THAT(message("step:every=0"), HasSubstr("'every' is '0'"));
   EXPECT_THAT(message("cosine:final=2"), HasSubstr("'final' is '2'"));
   EXPECT_THAT(message("constant:warmup=-1"), HasSubstr("'warmup' is '-1'"));
+  EXPECT_THAT(message("cosine:warmup=100000000000000"), HasSubstr("from 0 to 1000000000"));
+  EXPECT_THAT(message("step:every=100000000000000"), HasSubstr("from 1 to 1000000000"));
 }
 
 }  // namespace

@@ -47,6 +47,19 @@ TEST_F(IdxTest, ReadsGzipWhateverTheFileIsCalled) {
   EXPECT_EQ(read_idx(folder_.path() / "a", 2).values, values);
 }
 
+TEST_F(IdxTest, AFileLargerThanMemoryIsNotRead) {
+  folder_.write("a", "");
+  std::error_code error;
+  fs::resize_file(folder_.path() / "a", std::uintmax_t{1} << 43, error);
+  if (error) GTEST_SKIP() << "no files of 8 TiB here";
+  try {
+    read_idx(folder_.path() / "a", 2);
+    ADD_FAILURE() << "it was read";
+  } catch (const DataError& refusal) {
+    EXPECT_THAT(refusal.what(), HasSubstr("has more bytes than this host has memory; "));
+  }
+}
+
 TEST_F(IdxTest, LoadsAFolder) {
   write_small_set(folder_);
   const DataSplit split = load_fashion_mnist(folder_.path());

@@ -75,6 +75,8 @@ TEST(LoadTest, RefusesOtherWordsWithTheNearestOne) {
   EXPECT_THAT(usage_message(""), HasSubstr("--data is empty"));
   EXPECT_THAT(usage_message("synthetic:sample=3"), HasSubstr("did you mean 'samples'"));
   EXPECT_THAT(usage_message("synthetic:classes=1"), HasSubstr("from 2 to 256"));
+  EXPECT_THAT(usage_message("synthetic:samples=10000000,channels=1024,size=1024"),
+              HasSubstr("would take 1.074e+07 GB of memory, this host has "));
 }
 
 }  // namespace
