@@ -16,6 +16,7 @@
 #include "runtime/data_parallel.h"
 #include "runtime/layers/dropout_mask.h"
 #include "runtime/trainer/compression.h"
+#include "runtime/trainer/position.h"
 #include "runtime/trainer/resume.h"
 
 namespace thinwire {
@@ -530,6 +531,7 @@ void Trainer::resume() {
       choose_checkpoint(parts_.files, parts_.communicator, options_, parts_.observer);
   if (!found) return;
   require_same_lineage(*found, lineage());
+  require_possible_position(*found, order_.dataset_size());
   const std::vector<at::Tensor> unused = model_buffers_.clone();
   const auto warnings = load_checkpoint(
       parts_.files, found->folder, found->manifest, parts_.communicator.rank(),

@@ -465,6 +465,26 @@ TEST_F(TrainerTest, ResumeRefusesTheEstimateOfAnotherExchange) {
   }
 }
 
+TEST_F(TrainerTest, ResumeRefusesAPositionThatCannotBe) {
+  Job made = job(2, "none");
+  made.options.steps = 5;
+  run(made);
+  PosixFileSystem files;
+  const std::string folder = checkpoint_folder(made.options.output + "/checkpoints", 5);
+  Manifest manifest = read_manifest(files, folder);
+  manifest.counters.at("consumed_samples") = 1'000'000;
+  write_durably(files, folder, std::string(manifest_name), write_manifest(manifest));
+  made.options.resume = folder;
+  made.options.steps = 8;
+  try {
+    run(made);
+    ADD_FAILURE() << "it was resumed";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::bad_data);
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("1000000 samples of an epoch of "));
+  }
+}
+
 TEST_F(TrainerTest, ResumeAtAnotherWorldSizeKeepsParametersOptimizerAndMeanResidual) {
   struct Total {
     std::vector<at::Tensor> weights;
