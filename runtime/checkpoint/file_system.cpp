@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "runtime/base/error.h"
+#include "runtime/base/memory.h"
 
 namespace thinwire {
 namespace {
@@ -72,10 +73,6 @@ void require_regular(const std::string& path, const struct stat& status) {
                            : S_ISSOCK(status.st_mode) ? "a socket"
                                                       : "a device";
   throw DataError(fmt::format("{}: it is {}, not a file; use another", path, kind));
-}
-
-std::int64_t memory_of_this_host() {
-  return std::int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE);
 }
 
 class PosixOutputFile final : public OutputFile {
