@@ -14,6 +14,7 @@
 #include "examples/models/initialize.h"
 #include "examples/models/models.h"
 #include "runtime/base/error.h"
+#include "runtime/checkpoint/manifest.h"
 #include "runtime/data/load.h"
 #include "tests/compression/support.h"
 

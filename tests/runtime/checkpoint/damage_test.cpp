@@ -253,7 +253,7 @@ TEST(ManyEntries, TakeTimeThatGrowsAsTheirNumber) {
     testing::load(files, saved, 0, 2, run);
     return static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   };
-  EXPECT_LT(seconds_for(40'000), 9 * seconds_for(10'000));
+  EXPECT_LT(seconds_for(20'000), 9 * seconds_for(5'000));
 }
 
 }  // namespace
