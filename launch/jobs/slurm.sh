@@ -38,7 +38,7 @@ while true; do
 done
 
 if [[ $again == yes && $code == 75 ]]; then
-  echo "stopped with a checkpoint: job $SLURM_JOB_ID queues again"
+  echo "stopped on request: job $SLURM_JOB_ID queues again"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -54,7 +54,8 @@ class Disturbing:
     def disturb(self, form, number):
         """One run, signalled or its stdout closed, and the run that goes on with it."""
         output = self.folder / "run"
-        moment = self.draw.uniform(0, 0.9 * self.span[form])
+        # Half of them early: the time before the first step is short.
+        moment = self.draw.uniform(0, self.draw.choice((0.3, 0.9)) * self.span[form])
         who = self.draw.choice([None, *range(RANKS)]) if form == "sockets" else None
         name = signal.Signals(number).name if number else "closed stdout"
         what = f"{name} to {'all' if who is None else who} of {form} after {moment:.3f} s"

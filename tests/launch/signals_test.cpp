@@ -19,8 +19,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::array kAsk{SIGUSR1, SIGUSR2, SIGTERM, SIGINT, SIGHUP, SIGXCPU};
-constexpr std::chrono::milliseconds kOneRequest{200};
-constexpr std::chrono::milliseconds kLater{300};
+using Milliseconds = std::chrono::milliseconds;
 
 // What the parent of this process ignores is its custom to ignore, not what is tested here.
 class Signals : public testing::Test {
@@ -158,37 +157,38 @@ TEST_F(Signals, AFileThatGrowsTooLargeIsAnErrorOfItsWrite) {
   EXPECT_EQ(error, EFBIG);
 }
 
-void stop_and(int first, std::chrono::milliseconds later, int second) {
-  const SignalWatcher watcher(kOneRequest);
+// Two signals, the second one `later` than the first; ends with 75 unless the watcher ends it.
+void stop_and(int first, Milliseconds later, int second, Milliseconds one_request) {
+  const SignalWatcher watcher(one_request);
   kill(getpid(), first);
   if (!requested_soon(watcher)) return;
   std::this_thread::sleep_for(later);
   kill(getpid(), second);
-  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  const bool must_end = later > one_request && (second == SIGTERM || second == SIGINT);
+  std::this_thread::sleep_for(must_end ? std::chrono::seconds(30) : Milliseconds(100));
   std::_Exit(75);
 }
 
 TEST_F(SignalsDeathTest, ASecondInterruptWhileStoppingEndsAtOnce) {
-  GTEST_FLAG_SET(death_test_style, "threadsafe");
-  EXPECT_EXIT(stop_and(SIGTERM, kLater, SIGINT), testing::ExitedWithCode(130),
-              "SIGINT while stopping: exit at once");
-  EXPECT_EXIT(stop_and(SIGUSR1, kLater, SIGTERM), testing::ExitedWithCode(143),
-              "SIGTERM while stopping: exit at once");
+  EXPECT_EXIT(stop_and(SIGTERM, Milliseconds(300), SIGINT, Milliseconds(200)),
+              testing::ExitedWithCode(130), "SIGINT while stopping: exit at once");
+  EXPECT_EXIT(stop_and(SIGUSR1, Milliseconds(300), SIGTERM, Milliseconds(200)),
+              testing::ExitedWithCode(143), "SIGTERM while stopping: exit at once");
 }
 
 TEST_F(SignalsDeathTest, OneRequestByTwoWaysIsOne) {
-  GTEST_FLAG_SET(death_test_style, "threadsafe");
-  EXPECT_EXIT(stop_and(SIGINT, std::chrono::milliseconds(10), SIGINT), testing::ExitedWithCode(75),
-              "SIGINT: checkpoint and stop");
-  EXPECT_EXIT(stop_and(SIGINT, std::chrono::milliseconds(10), SIGTERM), testing::ExitedWithCode(75),
-              "SIGINT: checkpoint and stop");
+  for (const int second : {SIGINT, SIGTERM}) {
+    EXPECT_EXIT(stop_and(SIGINT, Milliseconds(10), second, std::chrono::seconds(60)),
+                testing::ExitedWithCode(75), "SIGINT: checkpoint and stop");
+  }
 }
 
 TEST_F(SignalsDeathTest, WhatRepeatsItselfNeverEndsAtOnce) {
   // The kernel sends SIGXCPU every second; a hang-up may come from every process above.
-  GTEST_FLAG_SET(death_test_style, "threadsafe");
-  EXPECT_EXIT(stop_and(SIGXCPU, kLater, SIGXCPU), testing::ExitedWithCode(75), "SIGXCPU: check");
-  EXPECT_EXIT(stop_and(SIGTERM, kLater, SIGHUP), testing::ExitedWithCode(75), "SIGTERM: check");
+  EXPECT_EXIT(stop_and(SIGXCPU, Milliseconds(30), SIGXCPU, Milliseconds(20)),
+              testing::ExitedWithCode(75), "SIGXCPU: check");
+  EXPECT_EXIT(stop_and(SIGTERM, Milliseconds(30), SIGHUP, Milliseconds(20)),
+              testing::ExitedWithCode(75), "SIGTERM: check");
 }
 
 void release_after(int number) {
@@ -200,7 +200,6 @@ void release_after(int number) {
 }
 
 TEST_F(SignalsDeathTest, ReleasedSignalsDoWhatTheyWouldHaveDone) {
-  GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(release_after(0), testing::ExitedWithCode(0), "");
   EXPECT_EXIT(release_after(SIGHUP), testing::KilledBySignal(SIGHUP), "");
   EXPECT_EXIT(release_after(SIGTERM), testing::KilledBySignal(SIGTERM), "");
@@ -218,6 +217,7 @@ void watch_without_memory() {
 }
 
 TEST_F(SignalsDeathTest, AThreadThatCannotBeMadeIsAnError) {
+  // A process of its own: this one keeps the stacks of earlier threads for the next.
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(watch_without_memory(), testing::ExitedWithCode(70),
               "cannot start the thread that waits for signals: .*; allow more processes");

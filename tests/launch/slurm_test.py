@@ -108,7 +108,7 @@ class Slurm(unittest.TestCase):
         slurm("scancel", "--batch", "--signal=USR1", number)
         self.wait_for(lambda: state() == ("PENDING", "1"), text)
         slurm("scancel", number)
-        self.assertIn(f"stopped with a checkpoint: job {number} queues again", log.read_text())
+        self.assertIn(f"stopped on request: job {number} queues again", log.read_text())
         end = end_of(run)
         self.assertTrue(end["stopped"])
         # Slurm starts it again after two minutes; with two threads it goes on at once, ten steps
