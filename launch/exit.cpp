@@ -61,7 +61,7 @@ std::string exit_code_table() {
       {ExitCode::bad_data, "a data file or a checkpoint is damaged"},
       {ExitCode::internal, "a bug, an error inside libtorch, or no memory left"},
       {ExitCode::peer_lost, "another rank failed, stopped or did not answer in time"},
-      {ExitCode::cannot_write, "the output cannot be written"},
+      {ExitCode::cannot_write, "the output cannot be written, or is another run's"},
       {ExitCode::io_error, "a file cannot be read or written"},
       {ExitCode::stopped_with_checkpoint,
        "stopped by a signal, with a checkpoint once it has trained; use --resume auto"},

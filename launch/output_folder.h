@@ -4,11 +4,12 @@
 #include <string>
 
 #include "runtime/trainer/options.h"
+#include "runtime/trainer/resume.h"
 
 namespace thinwire {
 
-// Both throw `Error` (exit 73).
-void make_output_folder(const TrainOptions& options);
+// Throws `Error` (exit 73).
+void make_output_folder(const std::string& folder);
 
 // What the output folder holds of this run's history.
 struct OutputHistory {
@@ -18,9 +19,10 @@ struct OutputHistory {
 
 // Moves what does not belong to the history of this run into "earlier-N" in the output folder, so
 // that nothing is deleted or mixed up; to be called once the run has loaded what it resumes from. A
-// run that starts anew shares no history with what is there; one that resumes from "auto" shares
-// all of it; one that resumes from a checkpoint shares what is up to that one if it is among them,
-// else nothing.
-OutputHistory set_aside_earlier_runs(const TrainOptions& options);
+// run that starts anew shares no history with what is there, also where it looked for a checkpoint
+// and found none; one that resumes from "auto" shares all but the strangers; one that resumes from
+// a checkpoint shares what is up to that one if it is among them, else nothing. Metrics that hold
+// something else are kept there whole. Throws `Error` (exit 73).
+OutputHistory set_aside_earlier_runs(const TrainOptions& options, const Resumption& resumption);
 
 }  // namespace thinwire

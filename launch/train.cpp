@@ -18,6 +18,7 @@
 #include "launch/output_folder.h"
 #include "launch/progress.h"
 #include "launch/rank_watch.h"
+#include "launch/run_lock.h"
 #include "launch/signals.h"
 #include "launch/version.h"
 #include "optimizers/factory.h"
@@ -88,14 +89,18 @@ class Console final : public TrainerObserver {
         fmt::format("{}: test accuracy {:.2f} %, test loss {:.4f}, {:.0f} samples/s, {:.0f} bytes "
                     "a step ({:.1f} times fewer "
                     "than dense), {} steps skipped, parameters {}",
-                    report.stopped ? "stopped on request" : "done", 100 * report.test_accuracy,
-                    report.test_loss, report.last.samples_per_second, report.last.bytes_wire,
-                    ratio(report.last), report.last.skipped, report.parameters_hash));
+                    outcome(report), 100 * report.test_accuracy, report.test_loss,
+                    report.last.samples_per_second, report.last.bytes_wire, ratio(report.last),
+                    report.last.skipped, report.parameters_hash));
   }
 
  private:
   static double ratio(const StepReport& report) {
     return report.bytes_wire > 0 ? report.bytes_dense / report.bytes_wire : 1;
+  }
+  static const char* outcome(const EndReport& report) {
+    if (!report.checkpoint_is_current) return "ended without its last checkpoint";
+    return report.stopped ? "stopped on request" : "done";
   }
   void warn() {
     for (const std::string& warning : {metrics_->take_warning(), tensorboard_->take_warning()}) {
@@ -174,7 +179,16 @@ struct Instruments {
   Trace& trace;
   FlightRecorder& recorder;
   const std::shared_ptr<Meter>& meter;
+  std::unique_ptr<RunLock>& lock;  // of the output folder, on rank 0
 };
+
+// Says what happened to the run's lock, and throws where it is another run's.
+void look_after(RunLock* lock, TrainerObserver& observer) {
+  if (lock == nullptr) return;
+  lock->require_mine();
+  const std::string warning = lock->take_warning();
+  if (!warning.empty()) observer.on_line("warning: " + warning);
+}
 
 SharePolicy share_policy(const TrainRequest& request) {
   return request.share_device ? SharePolicy::share : SharePolicy::refuse;
@@ -218,13 +232,15 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
   facts["dataset"] = fingerprint(data);
   require_same_everywhere(*communicator, facts, kStartedDifferently);
 
-  if (rank == 0) make_output_folder(options);
-  communicator->barrier()->wait();
-
   std::unique_ptr<Console> console;
   if (rank == 0) console = std::make_unique<Console>(screen);
   Silence silence;
   TrainerObserver& observer = console ? static_cast<TrainerObserver&>(*console) : silence;
+
+  instruments.lock = take_run_lock(
+      *communicator, options.output, system_lock_parts(),
+      [&](const std::string& text) { observer.on_line(text); },
+      [&] { return signals.requested(); });
 
   PosixFileSystem files;
   Trainer trainer({.model = model,
@@ -233,7 +249,11 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
                    .meter = *meter,
                    .files = files,
                    .observer = observer,
-                   .stop_requested = [&] { return signals.requested(); },
+                   .stop_requested =
+                       [&] {
+                         look_after(instruments.lock.get(), observer);
+                         return signals.requested();
+                       },
                    .device = gpu != nullptr ? &gpu->trainer_device() : nullptr,
                    .trace = options.trace.empty() ? nullptr : &trace,
                    .recorder = &instruments.recorder,
@@ -245,7 +265,7 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
                                communicator->size(), options.model, values, options.data,
                                communicator->size() * options.batch_size * options.accumulate));
   if (gpu != nullptr) observer.on_line("gradients over " + gpu->describe());
-  trainer.resume();
+  const Resumption resumption = trainer.resume();
   // Also: everybody has read what it resumes from.
   if (agree_to_stop(*communicator, signals)) {
     const auto& from = trainer.last_checkpoint();
@@ -253,7 +273,7 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
         rank, screen.output, from ? "no checkpoint newer than " + *from : "no checkpoint yet");
   }
   if (rank == 0) {
-    const OutputHistory history = set_aside_earlier_runs(options);
+    const OutputHistory history = set_aside_earlier_runs(options, resumption);
     if (!history.moved.empty()) observer.on_line(history.moved);
     console->open_metrics(options, history.continued ? trainer.attempted_steps() : 0);
   }
@@ -264,9 +284,16 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
   if (console) console->on_end(end);
   if (!options.trace.empty()) write_trace(trace, *communicator, options.trace);
   communicator->barrier()->wait();
-  if (!end.stopped) return static_cast<int>(ExitCode::done);
-  return static_cast<int>(end.checkpoint_is_current ? ExitCode::stopped_with_checkpoint
-                                                    : ExitCode::cannot_write);
+  if (!end.checkpoint_is_current) {
+    if (rank == 0) {
+      std::fputs(fmt::format("thinwire: the run ended without its last checkpoint: {}\n",
+                             end.checkpoint_failure)
+                     .c_str(),
+                 stderr);
+    }
+    return static_cast<int>(ExitCode::cannot_write);
+  }
+  return static_cast<int>(end.stopped ? ExitCode::stopped_with_checkpoint : ExitCode::done);
 }
 
 // The folder by the name that it has for all ranks of a machine.
@@ -301,6 +328,7 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
   const auto communicator = make_metered(std::move(transport), meter);
   std::unique_ptr<GpuRank> gpu;
   std::atomic<GpuRank*> gpu_to_abort = nullptr;
+  std::unique_ptr<RunLock> lock;  // until the last thing was written
   RankWatch watch({.rank = rank,
                    .recorder = recorder,
                    .signals = signals,
@@ -323,8 +351,9 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
       gpu = make_gpu_rank(device, share_policy(line.train), *communicator, meter);
       gpu_to_abort = gpu.get();
     }
-    const int code = train_watched(communicator, line, data, make, signals, screen, gpu.get(),
-                                   {.trace = trace, .recorder = recorder, .meter = meter});
+    const int code =
+        train_watched(communicator, line, data, make, signals, screen, gpu.get(),
+                      {.trace = trace, .recorder = recorder, .meter = meter, .lock = lock});
     watch.goodbye();
     return code;
   } catch (const std::exception& error) {

@@ -8,6 +8,7 @@
 
 #include "runtime/base/error.h"
 #include "runtime/base/hash.h"
+#include "runtime/base/text.h"
 #include "runtime/checkpoint/safetensors.h"
 
 namespace thinwire {
@@ -15,15 +16,23 @@ namespace {
 
 using nlohmann::json;
 
-// What `action` threw, in one line; empty if it threw nothing.
-std::string failure_of(const std::function<void()>& action) {
+// Why something was not done; `text` is empty if it was.
+struct Failure {
+  std::string text;
+  bool lacks_space = false;
+  bool happened() const { return !text.empty(); }
+};
+
+// What `action` threw, in one line.
+Failure failure_of(const std::function<void()>& action) {
   try {
     action();
     return {};
   } catch (const std::exception& error) {
     // libtorch's errors carry a stack trace after the first line.
     const std::string text = error.what();
-    return text.empty() ? "unknown error" : text.substr(0, text.find('\n'));
+    return {text.empty() ? "unknown error" : text.substr(0, text.find('\n')),
+            dynamic_cast<const NoSpaceError*>(&error) != nullptr};
   }
 }
 
@@ -46,6 +55,12 @@ bool has_manifest(FileSystem& files, const std::string& folder) {
 }
 
 void remove_checkpoint(FileSystem& files, const std::string& root, const std::string& folder) {
+  if (files.is_link(folder)) {
+    // What it leads to is not of this run.
+    files.remove(folder);
+    files.sync_directory(root);
+    return;
+  }
   // Without its manifest the rest is no checkpoint any more, however far the removal comes.
   if (has_manifest(files, folder)) {
     files.remove(fmt::format("{}/{}", folder, manifest_name));
@@ -56,18 +71,53 @@ void remove_checkpoint(FileSystem& files, const std::string& root, const std::st
   files.sync_directory(root);
 }
 
+// Why a complete checkpoint is not one of the run that saves; empty if it is.
+std::string of_another_run(const Manifest& manifest, std::int64_t step,
+                           const SaveRequest& request) {
+  if (manifest.step != step) return fmt::format("of step {}", manifest.step);
+  for (const std::string& key : request.identity) {
+    const auto before = manifest.info.find(key);
+    const auto now = request.info.find(key);
+    if (before == manifest.info.end() || now == request.info.end()) continue;
+    if (before->second != now->second) {
+      return fmt::format("with {} {}, this run has {}", key, printable(before->second),
+                         printable(now->second));
+    }
+  }
+  return {};
+}
+
+// Whether the folder, which has a manifest, may be removed when its time comes.
+bool is_of_this_run(FileSystem& files, const std::string& folder, std::int64_t step,
+                    const SaveRequest& request) {
+  try {
+    return of_another_run(read_manifest(files, folder), step, request).empty();
+  } catch (const DataError&) {
+    return true;  // damaged
+  }
+}
+
 void remove_older(FileSystem& files, const SaveRequest& request) {
   int complete = 0;
   for (const std::int64_t step : steps_below(files, request.root)) {
     if (step > request.step) continue;
     const std::string folder = checkpoint_folder(request.root, step);
-    const bool kept = complete < request.keep && has_manifest(files, folder);
-    if (kept) {
+    const bool whole = has_manifest(files, folder);
+    if (step < request.step && whole && !is_of_this_run(files, folder, step, request)) continue;
+    if (whole && complete < request.keep) {
       ++complete;
     } else {
       remove_checkpoint(files, request.root, folder);
     }
   }
+}
+
+// Why a checkpoint in the folder of `step` is a stranger; empty if it is none.
+std::string strangeness(const Manifest& manifest, std::int64_t step, const Objection& objection) {
+  if (manifest.step != step) {
+    return fmt::format("is a link or a copy under another name, of step {}", manifest.step);
+  }
+  return objection ? objection(manifest) : std::string();
 }
 
 // One rank's part of a checkpoint.
@@ -118,12 +168,12 @@ class Coordinator {
   Coordinator(FileSystem& files, const SaveRequest& request)
       : files_(files), request_(request), folder_(checkpoint_folder(request.root, request.step)) {}
 
-  // Complete at once if a complete checkpoint of this step is there.
+  // Complete at once if a complete checkpoint of this step is there, of this run.
   SaveResult open() {
     bool kept = false;
-    const std::string failure = failure_of([&] {
+    const Failure failure = failure_of([&] {
       files_.make_directories(request_.root);
-      if (files_.exists(folder_)) {
+      if (files_.exists(folder_) || files_.is_link(folder_)) {
         kept = is_complete();
         if (kept) return;
         remove_checkpoint(files_, request_.root, folder_);
@@ -131,7 +181,8 @@ class Coordinator {
       files_.make_directories(folder_);
     });
     // Nothing is removed here: what could not be read may be whole.
-    return {kept, folder_, failure.empty() ? "" : not_saved("rank 0: " + failure)};
+    if (failure.happened()) return not_saved(failure, 0);
+    return {.complete = kept, .folder = folder_, .warning = ""};
   }
 
   SaveResult close(const std::vector<std::string>& reports,
@@ -140,23 +191,31 @@ class Coordinator {
         request_.step, static_cast<int>(reports.size()), std::move(counters), request_.info, {}};
     for (std::size_t rank = 0; rank < reports.size(); ++rank) {
       const json report = json::parse(reports[rank]);
-      const auto failure = report.at("failure").get<std::string>();
-      if (!failure.empty()) return give_up(fmt::format("rank {}: {}", rank, failure));
+      const Failure failure{report.at("failure"), report.at("lacks_space")};
+      if (failure.happened()) return give_up(failure, rank);
       for (const auto& file : report.at("written")) {
         manifest.files.push_back({file[0], file[1], file[2]});
       }
     }
-    const std::string failure = failure_of([&] { write(manifest); });
-    if (!failure.empty()) return give_up("rank 0: " + failure);
+    const Failure failure = failure_of([&] { write(manifest); });
+    if (failure.happened()) return give_up(failure, 0);
 
-    const std::string untidy = failure_of([&] { remove_older(files_, request_); });
-    return {true, folder_,
-            untidy.empty() ? "" : "an older checkpoint could not be removed: " + untidy};
+    const std::string untidy = failure_of([&] { remove_older(files_, request_); }).text;
+    return {.complete = true,
+            .folder = folder_,
+            .warning = untidy.empty() ? "" : "an older checkpoint could not be removed: " + untidy};
   }
 
  private:
+  // Throws `IoError` where the folder holds another run's checkpoint, whether it is whole or not.
   bool is_complete() {
     try {
+      const std::string other =
+          of_another_run(read_manifest(files_, folder_), request_.step, request_);
+      if (!other.empty()) {
+        throw IoError(
+            fmt::format("{} holds another run's checkpoint, {}; move it away", folder_, other));
+      }
       verify_checkpoint(files_, folder_);
       return true;
     } catch (const DataError&) {
@@ -176,16 +235,20 @@ class Coordinator {
     files_.sync_directory(request_.root);
   }
 
-  SaveResult give_up(const std::string& failure) {
+  SaveResult give_up(const Failure& failure, std::size_t rank) {
     // Best effort: what stays has no manifest, and the next save removes it.
     failure_of([&] {
       if (files_.exists(folder_)) remove_checkpoint(files_, request_.root, folder_);
     });
-    return {false, folder_, not_saved(failure)};
+    return not_saved(failure, rank);
   }
 
-  std::string not_saved(const std::string& failure) const {
-    return fmt::format("the checkpoint of step {} was not saved: {}", request_.step, failure);
+  SaveResult not_saved(const Failure& failure, std::size_t rank) const {
+    return {.complete = false,
+            .folder = folder_,
+            .warning = fmt::format("the checkpoint of step {} was not saved: rank {}: {}",
+                                   request_.step, rank, failure.text),
+            .lacks_space = failure.lacks_space};
   }
 
   FileSystem& files_;
@@ -195,9 +258,10 @@ class Coordinator {
 
 // Rank 0's result, on every rank.
 SaveResult share(Communicator& communicator, const SaveResult& result) {
-  const json shared = json::parse(
-      broadcast_text(communicator, to_text({result.complete, result.folder, result.warning}), 0));
-  return {shared[0], shared[1], shared[2]};
+  const json shared = json::parse(broadcast_text(
+      communicator, to_text({result.complete, result.folder, result.warning, result.lacks_space}),
+      0));
+  return {shared[0], shared[1], shared[2], shared[3]};
 }
 
 }  // namespace
@@ -217,9 +281,11 @@ SaveResult save_checkpoint(FileSystem& files, Communicator& communicator,
   if (opened.complete || !opened.warning.empty()) return opened;
 
   RankWriter writer(files, checkpoint_folder(request.root, request.step));
-  const std::string failure = failure_of([&] { writer.write(communicator.rank(), model, other); });
+  const Failure failure = failure_of([&] { writer.write(communicator.rank(), model, other); });
   const std::vector<std::string> reports =
-      all_gather_text(communicator, to_text({{"failure", failure}, {"written", writer.written()}}));
+      all_gather_text(communicator, to_text({{"failure", failure.text},
+                                             {"lacks_space", failure.lacks_space},
+                                             {"written", writer.written()}}));
   return share(communicator,
                coordinates ? coordinator.close(reports, std::move(counters)) : SaveResult{});
 }
@@ -233,19 +299,67 @@ Manifest verify_checkpoint(FileSystem& files, const std::string& folder) {
   return manifest;
 }
 
-LatestCheckpoint find_latest_checkpoint(FileSystem& files, const std::string& root) {
+LatestCheckpoint find_latest_checkpoint(FileSystem& files, const std::string& root,
+                                        const Objection& objection) {
   LatestCheckpoint latest;
   if (!files.exists(root)) return latest;
   for (const std::int64_t step : steps_below(files, root)) {
     const std::string folder = checkpoint_folder(root, step);
     try {
-      latest.found = {folder, verify_checkpoint(files, folder)};
-      return latest;
+      const std::string why = strangeness(read_manifest(files, folder), step, objection);
+      if (why.empty()) {
+        latest.found = {folder, verify_checkpoint(files, folder)};
+        return latest;
+      }
+      latest.rejected.push_back(fmt::format("{}: {}; passed over", folder, why));
     } catch (const Error& error) {
       latest.rejected.emplace_back(error.what());
     }
   }
   return latest;
+}
+
+std::vector<StrangeCheckpoint> find_strangers(FileSystem& files, const std::string& root,
+                                              const Objection& objection) {
+  std::vector<StrangeCheckpoint> strangers;
+  if (!files.exists(root)) return strangers;
+  for (const std::int64_t step : steps_below(files, root)) {
+    const std::string folder = checkpoint_folder(root, step);
+    try {
+      const std::string why = strangeness(read_manifest(files, folder), step, objection);
+      if (!why.empty()) strangers.push_back({folder, why});
+    } catch (const Error&) {
+      // Unfinished or damaged: whose it is cannot be known.
+    }
+  }
+  return strangers;
+}
+
+std::string make_room(FileSystem& files, const std::string& root, std::int64_t step) {
+  std::vector<std::string> complete;  // newest first
+  std::string removed;
+  const auto remove = [&](const std::string& folder) {
+    remove_checkpoint(files, root, folder);
+    removed += (removed.empty() ? "" : ", ") + folder;
+  };
+  if (!files.exists(root)) return removed;
+  for (const std::int64_t older : steps_below(files, root)) {
+    const std::string folder = checkpoint_folder(root, older);
+    if (older > step) continue;
+    if (has_manifest(files, folder)) {
+      complete.push_back(folder);
+    } else {
+      remove(folder);
+    }
+  }
+  if (complete.size() < 2) return removed;
+  try {
+    verify_checkpoint(files, complete.front());
+  } catch (const Error&) {
+    return removed;  // the older one may be the last that is whole
+  }
+  remove(complete.back());
+  return removed;
 }
 
 }  // namespace thinwire

@@ -36,8 +36,10 @@ std::string advice(int error) {
 }
 
 [[noreturn]] void fail(std::string_view what, const std::string& path, int error) {
-  throw IoError(fmt::format("cannot {} {}: {}; {}", what, path,
-                            std::generic_category().message(error), advice(error)));
+  const std::string message = fmt::format("cannot {} {}: {}; {}", what, path,
+                                          std::generic_category().message(error), advice(error));
+  if (error == ENOSPC || error == EDQUOT) throw NoSpaceError(message);
+  throw IoError(message);
 }
 
 // Repeats a system call that a signal interrupted.
@@ -190,6 +192,13 @@ std::string PosixFileSystem::read_file(const std::string& path, std::int64_t mos
 bool PosixFileSystem::exists(const std::string& path) {
   struct stat status {};
   if (::stat(path.c_str(), &status) == 0) return true;
+  if (errno != ENOENT && errno != ENOTDIR) fail("look at", path, errno);
+  return false;
+}
+
+bool PosixFileSystem::is_link(const std::string& path) {
+  struct stat status {};
+  if (::lstat(path.c_str(), &status) == 0) return S_ISLNK(status.st_mode);
   if (errno != ENOENT && errno != ENOTDIR) fail("look at", path, errno);
   return false;
 }

@@ -8,7 +8,14 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/base/error.h"
+
 namespace thinwire {
+
+// The disk, a quota or the table of files is full.
+struct NoSpaceError : IoError {
+  using IoError::IoError;
+};
 
 // A file being written. Dropping it unclosed closes it without reporting errors.
 class OutputFile {
@@ -42,6 +49,8 @@ class FileSystem {
   // else (a folder, a pipe, a device) or has more than `most` bytes.
   virtual std::string read_file(const std::string& path, std::int64_t most) = 0;
   virtual bool exists(const std::string& path) = 0;
+  // Whether the name itself is a symbolic link, whatever it leads to.
+  virtual bool is_link(const std::string& /*path*/) { return false; }
 };
 
 // The file system of the machine.
@@ -55,6 +64,7 @@ class PosixFileSystem final : public FileSystem {
   std::vector<std::string> list_directory(const std::string& path) override;
   std::string read_file(const std::string& path, std::int64_t most) override;
   bool exists(const std::string& path) override;
+  bool is_link(const std::string& path) override;
 };
 
 // Writes `folder/name` so that a crash leaves the whole file or none under that name: into

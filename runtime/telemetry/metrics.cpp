@@ -1,13 +1,13 @@
 #include "runtime/telemetry/metrics.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
-
+#include <algorithm>
+#include <functional>
+#include <iterator>
 #include <nlohmann/json.hpp>
-#include <utility>
 
 namespace thinwire {
 namespace {
@@ -35,27 +35,77 @@ std::string to_text(const nlohmann::ordered_json& json) {
   return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
-// The whole lines of the file at `path` that report steps up to `step`; none where there is no
-// file.
+// What a line of metrics is.
+enum class Line { step, event, other };
+
+struct Kind {
+  Line line = Line::other;
+  std::int64_t step = 0;
+};
+
+Kind kind_of(const std::string& text) {
+  const auto report = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!report.is_object()) return {};
+  const auto step = report.find("step");
+  if (step == report.end() || !step->is_number_integer()) return {};
+  return {report.contains("event") ? Line::event : Line::step, step->get<std::int64_t>()};
+}
+
+// Shows the lines of a plain file one by one, the last one also if it has no end, until `look`
+// returns false or a line is longer than any of ours. Returns whether it came to the end.
+bool each_line(const std::string& path,
+               const std::function<bool(const std::string& line, bool has_end)>& look) {
+  constexpr std::size_t kLongest = 1 << 16;
+  // A pipe would wait for a writer.
+  const FileDescriptor file(
+      uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC); }));
+  struct stat status {};
+  if (!file.open() || ::fstat(file.get(), &status) < 0 || !S_ISREG(status.st_mode)) return false;
+  std::string rest;
+  std::string block(kLongest, '\0');
+  while (true) {
+    const ssize_t count =
+        uninterrupted([&] { return ::read(file.get(), block.data(), block.size()); });
+    if (count < 0) return false;
+    if (count == 0) return rest.empty() || look(rest, false);
+    rest.append(block, 0, static_cast<std::size_t>(count));
+    std::size_t begin = 0;
+    for (std::size_t end; (end = rest.find('\n', begin)) != std::string::npos; begin = end + 1) {
+      if (!look(rest.substr(begin, end - begin), true)) return false;
+    }
+    rest.erase(0, begin);
+    if (rest.size() > kLongest) return false;
+  }
+}
+
+// The lines of the file at `path` that report steps up to `step`; none where there is no file.
 std::string lines_up_to(const std::string& path, std::int64_t step) {
   std::string kept;
-  std::ifstream file(path);
-  for (std::string line; step > 0 && std::getline(file, line);) {
-    const auto report = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!report.is_object() || report.contains("event")) continue;
-    if (report.value("step", step + 1) <= step) kept += line + '\n';
-  }
+  if (step == 0) return kept;
+  each_line(path, [&](const std::string& line, bool) {
+    const Kind kind = kind_of(line);
+    if (kind.line == Line::step && kind.step <= step) kept += line + '\n';
+    return true;
+  });
   return kept;
 }
 
 }  // namespace
 
-MetricsFile::MetricsFile(const std::string& path, std::int64_t resumed_at) : path_(path) {
-  const std::string kept = lines_up_to(path, resumed_at);
-  const std::string beside = path + ".partial";
-  file_.open(beside, std::ios::trunc);
-  file_ << kept << std::flush;
-  if (!file_ || std::rename(beside.c_str(), path.c_str()) != 0) fail();
+bool holds_only_metrics(const std::string& path) {
+  const auto may_be_cut_off = [](const std::string& line) {
+    const std::string_view heads[] = {R"({"step":)", R"({"event":)"};
+    return std::any_of(std::begin(heads), std::end(heads), [&](std::string_view head) {
+      return line.starts_with(head.substr(0, line.size()));
+    });
+  };
+  return each_line(path, [&](const std::string& line, bool has_end) {
+    return kind_of(line).line != Line::other || (!has_end && may_be_cut_off(line));
+  });
+}
+
+MetricsFile::MetricsFile(const std::string& path, std::int64_t resumed_at) {
+  file_.replace(path, lines_up_to(path, resumed_at));
 }
 
 void MetricsFile::write(const StepReport& report) {
@@ -74,20 +124,8 @@ void MetricsFile::write(const EndReport& report) {
   line(to_text(end));
 }
 
-std::string MetricsFile::take_warning() {
-  return std::exchange(warning_, {});
-}
-
 void MetricsFile::line(const std::string& text) {
-  if (failed_) return;
-  file_ << text << '\n' << std::flush;
-  if (!file_) fail();
-}
-
-void MetricsFile::fail() {
-  failed_ = true;
-  warning_ = fmt::format("cannot write metrics to {}: {}; training goes on, numbers are missing",
-                         path_, std::strerror(errno));
+  file_.append(text + '\n', [] { return std::string(); });
 }
 
 }  // namespace thinwire

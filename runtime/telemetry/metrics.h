@@ -1,9 +1,10 @@
 // The run's numbers, for scripts.
 #pragma once
 
-#include <fstream>
+#include <cstdint>
 #include <string>
 
+#include "runtime/telemetry/appended_file.h"
 #include "runtime/trainer/trainer.h"
 
 namespace thinwire {
@@ -17,25 +18,26 @@ namespace thinwire {
 // A run that resumes keeps the lines of the steps before, and drops those that it will report
 // again.
 //
-// A file that cannot be written to costs a warning, once, and the numbers; never the run.
+// A file that cannot be written to costs a warning and the numbers of that time, never the run.
 class MetricsFile {
  public:
-  // `resumed_at`: the step that the run goes on from; 0 starts an empty file.
+  // `resumed_at`: the step that the run goes on from; 0 starts an empty file. Nothing is written
+  // into a file that was there, which may have another name: it gives up its place.
   MetricsFile(const std::string& path, std::int64_t resumed_at);
 
   void write(const StepReport& report);
   void write(const EndReport& report);
-  // Empty, or why numbers are missing; becomes empty once it was read.
-  std::string take_warning();
+  // Empty, or what happened to the file; becomes empty once it was read.
+  std::string take_warning() { return file_.take_warning(); }
 
  private:
   void line(const std::string& text);
-  void fail();
 
-  std::string path_;
-  std::ofstream file_;
-  std::string warning_;
-  bool failed_ = false;
+  AppendedFile file_{"metrics", "numbers are missing"};
 };
+
+// Whether the file at `path` is one and holds nothing but what a `MetricsFile` writes. A last line
+// may be cut off.
+bool holds_only_metrics(const std::string& path);
 
 }  // namespace thinwire

@@ -6,13 +6,10 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cerrno>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
 #include <iterator>
-#include <utility>
 
 namespace thinwire {
 namespace {
@@ -106,6 +103,15 @@ std::string record(std::string_view data) {
          little_endian(masked_crc(data));
 }
 
+namespace {
+
+// What a file begins with whose first event is of `step`.
+std::string head(std::int64_t step) {
+  return record(version_event(now())) + record(start_event(now(), step));
+}
+
+}  // namespace
+
 TensorBoardFile::TensorBoardFile(const std::string& folder, std::int64_t resumed_at) {
   std::error_code error;
   fs::create_directories(folder, error);
@@ -113,11 +119,10 @@ TensorBoardFile::TensorBoardFile(const std::string& folder, std::int64_t resumed
   gethostname(host.data(), host.size() - 1);
   // TensorBoard reads the files of a folder in the order of their names; two may be of one second.
   const auto number = std::distance(fs::directory_iterator(folder, error), {});
-  path_ = fmt::format("{}/events.out.tfevents.{:010.0f}.{}.{:04d}", folder, std::floor(now()),
-                      host.data(), number);
-  file_.open(path_, std::ios::binary | std::ios::trunc);
-  append(version_event(now()));
-  append(start_event(now(), resumed_at + 1));
+  const std::string path = fmt::format("{}/events.out.tfevents.{:010.0f}.{}.{:04d}", folder,
+                                       std::floor(now()), host.data(), number);
+  file_.create(path);
+  append(resumed_at + 1, {});
 }
 
 void TensorBoardFile::write(const StepReport& report) {
@@ -129,30 +134,17 @@ void TensorBoardFile::write(const StepReport& report) {
                                        {"residual_ratio", report.residual_ratio},
                                        {"skipped", static_cast<double>(report.skipped)},
                                        {"epoch", report.epoch}}};
-  append(scalar_event(now(), report.step, scalars));
+  append(report.step, scalar_event(now(), report.step, scalars));
 }
 
 void TensorBoardFile::write(std::int64_t step, const Evaluation& evaluation) {
   const std::array<Scalar, 2> scalars{
       {{"test_accuracy", evaluation.accuracy}, {"test_loss", evaluation.loss}}};
-  append(scalar_event(now(), step, scalars));
+  append(step, scalar_event(now(), step, scalars));
 }
 
-std::string TensorBoardFile::take_warning() {
-  return std::exchange(warning_, {});
-}
-
-void TensorBoardFile::append(const std::string& event) {
-  if (failed_) return;
-  file_ << record(event) << std::flush;
-  if (!file_) fail();
-}
-
-void TensorBoardFile::fail() {
-  failed_ = true;
-  warning_ =
-      fmt::format("cannot write TensorBoard events to {}: {}; training goes on, charts are missing",
-                  path_, std::strerror(errno));
+void TensorBoardFile::append(std::int64_t step, const std::string& event) {
+  file_.append(event.empty() ? "" : record(event), [&] { return head(step); });
 }
 
 }  // namespace thinwire

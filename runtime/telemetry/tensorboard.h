@@ -2,11 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <fstream>
 #include <span>
 #include <string>
 #include <string_view>
 
+#include "runtime/telemetry/appended_file.h"
 #include "runtime/trainer/trainer.h"
 
 namespace thinwire {
@@ -36,7 +36,7 @@ std::string record(std::string_view data);
 // A run that resumes writes a file of its own, as TensorBoard expects, which takes the place of the
 // steps that it will report again.
 //
-// A file that cannot be written to costs a warning, once, and the charts; never the run.
+// A file that cannot be written to costs a warning and the charts of that time, never the run.
 class TensorBoardFile {
  public:
   // `resumed_at`: the step that the run goes on from; 0 where it starts anew.
@@ -44,17 +44,14 @@ class TensorBoardFile {
 
   void write(const StepReport& report);
   void write(std::int64_t step, const Evaluation& evaluation);
-  // Empty, or why charts are missing; becomes empty once it was read.
-  std::string take_warning();
+  // Empty, or what happened to the file; becomes empty once it was read.
+  std::string take_warning() { return file_.take_warning(); }
 
  private:
-  void append(const std::string& event);
-  void fail();
+  // Of a step; an empty one is none.
+  void append(std::int64_t step, const std::string& event);
 
-  std::string path_;
-  std::ofstream file_;
-  std::string warning_;
-  bool failed_ = false;
+  AppendedFile file_{"TensorBoard events", "charts are missing"};
 };
 
 }  // namespace thinwire

@@ -7,9 +7,18 @@
 
 #include "runtime/agreement.h"
 #include "runtime/base/error.h"
+#include "runtime/base/text.h"
 #include "runtime/trainer/trainer.h"
 
 namespace thinwire {
+namespace {
+
+// "adam" of "adam:beta1=0.8".
+std::string kind_of(const std::string& spec) {
+  return spec.substr(0, spec.find(':'));
+}
+
+}  // namespace
 
 std::string checkpoint_root(const TrainOptions& options) {
   return options.output + "/checkpoints";
@@ -23,16 +32,16 @@ void visit_parameters(const std::vector<Parameter>& parameters, StateVisitor& vi
   }
 }
 
-void require_same_lineage(const FoundCheckpoint& found,
-                          const std::map<std::string, std::string>& lineage) {
+std::string describe_other_lineage(const Manifest& manifest, const Lineage& lineage) {
   for (const auto& [key, now] : lineage) {
-    const auto before = found.manifest.info.find(key);
-    if (before == found.manifest.info.end() || before->second == now) continue;
-    throw AgreedError(ExitCode::bad_data,
-                      fmt::format("{}: was made with {} {}, this run has {}; resume with the same "
-                                  "seed and data, or start anew",
-                                  found.folder, key, before->second, now));
+    const auto before = manifest.info.find(key);
+    if (before == manifest.info.end() || before->second == now) continue;
+    // Options of a model or an optimizer that matter show in its parameters and its state.
+    const bool only_kind = key == "model" || key == "optimizer";
+    if (only_kind && kind_of(before->second) == kind_of(now)) continue;
+    return fmt::format("was made with {} {}, this run has {}", key, printable(before->second), now);
   }
+  return {};
 }
 
 std::string describe_changes(const std::map<std::string, std::string>& before,
@@ -50,31 +59,38 @@ std::string describe_changes(const std::map<std::string, std::string>& before,
   return text;
 }
 
-std::optional<FoundCheckpoint> choose_checkpoint(FileSystem& files, Communicator& communicator,
-                                                 const TrainOptions& options,
-                                                 TrainerObserver& observer) {
+Resumption choose_checkpoint(FileSystem& files, Communicator& communicator,
+                             const TrainOptions& options, const Lineage& lineage,
+                             TrainerObserver& observer) {
+  const std::string root = checkpoint_root(options);
+  const auto objection = [&](const Manifest& manifest) {
+    return describe_other_lineage(manifest, lineage);
+  };
+  Resumption resumption;
   const std::string folder = rank_zero_says(communicator, [&]() -> std::string {
+    const auto refuse = [](const std::string& where, const std::string& why) {
+      throw DataError(fmt::format("{}: {}; resume with the same, or start anew", where, why));
+    };
+    const std::vector<StrangeCheckpoint> strangers = find_strangers(files, root, objection);
+    for (const auto& stranger : strangers) resumption.strangers.push_back(stranger.folder);
     if (options.resume != "auto") {
-      verify_checkpoint(files, options.resume);
+      const std::string why = objection(verify_checkpoint(files, options.resume));
+      if (!why.empty()) refuse(options.resume, why);
       return options.resume;
     }
-    const LatestCheckpoint latest = find_latest_checkpoint(files, checkpoint_root(options));
+    const LatestCheckpoint latest = find_latest_checkpoint(files, root, objection);
     for (const auto& sentence : latest.rejected) observer.on_line("warning: " + sentence);
-    return latest.found ? latest.found->folder : "";
+    if (latest.found) return latest.found->folder;
+    // Nobody who asks for a checkpoint wants to start anew beside those that are there.
+    if (!strangers.empty()) refuse(strangers.front().folder, strangers.front().why);
+    return {};
   });
   if (folder.empty()) {
-    observer.on_line(fmt::format("no checkpoint in {}: starting anew", checkpoint_root(options)));
-    return std::nullopt;
+    observer.on_line(fmt::format("no checkpoint in {}: starting anew", root));
+  } else {
+    resumption.folder = folder;
   }
-
-  FoundCheckpoint found{folder, read_manifest(files, folder)};
-  if (found.manifest.world_size != communicator.size()) {
-    observer.on_line(fmt::format(
-        "the checkpoint is of {} ranks, this run has {}: parameters and optimizer are exact, "
-        "residuals restart from their mean, the order of samples is unchanged",
-        found.manifest.world_size, communicator.size()));
-  }
-  return found;
+  return resumption;
 }
 
 }  // namespace thinwire

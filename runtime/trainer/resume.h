@@ -22,22 +22,35 @@ std::string checkpoint_root(const TrainOptions& options);
 // Shows every parameter as replicated state under its name.
 void visit_parameters(const std::vector<Parameter>& parameters, StateVisitor& visitor);
 
-// Throws `AgreedError` (exit 65) where the checkpoint was made with another seed, other data or
-// another partition of them: its position in the data would mean other samples.
-void require_same_lineage(const FoundCheckpoint& found,
-                          const std::map<std::string, std::string>& lineage);
+// What a checkpoint and the run that goes on from it must have in common: names and values as a
+// manifest's `info` has them.
+using Lineage = std::map<std::string, std::string>;
+
+// "was made with seed 1, this run has 2" where the checkpoint was made with another seed, other
+// data or another partition of them (its position in the data would mean other samples), with other
+// parameters or another kind of model or optimizer. What a manifest does not say is no difference.
+// Empty if nothing differs.
+std::string describe_other_lineage(const Manifest& manifest, const Lineage& lineage);
 
 // "lr 0.1, was 0.05; ..." for what differs between two configurations, empty if nothing does. Where
 // a run writes and how long it goes on are no differences.
 std::string describe_changes(const std::map<std::string, std::string>& before,
                              const std::map<std::string, std::string>& now);
 
+// What a run goes on from.
+struct Resumption {
+  std::optional<std::string> folder;  // of a checkpoint; none: it starts anew
+  // Folders among those of this run's checkpoints that hold whole ones of other runs, or of another
+  // step than they are called by. Known to rank 0.
+  std::vector<std::string> strangers;
+};
+
 // Collective: rank 0 looks and verifies, every rank gets its choice. "auto": the newest checkpoint
-// of this run that is whole, none if there is none. Anything else is a checkpoint's folder: every
-// rank throws `AgreedError` where it is not whole. Says aloud what was rejected, and when the world
-// size changes.
-std::optional<FoundCheckpoint> choose_checkpoint(FileSystem& files, Communicator& communicator,
-                                                 const TrainOptions& options,
-                                                 TrainerObserver& observer);
+// of this lineage that is whole; none if there is none at all. Anything else is a checkpoint's
+// folder. Every rank throws `AgreedError` (exit 65) where that is not whole or of another lineage,
+// and where "auto" finds whole ones, but none of this lineage. Says aloud what was passed over.
+Resumption choose_checkpoint(FileSystem& files, Communicator& communicator,
+                             const TrainOptions& options, const Lineage& lineage,
+                             TrainerObserver& observer);
 
 }  // namespace thinwire

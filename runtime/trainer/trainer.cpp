@@ -11,13 +11,9 @@
 #include "optimizers/factory.h"
 #include "runtime/base/error.h"
 #include "runtime/base/hash.h"
-#include "runtime/checkpoint/checkpoint.h"
-#include "runtime/checkpoint/load.h"
 #include "runtime/data_parallel.h"
 #include "runtime/layers/dropout_mask.h"
 #include "runtime/trainer/compression.h"
-#include "runtime/trainer/position.h"
-#include "runtime/trainer/resume.h"
 
 namespace thinwire {
 namespace {
@@ -192,6 +188,7 @@ EndReport Trainer::run() {
   const Schedule schedule = parse_schedule(options_.lr_schedule, options_.lr, total_steps());
   double lr = schedule.at(std::max<std::int64_t>(attempted_ - 1, 0));
   bool stop = false;
+  std::string not_saved = "no step was taken";
   bool compressing = !compresses() || committed_ >= compression_.start_iter;
   const Doing computing(parts_.recorder, "computing");
 
@@ -223,7 +220,8 @@ EndReport Trainer::run() {
                                           perplexity(*parts_.data.test, result)));
     }
     const bool due = options_.checkpoint_every > 0 && attempted_ % options_.checkpoint_every == 0;
-    if (due || finished() || stop) save();
+    const bool last = finished() || stop;
+    if (due || last) not_saved = save(last ? Retry::once : Retry::never);
   }
 
   EndReport end;
@@ -235,8 +233,13 @@ EndReport Trainer::run() {
   require_equal_replicas(parts_.communicator, parameters());
   end.parameters_hash = hex64(hash_parameters(parameters()));
   end.seconds = seconds_since(start);
+  if (last_saved_step_ == attempted_ && is_last_checkpoint_gone()) {
+    last_saved_step_ = -1;
+    not_saved = save(Retry::once);
+  }
   end.checkpoint = last_checkpoint_;
   end.checkpoint_is_current = last_saved_step_ == attempted_;
+  if (!end.checkpoint_is_current) end.checkpoint_failure = not_saved;
   end.stopped = stop && !finished();
   return end;
 }
@@ -492,65 +495,6 @@ void Trainer::visit(StateVisitor& visitor) {
     if (before_) before_->visit(bucket, visitor);
   }
   model_buffers_.visit_own(visitor);
-}
-
-void Trainer::save() {
-  if (last_saved_step_ == attempted_) return;
-  const Doing saving(parts_.recorder, "writing a checkpoint");
-  require_equal_replicas(parts_.communicator, parameters());
-  const std::vector<at::Tensor> mean = model_buffers_.mean(parts_.communicator);
-  StateCollector model;
-  visit_parameters(parameters(), model);
-  model_buffers_.visit_mean(model, mean);
-  StateCollector other;
-  visit(other);
-  std::map<std::string, std::string> info = parts_.info;
-  info.merge(lineage());
-  const SaveResult result = save_checkpoint(
-      parts_.files, parts_.communicator,
-      {.root = checkpoint_root(options_), .step = attempted_, .info = info}, model, other);
-  if (result.complete) {
-    last_checkpoint_ = result.folder;
-    last_saved_step_ = attempted_;
-  }
-  if (!result.warning.empty()) parts_.observer.on_line("warning: " + result.warning);
-}
-
-std::map<std::string, std::string> Trainer::lineage() const {
-  return {{"seed", std::to_string(options_.seed)},
-          {"training samples", std::to_string(parts_.data.train->size())},
-          {"training data", hex64(parts_.data.train->fingerprint())},
-          {"data partition", partition_ ? partition_->name() : "iid"}};
-}
-
-void Trainer::resume() {
-  if (options_.resume.empty()) return;
-  const Doing reading(parts_.recorder, "reading a checkpoint");
-  const torch::NoGradGuard no_grad;
-  const auto found =
-      choose_checkpoint(parts_.files, parts_.communicator, options_, parts_.observer);
-  if (!found) return;
-  require_same_lineage(*found, lineage());
-  require_possible_position(*found, order_.dataset_size());
-  const std::vector<at::Tensor> unused = model_buffers_.clone();
-  const auto warnings = load_checkpoint(
-      parts_.files, found->folder, found->manifest, parts_.communicator.rank(),
-      parts_.communicator.size(),
-      [&](StateVisitor& visitor) {
-        visit_parameters(parameters(), visitor);
-        model_buffers_.visit_mean(visitor, unused);
-      },
-      [&](StateVisitor& visitor) { visit(visitor); });
-  for (const auto& warning : warnings) parts_.observer.on_line("warning: " + warning);
-  last_checkpoint_ = found->folder;
-  last_saved_step_ = attempted_;
-  parts_.observer.on_line(fmt::format("resumed from {} at step {}", found->folder, attempted_));
-  const std::string changes = describe_changes(found->manifest.info, parts_.info);
-  if (!changes.empty()) parts_.observer.on_line("resumed with changes: " + changes);
-  if (finished()) {
-    parts_.observer.on_line(
-        fmt::format("nothing left to train: step {} of {}", attempted_, total_steps()));
-  }
 }
 
 std::vector<std::string> Trainer::describe_compression() const {

@@ -24,6 +24,7 @@
 #include "runtime/trainer/model_state.h"
 #include "runtime/trainer/options.h"
 #include "runtime/trainer/precision.h"
+#include "runtime/trainer/resume.h"
 #include "runtime/watch/flight_recorder.h"
 
 namespace thinwire {
@@ -75,8 +76,9 @@ struct EndReport {
   std::string parameters_hash;            // 16 hex digits
   double seconds = 0;                     // since the start or resume
   std::optional<std::string> checkpoint;  // folder of the last one that is whole
-  bool checkpoint_is_current = false;     // and it holds the last step
-  bool stopped = false;                   // by a request, before the end
+  bool checkpoint_is_current = false;     // and it holds the last step; else why it does not:
+  std::string checkpoint_failure;
+  bool stopped = false;  // by a request, before the end
 };
 
 // Told what happens, on the rank that was given one.
@@ -130,7 +132,7 @@ class Trainer {
   ~Trainer();
 
   // Continues from the checkpoint that `options.resume` names, if any.
-  void resume();
+  Resumption resume();
   EndReport run();
   // One step as `run` takes it, without reports, comparisons and checkpoints: for measurements.
   void run_step();
@@ -166,9 +168,14 @@ class Trainer {
   StepReport make_report(const Interval& interval, double lr);
   void tell_of_slow_rank(const StepReport& report, double seconds);
   double residual_norm();
-  void save();
-  // What a checkpoint and the run that resumes from it must have in common.
-  std::map<std::string, std::string> lineage() const;
+  // Why there is no checkpoint of this step; empty if there is one. `try_again`: a checkpoint that
+  // failed is tried a second time, after making room where that was lacking.
+  enum class Retry { never, once };
+  std::string save(Retry retry);
+  SaveResult save_once();
+  void make_room_for_last();
+  bool is_last_checkpoint_gone();
+  Lineage lineage() const;
 
   TrainerParts parts_;
   TrainOptions options_;

@@ -1,5 +1,6 @@
 """Runs `thinwire train` and `thinwire verify`: results, exit codes and messages."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -17,15 +18,26 @@ import time
 import unittest
 
 import tfevents
-from support import SMALL, Program, end_of, metrics, mpi_environment, mpirun
+from support import (SMALL, Program, end_of, environment, metrics, mpi_environment,
+                     mpirun)
 
 PROGRAM = Program(sys.argv.pop(1))
 HAS_MPI = mpirun() is not None and "off" not in re.search(
     r"MPI +(.*)", PROGRAM.run("info").stdout).group(1)
 
 
+SMALL_WITHOUT_REPORT = SMALL[:SMALL.index("--report-every")]
+
+
 def idx(shape, values, code=0x08):
     return struct.pack(f">HBB{len(shape)}I", 0, code, len(shape), *shape) + bytes(values)
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 class Case(unittest.TestCase):
@@ -40,6 +52,29 @@ class Case(unittest.TestCase):
                              **keywords)
         self.assertEqual(result.returncode, code, result.stdout + result.stderr)
         return result
+
+    @contextlib.contextmanager
+    def running(self, *arguments, name="run"):
+        """A run that has reported something; what it says goes to a file, as a pipe would fill."""
+        said = self.folder / "said"
+        with open(said, "w", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                [PROGRAM.path, "train", *SMALL_WITHOUT_REPORT, "--report-every", "1", "--output",
+                 self.folder / name, *map(str, arguments)],
+                env=environment(), stdout=file, stderr=file)
+        try:
+            metrics_file = self.folder / name / "metrics.jsonl"
+            wait_for(lambda: metrics_file.exists() and metrics_file.stat().st_size > 0)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def end(self, process, code, timeout=120):
+        process.wait(timeout)
+        said = (self.folder / "said").read_text()
+        self.assertEqual(process.returncode, code, said)
+        return said
 
     def hash_of(self, name="run"):
         return end_of(self.folder / name)["parameters_hash"]
@@ -251,6 +286,194 @@ class Results(Case):
         self.assertEqual(self.hash_of(), before)
 
 
+class Lineage(Case):
+    """--resume auto goes on from the newest checkpoint of its own."""
+    JOB = ("--ranks", 2, "--compressor", "sign")
+
+    def root(self, name="run"):
+        return self.folder / name / "checkpoints"
+
+    def check_passed_over(self, step, why, *more):
+        self.train(*self.JOB, *more, "--steps", 20, name="whole")
+        result = self.train(*self.JOB, *more, "--steps", 20, "--resume", "auto")
+        self.assertRegex(result.stdout, rf"warning: .*/step-{step:08d}: {why}; passed over\n")
+        self.assertRegex(result.stdout, "resumed from .*/step-00000010 at step 10\n")
+        self.assertRegex(result.stdout, "moved what an earlier run left .*: 1 checkpoints")
+        self.assertEqual(self.hash_of(), self.hash_of("whole"))
+        self.assertEqual(sorted(os.listdir(self.root())), ["step-00000010", "step-00000020"])
+        moved = self.folder / "run/earlier-1/checkpoints" / f"step-{step:08d}"
+        self.assertTrue(moved.exists())
+        return moved
+
+    def test_another_runs_newer_checkpoint_is_passed_over(self):
+        for number, (change, why) in enumerate((
+                (["--seed", 9], "was made with seed 9, this run has 1"),
+                (["--model", "mlp:hidden=16"], "was made with parameters .*, this run has .*"),
+                (["--optimizer", "adam"], "was made with optimizer adam, this run has sgd"))):
+            with self.subTest(change=change):
+                shutil.rmtree(self.folder / "run", ignore_errors=True)
+                shutil.rmtree(self.folder / "whole", ignore_errors=True)
+                # Also at a step that this run comes to: it must not pass for this run's.
+                step = 15 if number else 20
+                self.train(*self.JOB, "--steps", 10)
+                self.train(*self.JOB, *change, "--steps", step, name="other")
+                shutil.copytree(self.root("other") / f"step-{step:08d}",
+                                self.root() / f"step-{step:08d}")
+                moved = self.check_passed_over(step, why)
+                self.assertEqual(PROGRAM.run("verify", moved).returncode, 0)
+                shutil.rmtree(self.folder / "other")
+
+    def test_a_link_or_a_copy_does_not_win_by_its_name(self):
+        for make in (shutil.copytree, lambda there, name: name.symlink_to(there.resolve())):
+            shutil.rmtree(self.folder / "run", ignore_errors=True)
+            shutil.rmtree(self.folder / "whole", ignore_errors=True)
+            self.train(*self.JOB, "--steps", 10)
+            make(self.root() / "step-00000010", self.root() / "step-00000099")
+            self.check_passed_over(
+                99, "is a link or a copy under another name, of step 10")
+
+    def test_what_a_link_leads_to_is_not_removed_with_it(self):
+        self.train(*self.JOB, "--steps", 5, name="other")
+        precious = self.root("other") / "step-00000005"
+        self.root().mkdir(parents=True)
+        (self.root() / "step-00000005").symlink_to(precious)
+        self.train(*self.JOB, "--steps", 40, "--checkpoint-every", 10, "--resume", "auto")
+        self.assertEqual(sorted(os.listdir(self.root())), ["step-00000030", "step-00000040"])
+        self.assertEqual(PROGRAM.run("verify", precious).returncode, 0)
+
+    def test_going_on_from_a_named_one_keeps_the_others_of_other_runs(self):
+        self.train(*self.JOB, "--steps", 10)
+        self.train(*self.JOB, "--seed", 9, "--steps", 5, name="other")
+        shutil.copytree(self.root("other") / "step-00000005", self.root() / "step-00000005")
+        self.train(*self.JOB, "--steps", 20, "--resume", self.root() / "step-00000010")
+        self.assertTrue((self.folder / "run/earlier-1/checkpoints/step-00000005").is_dir())
+
+
+class Folder(Case):
+    def test_a_second_run_is_refused(self):
+        with self.running("--steps", 100000):
+            for extra in ([], ["--resume", "auto"]):
+                result = self.train("--steps", 5, *extra, code=73)
+                self.assertRegex(result.stderr, r"\Athinwire: '.*/run' belongs to another run: "
+                                 r"process \d+ on host '.+', since 20.* UTC; .*--output\n\Z")
+            self.assertFalse((self.folder / "run/earlier-1").exists())
+            # The same folder by another name.
+            (self.folder / "link").symlink_to(self.folder / "run")
+            self.train("--steps", 5, name="link", code=73)
+        self.train("--steps", 5)
+
+    def test_a_killed_runs_folder_is_free_at_once(self):
+        with self.running("--steps", 100000) as process:
+            process.kill()
+            process.wait()
+        self.assertTrue((self.folder / "run/run.lock").exists())
+        start = time.monotonic()
+        self.assertNotIn("sign of life", self.train("--steps", 5).stdout)
+        self.assertLess(time.monotonic() - start, 30)
+        self.assertFalse((self.folder / "run/run.lock").exists())
+
+    def test_ranks_that_do_not_share_the_folder_are_named(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        ranks = []
+        for rank in range(2):
+            (self.folder / str(rank)).mkdir()
+            variables = environment(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
+                                    LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                                    MASTER_PORT=port)
+            ranks.append(subprocess.Popen(
+                [os.path.abspath(PROGRAM.path), "train", *SMALL, "--steps", "20", "--timeout", "4",
+                 "--output", "run"], cwd=self.folder / str(rank), env=variables, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        texts = []
+        for process in ranks:
+            out, err = process.communicate(timeout=60)
+            self.assertEqual(process.returncode, 73, out + err)
+            texts.append(err)
+        self.assertIn("rank 1 does not see in 'run' what rank 0 wrote there; give a folder that all "
+                      "machines share with --output", texts[0])
+        self.assertFalse((self.folder / "0/run/metrics.jsonl").exists())
+
+    def test_resuming_before_the_first_checkpoint_keeps_the_metrics(self):
+        with self.running("--steps", 100000) as process:
+            wait_for(lambda: (self.folder / "run/metrics.jsonl").read_text().count("\n") > 20)
+            process.kill()
+            process.wait()
+        before = (self.folder / "run/metrics.jsonl").read_text()
+        result = self.train("--steps", 30, "--resume", "auto")
+        self.assertIn("moved what an earlier run left", result.stdout)
+        self.assertEqual((self.folder / "run/earlier-1/metrics.jsonl").read_text(), before)
+        self.assertEqual([line["step"] for line in metrics(self.folder / "run")], [10, 20, 30, 30])
+
+    def test_metrics_of_other_content_are_not_emptied(self):
+        self.train("--steps", 10, name="made")
+        resume = ("--resume", "auto")
+        for content, keep, more in (("x" * 1000000, False, resume), ("notes", True, resume),
+                                    ('{"step": "one"}\n', True, resume),
+                                    ("[" * 100000 + "\n", True, ())):
+            shutil.rmtree(self.folder / "run", ignore_errors=True)
+            shutil.copytree(self.folder / "made", self.folder / "run")
+            if not keep:
+                shutil.rmtree(self.folder / "run/checkpoints")
+            (self.folder / "run/metrics.jsonl").write_text(content)
+            result = self.train("--steps", 20, *more)
+            self.assertRegex(result.stdout, "moved what an earlier .*metrics.jsonl")
+            self.assertEqual((self.folder / "run/earlier-1/metrics.jsonl").read_text(), content)
+
+    def test_what_is_no_file_in_the_place_of_metrics(self):
+        (self.folder / "precious").write_text("precious\n")
+        self.train("--steps", 10, name="made")
+        resume = ("--resume", "auto")
+        for make, more in ((os.mkfifo, ()), (os.mkfifo, resume), (os.mkdir, resume),
+                           (lambda path: os.symlink("/dev/zero", path), resume),
+                           (lambda path: os.symlink("/nowhere", path), ()),
+                           (lambda path: os.symlink(self.folder / "precious", path), resume)):
+            shutil.rmtree(self.folder / "run", ignore_errors=True)
+            shutil.copytree(self.folder / "made", self.folder / "run")
+            (self.folder / "run/metrics.jsonl").unlink()
+            make(self.folder / "run/metrics.jsonl")
+            os.symlink(self.folder / "precious", self.folder / "run/metrics.jsonl.partial")
+            self.train("--steps", 20, *more)
+            self.assertEqual(end_of(self.folder / "run")["step"], 20)
+            self.assertEqual((self.folder / "precious").read_text(), "precious\n")
+            os.lstat(self.folder / "run/earlier-1/metrics.jsonl")
+
+    def test_a_folder_that_is_removed_while_it_is_written_to(self):
+        with self.running("--steps", 100000, "--checkpoint-every", 50) as process:
+            shutil.rmtree(self.folder / "run", ignore_errors=True)
+            wait_for(lambda: (self.folder / "run/metrics.jsonl").exists())
+            seen = len(metrics(self.folder / "run"))
+            wait_for(lambda: len(metrics(self.folder / "run")) > seen + 5)
+            process.send_signal(signal.SIGUSR1)
+            out = self.end(process, 75)
+        self.assertEqual(out.count("warning: somebody removed "), 2 + out.count(
+            "somebody removed " + str(self.folder / "run/checkpoints")), out)
+        self.assertRegex(out, "somebody removed .*metrics.jsonl; metrics go on in a new one")
+        self.assertRegex(out, "somebody removed .*tfevents.*; TensorBoard events go on in a new one")
+        self.assertTrue(end_of(self.folder / "run")["stopped"])
+        (events,) = (self.folder / "run/tensorboard").iterdir()
+        self.assertEqual(tfevents.read(events)[0]["version"], "brain.Event:2")
+
+    def test_metrics_that_are_rotated_or_emptied(self):
+        path = self.folder / "run/metrics.jsonl"
+        with self.running("--steps", 100000) as process:
+            os.rename(path, self.folder / "rotated")
+            wait_for(path.exists)
+            os.truncate(path, 0)
+            wait_for(lambda: path.stat().st_size > 2000)
+            (self.folder / "new").write_text("mine\n")
+            os.rename(self.folder / "new", path)
+            wait_for(lambda: path.stat().st_size > 2000)
+            process.send_signal(signal.SIGUSR1)
+            out = self.end(process, 75)
+        for pattern in ("somebody removed", "somebody cut off", "somebody replaced"):
+            self.assertEqual(len(re.findall(f"warning: {pattern} .*metrics.jsonl", out)), 1, out)
+        lines = path.read_text().splitlines()
+        self.assertEqual(lines[0], "mine")
+        self.assertEqual(json.loads(lines[-1])["event"], "end")
+
+
 class Stopping(Case):
     JOB = ("--ranks", 3, "--compressor", "sign", "--steps", 40000, "--report-every", 1)
 
@@ -309,9 +532,6 @@ class Stopping(Case):
         self.check_resumed(text, process.returncode)
 
 
-SMALL_WITHOUT_REPORT = SMALL[:SMALL.index("--report-every")]
-
-
 class Checkpoints(Case):
     def test_flipped_bytes_are_rejected_and_the_previous_one_is_used(self):
         self.train("--ranks", 2, "--steps", 20, "--checkpoint-every", 10, "--compressor", "sign")
@@ -345,18 +565,98 @@ class Checkpoints(Case):
         self.assertEqual(sorted(os.listdir(self.folder / "run/checkpoints")),
                          ["step-00000040", "step-00000050"])
 
-    def test_a_full_disk_costs_the_checkpoint_not_the_run(self):
+    def small_disk(self, options):
         disk = self.folder / "disk"
         disk.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "none", disk],
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", disk],
                                  capture_output=True, check=False).returncode == 0
         if not mounted:
             self.skipTest("mounting a small file system needs root")
-        self.addCleanup(subprocess.run, ["umount", disk], check=False)
+        self.addCleanup(subprocess.run, ["umount", "-l", disk], check=False)
+
+    def check_ended_without_its_checkpoint(self, result, reason, name):
+        self.assertRegex(result.stderr, r"\Athinwire: the run ended without its last checkpoint: "
+                         rf"the checkpoint of step \d+ was not saved: rank \d: .*{reason}.*; ")
+        self.assertRegex(result.stdout, rf"warning: .*{reason}.*; trying once more\n")
+        self.assertIn("ended without its last checkpoint: test accuracy", result.stdout)
+        self.assertNotIn("done: ", result.stdout)
+        end = end_of(self.folder / name)
+        self.assertIsNone(end["checkpoint"])
+        self.assertRegex(end["parameters_hash"], r"\A[0-9a-f]{16}\Z")
+
+    def test_a_full_disk_costs_the_checkpoint_not_the_run(self):
+        self.small_disk("size=100k")
         result = self.train("--ranks", 2, "--steps", 20, "--checkpoint-every", 10, "--model",
-                            "mlp:hidden=512", name="disk/run")
-        self.assertRegex(result.stdout, r"warning: .*No space left on device")
-        self.assertIn("done: test accuracy", result.stdout)
+                            "mlp:hidden=512", name="disk/run", code=73)
+        self.check_ended_without_its_checkpoint(result, "No space left on device", "disk/run")
+
+    def test_a_disk_without_inodes_costs_the_checkpoint_not_the_run(self):
+        # The disk's root, run, run.lock, metrics and tensorboard's file and folder are six.
+        self.small_disk("nr_inodes=9")
+        result = self.train("--ranks", 2, "--steps", 20, name="disk/run", code=73)
+        self.check_ended_without_its_checkpoint(result, "No space left on device", "disk/run")
+
+    def test_the_last_checkpoint_takes_the_room_of_the_older_one_of_two(self):
+        job = ("--ranks", 2, "--checkpoint-every", 10, "--model", "mlp:hidden=512")
+        self.train(*job, "--steps", 10, name="measured")
+        one = sum(path.stat().st_size // 4096 + 1
+                  for path in (self.folder / "measured/checkpoints/step-00000010").iterdir())
+        self.small_disk(f"size={4 * (5 * one // 2 + 8)}k")
+        result = self.train(*job, "--steps", 30, name="disk/run")
+        self.assertRegex(result.stdout, "No space left on device.*; trying once more\n"
+                         "warning: removed .*/checkpoints/step-00000010 to make room\n")
+        self.assertEqual(sorted(os.listdir(self.folder / "disk/run/checkpoints")),
+                         ["step-00000020", "step-00000030"])
+        self.assertEqual(
+            PROGRAM.run("verify", end_of(self.folder / "disk/run")["checkpoint"]).returncode, 0)
+
+    def test_the_only_checkpoint_is_never_given_up_for_the_last(self):
+        job = ("--ranks", 2, "--model", "mlp:hidden=512")
+        self.train(*job, "--steps", 10, name="measured")
+        one = sum(path.stat().st_size // 4096 + 1
+                  for path in (self.folder / "measured/checkpoints/step-00000010").iterdir())
+        self.small_disk(f"size={4 * (3 * one // 2 + 8)}k")
+        self.train(*job, "--steps", 10, name="disk/run")
+        result = self.train(*job, "--steps", 20, "--resume", "auto", name="disk/run", code=73)
+        self.assertIn("warning: there is no checkpoint to spare", result.stdout)
+        self.assertIn("the run ended without its last checkpoint", result.stderr)
+        self.assertEqual(os.listdir(self.folder / "disk/run/checkpoints"), ["step-00000010"])
+
+    def test_a_limit_on_files_costs_the_checkpoint_not_the_run(self):
+        # SIGXFSZ would end it; Python ignores that signal, and its children need not.
+        command = ["bash", "-c", 'trap - XFSZ; ulimit -f 50; exec "$@"', "bash", PROGRAM.path,
+                   "train", "--model", "mlp:hidden=512", *SMALL[2:], "--steps", "20", "--ranks", "2",
+                   "--output", str(self.folder / "run")]
+        result = subprocess.run(command, env=environment(), text=True, capture_output=True,
+                                timeout=120, check=False)
+        self.assertEqual(result.returncode, 73, result.stdout + result.stderr)
+        self.check_ended_without_its_checkpoint(result, "File too large", "run")
+
+    def test_files_in_the_place_of_folders(self):
+        (self.folder / "run").mkdir()
+        (self.folder / "run/checkpoints").write_text("mine")
+        result = self.train("--steps", 20, code=73)
+        self.assertIn("run/checkpoints' is no folder, but checkpoints go there", result.stderr)
+        self.assertEqual((self.folder / "run/checkpoints").read_text(), "mine")
+        # And while it trains.
+        (self.folder / "run/checkpoints").unlink()
+        with self.running("--steps", 1000) as process:
+            (self.folder / "run/checkpoints").mkdir()
+            in_the_way = self.folder / "run/checkpoints/step-00001000"
+            in_the_way.write_text("mine")
+            self.assertIn("the run ended without its last checkpoint", self.end(process, 73))
+        self.assertEqual(in_the_way.read_text(), "mine")
+        self.assertEqual(end_of(self.folder / "run")["step"], 1000)
+
+    def test_a_checkpoint_that_was_removed_is_said_and_written_again(self):
+        with self.running("--steps", 100000, "--checkpoint-every", 200) as process:
+            wait_for(lambda: (self.folder / "run/checkpoints/step-00000200/manifest.json").exists())
+            shutil.rmtree(self.folder / "run/checkpoints", ignore_errors=True)
+            process.send_signal(signal.SIGUSR1)
+            out = self.end(process, 75)
+        self.assertRegex(out, "warning: somebody removed .*/checkpoints/step-[0-9]+, the last ")
+        self.assertEqual(
+            PROGRAM.run("verify", end_of(self.folder / "run")["checkpoint"]).returncode, 0)
 
     def test_python_reads_the_weights(self):
         try:

@@ -232,6 +232,138 @@ TEST(Save, WorksOnARealDisk) {
   std::filesystem::remove_all(folder);
 }
 
+// Saves with what tells one run from another.
+SaveResult save_as(FileSystem& files, std::int64_t step, const std::string& seed) {
+  SaveResult result;
+  run_ranks(1, [&](std::unique_ptr<Communicator> communicator) {
+    testing::RunState run = testing::make_run(0, 1, step);
+    StateCollector model;
+    StateCollector other;
+    run.model.show(model);
+    run.other.show(other);
+    result = save_checkpoint(
+        files, *communicator,
+        {.root = root, .step = step, .info = {{"seed", seed}}, .identity = {"seed"}}, model, other);
+  });
+  return result;
+}
+
+std::string other_seed_than(const std::string& seed, const Manifest& manifest) {
+  return manifest.info.at("seed") == seed ? "" : "has seed " + manifest.info.at("seed");
+}
+
+TEST(Save, ACompleteCheckpointOfAnotherRunIsNeitherKeptAsThisOnesNorRemoved) {
+  MemoryFileSystem files;
+  ASSERT_TRUE(save_as(files, 4, "1").complete);
+  const SaveResult result = save_as(files, 4, "2");
+  EXPECT_FALSE(result.complete);
+  EXPECT_THAT(result.warning,
+              HasSubstr("step 4 was not saved: rank 0: run/checkpoints/step-00000004 "
+                        "holds another run's checkpoint, with seed 1, this run has "
+                        "2; move it away"));
+  EXPECT_EQ(verify_checkpoint(files, checkpoint_folder(root, 4)).info.at("seed"), "1");
+  EXPECT_TRUE(save_as(files, 4, "1").complete);
+  // Nor do older ones of another run count or go.
+  for (const std::int64_t step : {5, 6, 7}) ASSERT_TRUE(save_as(files, step, "2").complete);
+  EXPECT_THAT(files.list_directory(root),
+              ElementsAre("step-00000004", "step-00000006", "step-00000007"));
+}
+
+TEST(Save, ACopyUnderTheNameOfTheStepIsNotKeptAsIt) {
+  MemoryFileSystem files;
+  save_run(files, root, 1, 4);
+  files.make_directories(checkpoint_folder(root, 9));
+  for (const auto& name : files.list_directory(checkpoint_folder(root, 4))) {
+    files.create(file_of(9, name))->write(files.read_file(file_of(4, name)));
+  }
+  EXPECT_THAT(save_run(files, root, 1, 9)[0].warning,
+              HasSubstr("another run's checkpoint, of step 4"));
+  EXPECT_EQ(latest_step(files), 4);
+}
+
+TEST(Save, OnlyADiskThatIsFullLacksSpace) {
+  MemoryFileSystem memory;
+  FaultyFileSystem files(memory);
+  files.fail_paths_with("rank-00001");
+  for (const auto& result : save_run(files, root, 2, 2)) EXPECT_TRUE(result.lacks_space);
+  EXPECT_FALSE(save_run(memory, root, 2, 3)[0].lacks_space);
+}
+
+TEST(MakeRoom, TakesTheOldestOfSeveralAndWhatIsUnfinished) {
+  MemoryFileSystem files;
+  for (const std::int64_t step : {1, 2}) save_run(files, root, 1, step);
+  files.make_directories(checkpoint_folder(root, 3));
+  files.make_directories(checkpoint_folder(root, 9));
+  EXPECT_EQ(make_room(files, root, 5),
+            checkpoint_folder(root, 3) + ", " + checkpoint_folder(root, 1));
+  EXPECT_THAT(files.list_directory(root), ElementsAre("step-00000002", "step-00000009"));
+  EXPECT_EQ(make_room(files, root, 5), "");
+  EXPECT_EQ(latest_step(files), 2);
+  EXPECT_EQ(make_room(files, "nowhere", 5), "");
+}
+
+TEST(MakeRoom, LeavesTheLastWholeOneWhereTheNewestIsDamaged) {
+  MemoryFileSystem files;
+  for (const std::int64_t step : {1, 2}) save_run(files, root, 1, step);
+  files.bytes(file_of(2, "model.safetensors")).back() ^= 1;
+  EXPECT_EQ(make_room(files, root, 5), "");
+  EXPECT_EQ(latest_step(files), 1);
+}
+
+TEST(FindLatest, StrangersArePassedOverByTheirManifestsAlone) {
+  MemoryFileSystem memory;
+  for (const std::int64_t step : {1, 2}) ASSERT_TRUE(save_as(memory, step, "1").complete);
+  for (const std::int64_t step : {8, 9}) ASSERT_TRUE(save_as(memory, step, "2").complete);
+  memory.rename(checkpoint_folder(root, 1), checkpoint_folder(root, 7));
+  for (const auto& path : memory.all_files()) {
+    const std::string moved = checkpoint_folder(root, 1) + "/";
+    if (path.starts_with(moved)) memory.rename(path, file_of(7, path.substr(moved.size())));
+  }
+  FaultyFileSystem files(memory);
+  const auto objection = [](const Manifest& manifest) { return other_seed_than("1", manifest); };
+  const auto latest = find_latest_checkpoint(files, root, objection);
+  ASSERT_TRUE(latest.found);
+  EXPECT_EQ(latest.found->folder, checkpoint_folder(root, 2));
+  EXPECT_THAT(latest.rejected,
+              ElementsAre(HasSubstr("step-00000009: has seed 2; passed over"),
+                          HasSubstr("step-00000008: has seed 2; passed over"),
+                          HasSubstr("step-00000007: is a link or a copy under another name, of "
+                                    "step 1; passed over")));
+  for (const auto& call : files.calls()) {
+    const bool is_strange = call.find("step-00000002") == std::string::npos;
+    const bool is_read = call.starts_with("read_file");
+    EXPECT_TRUE(!is_strange || !is_read || call.ends_with("manifest.json")) << call;
+  }
+  const auto strangers = find_strangers(files, root, objection);
+  ASSERT_EQ(strangers.size(), 3U);
+  EXPECT_EQ(strangers[0].folder, checkpoint_folder(root, 9));
+  EXPECT_EQ(strangers[0].why, "has seed 2");
+}
+
+TEST(Save, ALinkInThePlaceOfACheckpointIsRemovedAloneWithoutWhatItLeadsTo) {
+  std::string name = std::filesystem::temp_directory_path() / "thinwire-XXXXXX";
+  const std::string folder = ::mkdtemp(name.data());
+  PosixFileSystem files;
+  const std::string below = folder + "/checkpoints";
+  ASSERT_TRUE(save_run(files, folder + "/other", 1, 1)[0].complete);
+  const std::string precious = checkpoint_folder(folder + "/other", 1);
+  std::filesystem::create_directories(below);
+  std::filesystem::create_directory_symlink(precious, checkpoint_folder(below, 1));
+  std::filesystem::create_directory_symlink(folder + "/nowhere", checkpoint_folder(below, 3));
+  for (const std::int64_t step : {2, 3}) ASSERT_TRUE(save_run(files, below, 1, step)[0].complete);
+  EXPECT_THAT(files.list_directory(below), ElementsAre("step-00000002", "step-00000003"));
+  EXPECT_FALSE(files.is_link(checkpoint_folder(below, 3)));
+  EXPECT_EQ(verify_checkpoint(files, precious).step, 1);
+  // A file there is not the run's to remove.
+  files.create(checkpoint_folder(below, 4));
+  const SaveResult result = save_run(files, below, 1, 4)[0];
+  EXPECT_FALSE(result.complete);
+  EXPECT_FALSE(result.lacks_space);
+  EXPECT_THAT(result.warning, HasSubstr("Not a directory"));
+  EXPECT_TRUE(std::filesystem::is_regular_file(checkpoint_folder(below, 4)));
+  std::filesystem::remove_all(folder);
+}
+
 TEST(FindLatest, NothingThereIsNoError) {
   MemoryFileSystem files;
   EXPECT_FALSE(find_latest_checkpoint(files, "nowhere").found);

@@ -1,0 +1,581 @@
+#include "launch/run_lock.h"
+
+#include <fcntl.h>
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <condition_variable>
+#include <ctime>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <sstream>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "launch/output_folder.h"
+#include "runtime/agreement.h"
+#include "runtime/base/error.h"
+#include "runtime/base/file_descriptor.h"
+#include "runtime/base/text.h"
+
+namespace thinwire {
+namespace {
+
+using nlohmann::ordered_json;
+using std::chrono::duration_cast;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr const char* kName = "run.lock";
+// What each lock file begins with, so that nobody else's file is taken for one and overwritten.
+constexpr std::string_view kHead = R"({"lock":"thinwire",)";
+constexpr std::size_t kMostBytes = 4096;
+constexpr int kAttempts = 100;
+// How long the end of a run waits for a file server.
+constexpr seconds kPatience{5};
+// A rank's machine may show for a while what it has read before.
+constexpr seconds kUntilSeen{10};
+
+std::string path_of(const std::string& folder) {
+  return folder + "/" + kName;
+}
+
+std::string reason(int error) {
+  return std::generic_category().message(error);
+}
+
+[[noreturn]] void refuse(const std::string& message) {
+  throw Error(ExitCode::cannot_write, message);
+}
+
+[[noreturn]] void cannot(const std::string& what, const std::string& path, int error) {
+  refuse(fmt::format(
+      "cannot {} '{}': {}; check the folder and its disk, or give another with --output", what,
+      path, reason(error)));
+}
+
+FileTime modified(const struct stat& status) {
+  return seconds(status.st_mtim.tv_sec) + std::chrono::nanoseconds(status.st_mtim.tv_nsec);
+}
+
+bool same_file(const struct stat& a, const struct stat& b) {
+  return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
+// Opened anew for every look: only that makes a network file system ask its server. Never waits,
+// whatever stands there.
+FileDescriptor open_lock(const std::string& path, int flags) {
+  return FileDescriptor(uninterrupted([&] {
+    return ::open(path.c_str(), flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0666);
+  }));
+}
+
+std::string read_some(int descriptor) {
+  std::string bytes(kMostBytes + 1, '\0');
+  const ssize_t count =
+      uninterrupted([&] { return ::pread(descriptor, bytes.data(), bytes.size(), 0); });
+  bytes.resize(static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
+  return bytes;
+}
+
+std::string to_text(const LockOwner& owner) {
+  const ordered_json object = {{"lock", "thinwire"},       {"host", owner.host},
+                               {"boot", owner.boot},       {"process_table", owner.process_table},
+                               {"process", owner.process}, {"process_start", owner.process_start},
+                               {"since", owner.since},     {"token", owner.token}};
+  return object.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
+}
+
+// None where the text is not that of a whole lock file.
+std::optional<LockOwner> parse_owner(const std::string& text) {
+  const auto object = ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!text.starts_with(kHead) || !object.is_object()) return std::nullopt;
+  const auto word = [&](const char* key) {
+    const auto found = object.find(key);
+    return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
+  };
+  const auto number = [&](const char* key) {
+    const auto found = object.find(key);
+    return found != object.end() && found->is_number_integer() ? found->get<std::int64_t>() : 0;
+  };
+  const LockOwner owner{word("host"),
+                        word("boot"),
+                        word("process_table"),
+                        number("process"),
+                        number("process_start"),
+                        word("since"),
+                        word("token")};
+  return owner.token.empty() ? std::nullopt : std::optional(owner);
+}
+
+// A lock file that was not written whole, as a crash may leave it.
+bool is_damaged_lock(const std::string& text) {
+  const std::size_t common = std::min(text.size(), kHead.size());
+  const bool zeros = std::all_of(text.begin(), text.end(), [](char c) { return c == '\0'; });
+  return text.size() <= kMostBytes && (zeros || text.substr(0, common) == kHead.substr(0, common));
+}
+
+std::string describe(const LockOwner& owner) {
+  return fmt::format("process {} on host '{}', since {}", owner.process, printable(owner.host, 64),
+                     printable(owner.since, 32));
+}
+
+// 0, or what errno says.
+int write_owner(int descriptor, const LockOwner& owner) {
+  const std::string text = to_text(owner);
+  const ssize_t count =
+      uninterrupted([&] { return ::pwrite(descriptor, text.data(), text.size(), 0); });
+  if (count < 0) return errno;
+  if (count != static_cast<ssize_t>(text.size())) return ENOSPC;
+  // Other machines see it from here on.
+  if (::ftruncate(descriptor, static_cast<off_t>(text.size())) < 0) return errno;
+  return uninterrupted([&] { return ::fsync(descriptor); }) < 0 ? errno : 0;
+}
+
+// There is no flock on this file system. A server that is short of locks says the same.
+bool has_no_flock(int error) {
+  return error == ENOLCK || error == EOPNOTSUPP || error == ENOTSUP || error == ENOSYS;
+}
+
+std::string first_line(const std::string& path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+std::int64_t start_of_process(const std::string& process) {
+  // "PID (NAME) STATE ...", where NAME may hold anything; the start is the 22nd word.
+  const std::string line = first_line(fmt::format("/proc/{}/stat", process));
+  const std::size_t name_end = line.rfind(')');
+  if (name_end == std::string::npos) return 0;
+  std::istringstream rest(line.substr(name_end + 1));
+  const std::vector<std::string> words{std::istream_iterator<std::string>(rest), {}};
+  return words.size() > 19 ? std::strtoll(words[19].c_str(), nullptr, 10) : 0;
+}
+
+std::string random_token() {
+  std::random_device source;
+  return fmt::format("{:08x}{:08x}{:08x}{:08x}", source(), source(), source(), source());
+}
+
+LockOwner this_process() {
+  LockOwner self;
+  std::array<char, 256> host{};
+  ::gethostname(host.data(), host.size() - 1);
+  self.host = host.data();
+  self.boot = first_line("/proc/sys/kernel/random/boot_id");
+  std::error_code error;
+  self.process_table = std::filesystem::read_symlink("/proc/self/ns/pid", error).string();
+  self.process = ::getpid();
+  self.process_start = start_of_process("self");
+  const std::time_t now = std::time(nullptr);
+  std::tm utc{};
+  ::gmtime_r(&now, &utc);
+  self.since = fmt::format("{:%Y-%m-%d %H:%M:%S} UTC", utc);
+  self.token = random_token();
+  return self;
+}
+
+}  // namespace
+
+RunLockParts system_lock_parts() {
+  RunLockParts parts;
+  parts.self = this_process();
+  parts.is_running = [](const LockOwner& owner) {
+    if (::kill(static_cast<pid_t>(owner.process), 0) < 0 && errno == ESRCH) return false;
+    const std::int64_t start = start_of_process(std::to_string(owner.process));
+    return start == 0 || start == owner.process_start;
+  };
+  parts.flock = [](int descriptor) {
+    return uninterrupted([&] { return ::flock(descriptor, LOCK_EX | LOCK_NB); }) < 0 ? errno : 0;
+  };
+  parts.server_time = [token = parts.self.token](const std::string& folder) {
+    // A new file has the time at which the server made it.
+    const std::string path = fmt::format("{}.{}", path_of(folder), token);
+    const FileDescriptor file = open_lock(path, O_WRONLY | O_CREAT | O_EXCL);
+    struct stat status {};
+    if (!file.open() || ::fstat(file.get(), &status) < 0) cannot("make", path, errno);
+    ::unlink(path.c_str());
+    return modified(status);
+  };
+  return parts;
+}
+
+// What keeps a lock that was taken, on a thread of its own.
+class RunLock::Keeper {
+ public:
+  Keeper(std::string folder, RunLockParts parts, FileDescriptor file)
+      : folder_(std::move(folder)), parts_(std::move(parts)), file_(std::move(file)) {}
+
+  // Until `close`.
+  void run() {
+    std::unique_lock lock(mutex_);
+    while (!changed_.wait_for(lock, parts_.renewal, [&] { return closing_; })) {
+      lock.unlock();
+      renew();
+      lock.lock();
+    }
+    closed_ = true;
+    changed_.notify_all();
+  }
+
+  // Whether the thread of `run` has ended.
+  bool close() {
+    std::unique_lock lock(mutex_);
+    closing_ = true;
+    changed_.notify_all();
+    return changed_.wait_for(lock, kPatience, [&] { return closed_; });
+  }
+
+  // Looks whose the file is, and shows a sign of life. Whoever comes while somebody else looks has
+  // no need to.
+  void renew() {
+    const std::unique_lock files(files_, std::try_to_lock);
+    if (!files) return;
+    const std::string path = path_of(folder_);
+    FileDescriptor found = open_lock(path, O_RDWR);
+    if (!found.open()) {
+      if (errno == ENOENT || errno == ENOTDIR) return make_anew();
+      return warn(
+          fmt::format("cannot open '{}': {}; other runs may take the folder", path, reason(errno)));
+    }
+    const auto owner = parse_owner(read_some(found.get()));
+    if (owner && owner->token != parts_.self.token) return lose(*owner);
+    if (!is_held(found)) {
+      // Another run's that has not written it yet, or no lock at all; or a copy of this one's.
+      if (!owner) return warn(fmt::format("'{}' was replaced by another file", path));
+      if (const int error = parts_.flock(found.get()); error != 0 && !has_no_flock(error)) return;
+      file_ = std::move(found);
+    }
+    if (!owner) write_owner(file_.get(), parts_.self);
+    if (::futimens(file_.get(), nullptr) < 0) {
+      return warn(
+          fmt::format("cannot show in '{}' that this run lives: {}; other runs may take "
+                      "the folder",
+                      path, reason(errno)));
+    }
+    const std::lock_guard lock(mutex_);
+    seen_ = Clock::now();
+  }
+
+  bool is_mine() {
+    const FileDescriptor found = open_lock(path_of(folder_), O_RDONLY);
+    const auto owner = found.open() ? parse_owner(read_some(found.get())) : std::nullopt;
+    if (owner && owner->token != parts_.self.token) lose(*owner);
+    return owner && owner->token == parts_.self.token && is_held(found);
+  }
+
+  void remove() {
+    if (is_mine()) ::unlink(path_of(folder_).c_str());
+    file_.reset();
+  }
+
+  // Empty, or who has it.
+  std::string lost() {
+    const std::lock_guard lock(mutex_);
+    return lost_;
+  }
+  Clock::time_point seen() {
+    const std::lock_guard lock(mutex_);
+    return seen_;
+  }
+  std::string take_warning() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(warning_, {});
+  }
+
+ private:
+  bool is_held(const FileDescriptor& other) const {
+    struct stat here {};
+    struct stat there {};
+    return ::fstat(file_.get(), &here) == 0 && ::fstat(other.get(), &there) == 0 &&
+           same_file(here, there);
+  }
+
+  void make_anew() {
+    const std::string path = path_of(folder_);
+    std::error_code error;
+    std::filesystem::create_directories(folder_, error);
+    FileDescriptor made = open_lock(path, O_RDWR | O_CREAT | O_EXCL);
+    if (!made.open()) {
+      if (errno == EEXIST) return;  // somebody was faster: the next look tells who
+      return warn(fmt::format("'{}' was removed and cannot be made anew: {}", path, reason(errno)));
+    }
+    parts_.flock(made.get());
+    write_owner(made.get(), parts_.self);
+    file_ = std::move(made);
+    warn(fmt::format("'{}' was removed while this run goes on; made anew", path));
+    const std::lock_guard lock(mutex_);
+    seen_ = Clock::now();
+  }
+
+  void lose(const LockOwner& owner) {
+    const std::lock_guard lock(mutex_);
+    lost_ = fmt::format(
+        "'{}' belongs to another run now: {}; this one ends, so that they do not write into each "
+        "other's files",
+        folder_, describe(owner));
+  }
+
+  void warn(const std::string& text) {
+    const std::lock_guard lock(mutex_);
+    if (text != std::exchange(last_warning_, text)) warning_ = text;
+  }
+
+  const std::string folder_;
+  const RunLockParts parts_;
+  std::mutex files_;  // held over calls that a file server may delay
+  FileDescriptor file_;
+
+  std::mutex mutex_;  // guards the rest
+  std::condition_variable changed_;
+  bool closing_ = false;
+  bool closed_ = false;
+  std::string lost_;
+  std::string warning_;
+  std::string last_warning_;
+  Clock::time_point seen_ = Clock::now();
+};
+
+struct RunLock::Look {
+  FileDescriptor file;
+  struct stat status {};
+  bool created = false;
+  bool locked = false;
+  std::string content;
+};
+
+RunLock::RunLock(std::string folder, RunLockParts parts)
+    : folder_(std::move(folder)), parts_(std::move(parts)) {}
+
+RunLock::~RunLock() {
+  if (!keeper_) return;
+  if (thread_.joinable()) {
+    if (!keeper_->close()) {
+      thread_.detach();  // it hangs in a call to a file server
+      return;
+    }
+    thread_.join();
+  }
+  keeper_->remove();
+}
+
+bool RunLock::wait(std::string what) {
+  waiting_ = std::move(what);
+  return false;
+}
+
+bool RunLock::try_to_take() {
+  if (taken_) return confirm();
+  const std::string path = path_of(folder_);
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    Look look;
+    if (::lstat(path.c_str(), &look.status) == 0 && !S_ISREG(look.status.st_mode)) {
+      refuse(
+          fmt::format("'{}' is in the way of this run's lock and is no file; move it away, or "
+                      "give another folder with --output",
+                      path));
+    }
+    look.file = open_lock(path, O_RDWR | O_CREAT | O_EXCL);
+    look.created = look.file.open();
+    if (!look.created) {
+      if (errno != EEXIST) cannot("make", path, errno);
+      look.file = open_lock(path, O_RDWR);
+    }
+    if (!look.file.open()) {
+      if (errno == ENOENT) continue;
+      cannot("open", path, errno);
+    }
+    const int error = parts_.flock(look.file.get());
+    if (error != 0 && error != EWOULDBLOCK && !has_no_flock(error)) cannot("lock", path, error);
+    struct stat there {};
+    const bool is_there = ::fstat(look.file.get(), &look.status) == 0 &&
+                          ::lstat(path.c_str(), &there) == 0 && same_file(look.status, there);
+    // Its owner removed it at its end: what is locked is no longer there for anybody.
+    if (!is_there) continue;
+    look.locked = error == 0;
+    look.content = read_some(look.file.get());
+    if (error != EWOULDBLOCK) return decide(look);
+
+    if (const auto owner = parse_owner(look.content)) refuse_for(*owner);
+    if (!unread_since_) unread_since_ = Clock::now();
+    if (Clock::now() - *unread_since_ < parts_.settling) {
+      return wait(fmt::format("another run is taking '{}'", folder_));
+    }
+    refuse(
+        fmt::format("'{}' belongs to another run, which has locked '{}'; wait until it has "
+                    "ended, or give another folder with --output",
+                    folder_, path));
+  }
+  return wait(fmt::format("runs start and end in '{}'", folder_));
+}
+
+void RunLock::refuse_for(const LockOwner& owner) const {
+  const bool elsewhere = owner.boot != parts_.self.boot;
+  refuse(fmt::format(
+      "'{}' belongs to another run: {}; wait until it has ended, {}or give another "
+      "folder with --output",
+      folder_, describe(owner),
+      elsewhere ? fmt::format("remove '{}' if you know that it has, ", path_of(folder_)) : ""));
+}
+
+// Whose the folder is, by a file that nobody on this host has locked.
+bool RunLock::decide(Look& look) {
+  if (look.created) return take(look);
+  const auto owner = parse_owner(look.content);
+  if (!owner && !is_damaged_lock(look.content)) {
+    refuse(
+        fmt::format("'{}' is in the way of this run's lock and holds something else; move it "
+                    "away, or give another folder with --output",
+                    path_of(folder_)));
+  }
+  if (!owner) {
+    if (!look.locked) return wait_for_life(look, "a run whose lock is damaged");
+    // On a host that does not share flock a run may be about to write it.
+    const FileTime age = parts_.server_time(folder_) - modified(look.status);
+    if (age >= FileTime::zero() && age < parts_.settling) {
+      return wait(fmt::format("another run may be taking '{}'", folder_));
+    }
+    return take(look);
+  }
+  const bool same_boot = !owner->boot.empty() && owner->boot == parts_.self.boot;
+  if (look.locked && same_boot) return take(look);
+  if (!look.locked && same_boot && owner->process_table == parts_.self.process_table) {
+    if (parts_.is_running(*owner)) refuse_for(*owner);
+    taken_ = Clock::now();
+    return take(look);
+  }
+  return wait_for_life(look, describe(*owner));
+}
+
+bool RunLock::wait_for_life(Look& look, const std::string& who) {
+  const FileTime now = parts_.server_time(folder_);
+  const FileTime last = modified(look.status);
+  if (!watched_) {
+    watched_ = {look.content, last, now};
+    const FileTime left = parts_.dead_after - std::max(now - last, FileTime::zero());
+    waiting_ = fmt::format("'{}' was last used by {}; waiting {} s for a sign of life of it",
+                           folder_, who, duration_cast<seconds>(left).count() + 1);
+  }
+  if (watched_->content != look.content || watched_->last != last) {
+    if (const auto owner = parse_owner(look.content)) refuse_for(*owner);
+    refuse(fmt::format("'{}' is being taken by another run; give another folder with --output",
+                       folder_));
+  }
+  // A time in the future is no sign of life for longer than any other.
+  if (now - last < parts_.dead_after && now - watched_->since < parts_.dead_after) return false;
+  taken_ = Clock::now();
+  return take(look);
+}
+
+bool RunLock::take(Look& look) {
+  const std::string path = path_of(folder_);
+  if (const int error = write_owner(look.file.get(), parts_.self)) {
+    if (look.created) ::unlink(path.c_str());
+    cannot("write", path, error);
+  }
+  keeper_ = std::make_shared<Keeper>(folder_, parts_, std::move(look.file));
+  return taken_ ? confirm() : keep();
+}
+
+// Where flock does not decide, two runs may have found the same dead owner: the last one that wrote
+// has the folder, and the other sees it after a while.
+bool RunLock::confirm() {
+  if (Clock::now() - *taken_ < parts_.settling) {
+    return wait(fmt::format("took '{}', making sure that no other run did", folder_));
+  }
+  taken_.reset();
+  if (keeper_->is_mine()) return keep();
+  const std::string lost = keeper_->lost();
+  keeper_.reset();
+  refuse(lost.empty()
+             ? fmt::format("another run has taken '{}'; give another folder with --output", folder_)
+             : lost);
+}
+
+bool RunLock::keep() {
+  thread_ = std::thread([keeper = keeper_] { keeper->run(); });
+  return true;
+}
+
+void RunLock::require_mine() {
+  // A process that stood still looks before it goes on.
+  if (Clock::now() - keeper_->seen() > 3 * parts_.renewal) keeper_->renew();
+  const std::string lost = keeper_->lost();
+  if (!lost.empty()) refuse(lost);
+}
+
+std::string RunLock::take_warning() {
+  return keeper_->take_warning();
+}
+
+namespace {
+
+bool sees(const std::string& folder, const std::string& token, Clock::time_point until) {
+  while (true) {
+    const FileDescriptor file = open_lock(path_of(folder), O_RDONLY);
+    const auto owner = file.open() ? parse_owner(read_some(file.get())) : std::nullopt;
+    if (owner && owner->token == token) return true;
+    if (Clock::now() > until) return false;
+    std::this_thread::sleep_for(milliseconds(200));
+    // A network file system remembers that a name was not there until it looks at the folder.
+    std::error_code error;
+    const std::filesystem::directory_iterator look(folder, error);
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<RunLock> take_run_lock(Communicator& communicator, const std::string& folder,
+                                       RunLockParts parts,
+                                       const std::function<void(const std::string&)>& say,
+                                       const std::function<bool()>& stop_requested) {
+  std::unique_ptr<RunLock> lock;
+  std::string said;
+  const auto pause = std::min<milliseconds>(seconds(1), communicator.timeout() / 4);
+  std::string token;
+  // The others hear from rank 0 each second, however long it waits.
+  while (token.empty()) {
+    token = rank_zero_says(communicator, [&]() -> std::string {
+      if (!lock) {
+        make_output_folder(folder);
+        lock = std::make_unique<RunLock>(folder, std::move(parts));
+      }
+      if (lock->try_to_take()) return lock->token();
+      if (lock->waiting() != std::exchange(said, lock->waiting())) say(said);
+      if (stop_requested()) {
+        throw Error(ExitCode::stopped_with_checkpoint,
+                    fmt::format("stopped on request, waiting for '{}'; no checkpoint yet", folder));
+      }
+      std::this_thread::sleep_for(pause);
+      return {};
+    });
+  }
+  const auto patience = std::min<milliseconds>(kUntilSeen, communicator.timeout() / 2);
+  const std::vector<std::string> answers = all_gather_text(
+      communicator, sees(folder, token, Clock::now() + patience) ? "seen" : "not seen");
+  std::vector<int> blind;
+  for (std::size_t rank = 0; rank < answers.size(); ++rank) {
+    if (answers[rank] != "seen") blind.push_back(static_cast<int>(rank));
+  }
+  if (blind.empty()) return lock;
+  throw AgreedError(ExitCode::cannot_write,
+                    fmt::format("{} {} not see in '{}' what rank 0 wrote there; give a folder that "
+                                "all machines share with --output",
+                                rank_list(blind), blind.size() == 1 ? "does" : "do", folder));
+}
+
+}  // namespace thinwire
