@@ -168,7 +168,7 @@ TEST(ModelTest, RefusesWhatItCannotBuild) {
   EXPECT_THAT(usage_message("convnet", {1, 28, 3}), HasSubstr("[1, 28, 3]"));
   EXPECT_THAT(usage_message("resnet8", {28}), HasSubstr("[28]"));
   EXPECT_THAT(usage_message("mlp:hidden=1048576,1048576,1048576"),
-              HasSubstr("--model mlp would take 1.759e+04 GB of memory, this host has "));
+              HasSubstr("--model mlp would take 1.76e+04 GB of memory, this host has "));
   EXPECT_THAT(usage_message("gpt:layers=1000,width=65536,heads=1", {128}),
               HasSubstr("--model gpt would take 4.123e+05 GB of memory, this host has "));
 }
