@@ -29,6 +29,7 @@
 #include "runtime/base/error.h"
 #include "runtime/base/file_descriptor.h"
 #include "runtime/base/text.h"
+#include "runtime/base/thread.h"
 
 namespace thinwire {
 namespace {
@@ -507,7 +508,7 @@ bool RunLock::confirm() {
 }
 
 bool RunLock::keep() {
-  thread_ = std::thread([keeper = keeper_] { keeper->run(); });
+  thread_ = make_thread([keeper = keeper_] { keeper->run(); });
   return true;
 }
 

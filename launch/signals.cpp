@@ -1,14 +1,12 @@
 #include "launch/signals.h"
 
-#include <fmt/format.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <system_error>
 #include <utility>
 
 #include "runtime/base/error.h"
+#include "runtime/base/thread.h"
 
 namespace thinwire {
 namespace {
@@ -28,13 +26,10 @@ SignalWatcher::SignalWatcher(std::chrono::milliseconds one_request) : one_reques
   }
   pthread_sigmask(SIG_BLOCK, &watched_, &previous_);
   try {
-    thread_ = std::thread([this] { watch(); });
-  } catch (const std::system_error& error) {
+    thread_ = make_thread([this] { watch(); });
+  } catch (const Error&) {
     pthread_sigmask(SIG_SETMASK, &previous_, nullptr);
-    throw Error(ExitCode::internal,
-                fmt::format("cannot start the thread that waits for signals: {}; allow more "
-                            "processes (ulimit -u) or memory (ulimit -v)",
-                            error.code().message()));
+    throw;
   }
 }
 

@@ -66,13 +66,6 @@ Descriptor listen_at(const Address& address) {
 
 }  // namespace
 
-void Descriptor::reset() {
-  const int code = errno;  // of what made this one useless
-  if (fd_ >= 0) ::close(fd_);
-  errno = code;
-  fd_ = -1;
-}
-
 std::string error_text(int code) {
   return std::generic_category().message(code);
 }

@@ -13,6 +13,7 @@
 
 #include "runtime/base/error.h"
 #include "runtime/base/text.h"
+#include "runtime/base/thread.h"
 
 namespace thinwire::sockets {
 namespace {
@@ -122,7 +123,7 @@ class StoreDirectory final : public Directory {
 
   void ask(std::function<void()> action) const {
     const auto question = std::make_shared<Question>();
-    std::thread([question, action = std::move(action)] {
+    make_thread([question, action = std::move(action)] {
       std::optional<std::string> problem;
       try {
         action();

@@ -1,4 +1,4 @@
-// What the calls of the system on files need, wherever a `FileSystem` is not what they go through.
+// What the calls of the system on files and sockets need.
 #pragma once
 
 #include <unistd.h>
@@ -11,7 +11,8 @@ namespace thinwire {
 // A file descriptor that is closed with its owner.
 class FileDescriptor {
  public:
-  explicit FileDescriptor(int value = -1) : value_(value) {}
+  FileDescriptor() = default;
+  explicit FileDescriptor(int value) : value_(value) {}
   ~FileDescriptor() { reset(); }
   FileDescriptor(FileDescriptor&& other) noexcept : value_(std::exchange(other.value_, -1)) {}
   FileDescriptor& operator=(FileDescriptor&& other) noexcept {
@@ -23,12 +24,16 @@ class FileDescriptor {
   }
   int get() const { return value_; }
   bool open() const { return value_ >= 0; }
+  // Whoever takes it closes it.
+  int release() { return std::exchange(value_, -1); }
   void reset() {
-    if (value_ >= 0) ::close(std::exchange(value_, -1));
+    const int code = errno;  // of what made this one useless
+    if (value_ >= 0) ::close(release());
+    errno = code;
   }
 
  private:
-  int value_;
+  int value_ = -1;
 };
 
 // Repeats a system call that a signal interrupted.

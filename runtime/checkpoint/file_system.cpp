@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "runtime/base/error.h"
+#include "runtime/base/file_descriptor.h"
 #include "runtime/base/memory.h"
 
 namespace thinwire {
@@ -42,32 +43,6 @@ std::string advice(int error) {
   throw IoError(message);
 }
 
-// Repeats a system call that a signal interrupted.
-template <typename Call>
-auto retry(Call call) {
-  decltype(call()) result;
-  do {
-    result = call();
-  } while (result < 0 && errno == EINTR);
-  return result;
-}
-
-// An open file descriptor.
-class Descriptor {
- public:
-  explicit Descriptor(int value) : value_(value) {}
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  ~Descriptor() {
-    if (value_ >= 0) ::close(value_);
-  }
-  int get() const { return value_; }
-  int release() { return std::exchange(value_, -1); }
-
- private:
-  int value_;
-};
-
 void require_regular(const std::string& path, const struct stat& status) {
   if (S_ISREG(status.st_mode)) return;
   const char* const kind = S_ISDIR(status.st_mode)    ? "a folder"
@@ -85,13 +60,13 @@ class PosixOutputFile final : public OutputFile {
   void write(std::string_view bytes) override {
     while (!bytes.empty()) {
       const ssize_t count =
-          retry([&] { return ::write(descriptor_.get(), bytes.data(), bytes.size()); });
+          uninterrupted([&] { return ::write(descriptor_.get(), bytes.data(), bytes.size()); });
       if (count < 0) fail("write", path_, errno);
       bytes.remove_prefix(static_cast<std::size_t>(count));
     }
   }
   void sync() override {
-    if (retry([&] { return ::fsync(descriptor_.get()); }) < 0) fail("sync", path_, errno);
+    if (uninterrupted([&] { return ::fsync(descriptor_.get()); }) < 0) fail("sync", path_, errno);
   }
   void close() override {
     // Linux closes the descriptor even when it reports EINTR: a second close could hit another
@@ -101,7 +76,7 @@ class PosixOutputFile final : public OutputFile {
 
  private:
   std::string path_;
-  Descriptor descriptor_;
+  FileDescriptor descriptor_;
 };
 
 }  // namespace
@@ -117,8 +92,8 @@ void PosixFileSystem::make_directories(const std::string& path) {
 }
 
 std::unique_ptr<OutputFile> PosixFileSystem::create(const std::string& path) {
-  const int descriptor =
-      retry([&] { return ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666); });
+  const int descriptor = uninterrupted(
+      [&] { return ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666); });
   if (descriptor < 0) fail("create", path, errno);
   return std::make_unique<PosixOutputFile>(path, descriptor);
 }
@@ -128,11 +103,12 @@ void PosixFileSystem::rename(const std::string& from, const std::string& to) {
 }
 
 void PosixFileSystem::sync_directory(const std::string& path) {
-  const Descriptor folder(
-      retry([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  const FileDescriptor folder(
+      uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   if (folder.get() < 0) fail("open the folder", path, errno);
   // Some network file systems cannot sync a folder, and have nothing to sync.
-  if (retry([&] { return ::fsync(folder.get()); }) < 0 && errno != EINVAL && errno != ENOTSUP) {
+  if (uninterrupted([&] { return ::fsync(folder.get()); }) < 0 && errno != EINVAL &&
+      errno != ENOTSUP) {
     fail("sync the folder", path, errno);
   }
 }
@@ -160,8 +136,8 @@ std::string PosixFileSystem::read_file(const std::string& path, std::int64_t mos
   // To open some devices is to do something with them.
   require_regular(path, status);
   // It may have been replaced meanwhile: without O_NONBLOCK a pipe would wait for a writer.
-  const Descriptor file(
-      retry([&] { return ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC); }));
+  const FileDescriptor file(uninterrupted(
+      [&] { return ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC); }));
   if (file.get() < 0) fail("open", path, errno);
   if (::fstat(file.get(), &status) < 0) fail("read", path, errno);
   require_regular(path, status);
@@ -180,7 +156,7 @@ std::string PosixFileSystem::read_file(const std::string& path, std::int64_t mos
   std::size_t used = 0;
   while (used < bytes.size()) {
     const ssize_t count =
-        retry([&] { return ::read(file.get(), bytes.data() + used, bytes.size() - used); });
+        uninterrupted([&] { return ::read(file.get(), bytes.data() + used, bytes.size() - used); });
     if (count < 0) fail("read", path, errno);
     if (count == 0) break;
     used += static_cast<std::size_t>(count);

@@ -19,6 +19,7 @@
 #include "collectives/net/call.h"
 #include "collectives/net/door.h"
 #include "runtime/base/error.h"
+#include "runtime/base/thread.h"
 #include "runtime/base/text.h"
 #include "runtime/watch/messages.h"
 #include "runtime/watch/wire.h"
@@ -101,7 +102,7 @@ class Lifeline::Thread {
     peer.heard = Clock::now();
   }
   void start() {
-    thread_ = std::thread([this] { run(); });
+    thread_ = make_thread([this] { run(); });
   }
 
   const std::string& invitation() const { return invitation_; }

@@ -28,13 +28,6 @@ using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using testing::Notebook;
 
-SocketOptions options_of(int rank, int size) {
-  SocketOptions options;
-  options.rank = rank;
-  options.size = size;
-  return options;
-}
-
 using Body = std::function<void(std::unique_ptr<Communicator>)>;
 
 // Runs `body` on ranks that are threads with sockets of their own. Returns each rank's error text

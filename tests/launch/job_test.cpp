@@ -158,7 +158,7 @@ TEST(Job, OneLineSaysIt) {
   Job job;
   EXPECT_EQ(describe(job), "launcher alone (no launcher's variables are set); ranks over threads");
   job.environment = kTorchrun;
-  job.environment.why = "W";
+  job.environment.why = std::string("W");
   job.backend = Backend::sockets;
   EXPECT_EQ(describe(job),
             "launcher torchrun (W): rank 0 of 2, local rank 0 of 1; ranks over sockets, met at "
