@@ -283,16 +283,15 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
   const EndReport end = trainer.run();
   if (console) console->on_end(end);
   if (!options.trace.empty()) write_trace(trace, *communicator, options.trace);
-  communicator->barrier()->wait();
-  if (!end.checkpoint_is_current) {
-    if (rank == 0) {
-      std::fputs(fmt::format("thinwire: the run ended without its last checkpoint: {}\n",
-                             end.checkpoint_failure)
-                     .c_str(),
-                 stderr);
-    }
-    return static_cast<int>(ExitCode::cannot_write);
+  if (rank == 0 && !end.checkpoint_is_current) {
+    // Before the others leave: launchers end everybody as soon as one has failed.
+    std::fputs(fmt::format("thinwire: the run ended without its last checkpoint: {}\n",
+                           end.checkpoint_failure)
+                   .c_str(),
+               stderr);
   }
+  communicator->barrier()->wait();
+  if (!end.checkpoint_is_current) return static_cast<int>(ExitCode::cannot_write);
   return static_cast<int>(end.stopped ? ExitCode::stopped_with_checkpoint : ExitCode::done);
 }
 
