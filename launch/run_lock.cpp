@@ -1,7 +1,6 @@
 #include "launch/run_lock.h"
 
 #include <fcntl.h>
-#include <fmt/chrono.h>
 #include <fmt/format.h>
 #include <signal.h>
 #include <sys/file.h>
@@ -9,17 +8,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <condition_variable>
-#include <ctime>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <mutex>
-#include <nlohmann/json.hpp>
-#include <random>
-#include <sstream>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -34,24 +26,15 @@
 namespace thinwire {
 namespace {
 
-using nlohmann::ordered_json;
 using std::chrono::duration_cast;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr const char* kName = "run.lock";
-// What each lock file begins with, so that nobody else's file is taken for one and overwritten.
-constexpr std::string_view kHead = R"({"lock":"thinwire",)";
-constexpr std::size_t kMostBytes = 4096;
 constexpr int kAttempts = 100;
 // How long the end of a run waits for a file server.
 constexpr seconds kPatience{5};
 // A rank's machine may show for a while what it has read before.
 constexpr seconds kUntilSeen{10};
-
-std::string path_of(const std::string& folder) {
-  return folder + "/" + kName;
-}
 
 std::string reason(int error) {
   return std::generic_category().message(error);
@@ -75,119 +58,9 @@ bool same_file(const struct stat& a, const struct stat& b) {
   return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
-// Opened anew for every look: only that makes a network file system ask its server. Never waits,
-// whatever stands there.
-FileDescriptor open_lock(const std::string& path, int flags) {
-  return FileDescriptor(uninterrupted([&] {
-    return ::open(path.c_str(), flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0666);
-  }));
-}
-
-std::string read_some(int descriptor) {
-  std::string bytes(kMostBytes + 1, '\0');
-  const ssize_t count =
-      uninterrupted([&] { return ::pread(descriptor, bytes.data(), bytes.size(), 0); });
-  bytes.resize(static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
-  return bytes;
-}
-
-std::string to_text(const LockOwner& owner) {
-  const ordered_json object = {{"lock", "thinwire"},       {"host", owner.host},
-                               {"boot", owner.boot},       {"process_table", owner.process_table},
-                               {"process", owner.process}, {"process_start", owner.process_start},
-                               {"since", owner.since},     {"token", owner.token}};
-  return object.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
-}
-
-// None where the text is not that of a whole lock file.
-std::optional<LockOwner> parse_owner(const std::string& text) {
-  const auto object = ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!text.starts_with(kHead) || !object.is_object()) return std::nullopt;
-  const auto word = [&](const char* key) {
-    const auto found = object.find(key);
-    return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
-  };
-  const auto number = [&](const char* key) {
-    const auto found = object.find(key);
-    return found != object.end() && found->is_number_integer() ? found->get<std::int64_t>() : 0;
-  };
-  const LockOwner owner{word("host"),
-                        word("boot"),
-                        word("process_table"),
-                        number("process"),
-                        number("process_start"),
-                        word("since"),
-                        word("token")};
-  return owner.token.empty() ? std::nullopt : std::optional(owner);
-}
-
-// A lock file that was not written whole, as a crash may leave it.
-bool is_damaged_lock(const std::string& text) {
-  const std::size_t common = std::min(text.size(), kHead.size());
-  const bool zeros = std::all_of(text.begin(), text.end(), [](char c) { return c == '\0'; });
-  return text.size() <= kMostBytes && (zeros || text.substr(0, common) == kHead.substr(0, common));
-}
-
-std::string describe(const LockOwner& owner) {
-  return fmt::format("process {} on host '{}', since {}", owner.process, printable(owner.host, 64),
-                     printable(owner.since, 32));
-}
-
-// 0, or what errno says.
-int write_owner(int descriptor, const LockOwner& owner) {
-  const std::string text = to_text(owner);
-  const ssize_t count =
-      uninterrupted([&] { return ::pwrite(descriptor, text.data(), text.size(), 0); });
-  if (count < 0) return errno;
-  if (count != static_cast<ssize_t>(text.size())) return ENOSPC;
-  // Other machines see it from here on.
-  if (::ftruncate(descriptor, static_cast<off_t>(text.size())) < 0) return errno;
-  return uninterrupted([&] { return ::fsync(descriptor); }) < 0 ? errno : 0;
-}
-
 // There is no flock on this file system. A server that is short of locks says the same.
 bool has_no_flock(int error) {
   return error == ENOLCK || error == EOPNOTSUPP || error == ENOTSUP || error == ENOSYS;
-}
-
-std::string first_line(const std::string& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
-
-std::int64_t start_of_process(const std::string& process) {
-  // "PID (NAME) STATE ...", where NAME may hold anything; the start is the 22nd word.
-  const std::string line = first_line(fmt::format("/proc/{}/stat", process));
-  const std::size_t name_end = line.rfind(')');
-  if (name_end == std::string::npos) return 0;
-  std::istringstream rest(line.substr(name_end + 1));
-  const std::vector<std::string> words{std::istream_iterator<std::string>(rest), {}};
-  return words.size() > 19 ? std::strtoll(words[19].c_str(), nullptr, 10) : 0;
-}
-
-std::string random_token() {
-  std::random_device source;
-  return fmt::format("{:08x}{:08x}{:08x}{:08x}", source(), source(), source(), source());
-}
-
-LockOwner this_process() {
-  LockOwner self;
-  std::array<char, 256> host{};
-  ::gethostname(host.data(), host.size() - 1);
-  self.host = host.data();
-  self.boot = first_line("/proc/sys/kernel/random/boot_id");
-  std::error_code error;
-  self.process_table = std::filesystem::read_symlink("/proc/self/ns/pid", error).string();
-  self.process = ::getpid();
-  self.process_start = start_of_process("self");
-  const std::time_t now = std::time(nullptr);
-  std::tm utc{};
-  ::gmtime_r(&now, &utc);
-  self.since = fmt::format("{:%Y-%m-%d %H:%M:%S} UTC", utc);
-  self.token = random_token();
-  return self;
 }
 
 }  // namespace
@@ -205,8 +78,8 @@ RunLockParts system_lock_parts() {
   };
   parts.server_time = [token = parts.self.token](const std::string& folder) {
     // A new file has the time at which the server made it.
-    const std::string path = fmt::format("{}.{}", path_of(folder), token);
-    const FileDescriptor file = open_lock(path, O_WRONLY | O_CREAT | O_EXCL);
+    const std::string path = fmt::format("{}.{}", lock_file::path_of(folder), token);
+    const FileDescriptor file = lock_file::open(path, O_WRONLY | O_CREAT | O_EXCL);
     struct stat status {};
     if (!file.open() || ::fstat(file.get(), &status) < 0) cannot("make", path, errno);
     ::unlink(path.c_str());
@@ -246,14 +119,14 @@ class RunLock::Keeper {
   void renew() {
     const std::unique_lock files(files_, std::try_to_lock);
     if (!files) return;
-    const std::string path = path_of(folder_);
-    FileDescriptor found = open_lock(path, O_RDWR);
+    const std::string path = lock_file::path_of(folder_);
+    FileDescriptor found = lock_file::open(path, O_RDWR);
     if (!found.open()) {
       if (errno == ENOENT || errno == ENOTDIR) return make_anew();
       return warn(
           fmt::format("cannot open '{}': {}; other runs may take the folder", path, reason(errno)));
     }
-    const auto owner = parse_owner(read_some(found.get()));
+    const auto owner = lock_file::parse(lock_file::read(found.get()));
     if (owner && owner->token != parts_.self.token) return lose(*owner);
     if (!is_held(found)) {
       // Another run's that has not written it yet, or no lock at all; or a copy of this one's.
@@ -261,7 +134,7 @@ class RunLock::Keeper {
       if (const int error = parts_.flock(found.get()); error != 0 && !has_no_flock(error)) return;
       file_ = std::move(found);
     }
-    if (!owner) write_owner(file_.get(), parts_.self);
+    if (!owner) lock_file::write(file_.get(), parts_.self);
     if (::futimens(file_.get(), nullptr) < 0) {
       return warn(
           fmt::format("cannot show in '{}' that this run lives: {}; other runs may take "
@@ -273,14 +146,14 @@ class RunLock::Keeper {
   }
 
   bool is_mine() {
-    const FileDescriptor found = open_lock(path_of(folder_), O_RDONLY);
-    const auto owner = found.open() ? parse_owner(read_some(found.get())) : std::nullopt;
+    const FileDescriptor found = lock_file::open(lock_file::path_of(folder_), O_RDONLY);
+    const auto owner = found.open() ? lock_file::parse(lock_file::read(found.get())) : std::nullopt;
     if (owner && owner->token != parts_.self.token) lose(*owner);
     return owner && owner->token == parts_.self.token && is_held(found);
   }
 
   void remove() {
-    if (is_mine()) ::unlink(path_of(folder_).c_str());
+    if (is_mine()) ::unlink(lock_file::path_of(folder_).c_str());
     file_.reset();
   }
 
@@ -307,16 +180,16 @@ class RunLock::Keeper {
   }
 
   void make_anew() {
-    const std::string path = path_of(folder_);
+    const std::string path = lock_file::path_of(folder_);
     std::error_code error;
     std::filesystem::create_directories(folder_, error);
-    FileDescriptor made = open_lock(path, O_RDWR | O_CREAT | O_EXCL);
+    FileDescriptor made = lock_file::open(path, O_RDWR | O_CREAT | O_EXCL);
     if (!made.open()) {
       if (errno == EEXIST) return;  // somebody was faster: the next look tells who
       return warn(fmt::format("'{}' was removed and cannot be made anew: {}", path, reason(errno)));
     }
     parts_.flock(made.get());
-    write_owner(made.get(), parts_.self);
+    lock_file::write(made.get(), parts_.self);
     file_ = std::move(made);
     warn(fmt::format("'{}' was removed while this run goes on; made anew", path));
     const std::lock_guard lock(mutex_);
@@ -381,7 +254,7 @@ bool RunLock::wait(std::string what) {
 
 bool RunLock::try_to_take() {
   if (taken_) return confirm();
-  const std::string path = path_of(folder_);
+  const std::string path = lock_file::path_of(folder_);
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     Look look;
     if (::lstat(path.c_str(), &look.status) == 0 && !S_ISREG(look.status.st_mode)) {
@@ -390,11 +263,11 @@ bool RunLock::try_to_take() {
                       "give another folder with --output",
                       path));
     }
-    look.file = open_lock(path, O_RDWR | O_CREAT | O_EXCL);
+    look.file = lock_file::open(path, O_RDWR | O_CREAT | O_EXCL);
     look.created = look.file.open();
     if (!look.created) {
       if (errno != EEXIST) cannot("make", path, errno);
-      look.file = open_lock(path, O_RDWR);
+      look.file = lock_file::open(path, O_RDWR);
     }
     if (!look.file.open()) {
       if (errno == ENOENT) continue;
@@ -408,10 +281,10 @@ bool RunLock::try_to_take() {
     // Its owner removed it at its end: what is locked is no longer there for anybody.
     if (!is_there) continue;
     look.locked = error == 0;
-    look.content = read_some(look.file.get());
+    look.content = lock_file::read(look.file.get());
     if (error != EWOULDBLOCK) return decide(look);
 
-    if (const auto owner = parse_owner(look.content)) refuse_for(*owner);
+    if (const auto owner = lock_file::parse(look.content)) refuse_for(*owner);
     if (!unread_since_) unread_since_ = Clock::now();
     if (Clock::now() - *unread_since_ < parts_.settling) {
       return wait(fmt::format("another run is taking '{}'", folder_));
@@ -430,18 +303,19 @@ void RunLock::refuse_for(const LockOwner& owner) const {
       "'{}' belongs to another run: {}; wait until it has ended, {}or give another "
       "folder with --output",
       folder_, describe(owner),
-      elsewhere ? fmt::format("remove '{}' if you know that it has, ", path_of(folder_)) : ""));
+      elsewhere ? fmt::format("remove '{}' if you know that it has, ", lock_file::path_of(folder_))
+                : ""));
 }
 
 // Whose the folder is, by a file that nobody on this host has locked.
 bool RunLock::decide(Look& look) {
   if (look.created) return take(look);
-  const auto owner = parse_owner(look.content);
-  if (!owner && !is_damaged_lock(look.content)) {
+  const auto owner = lock_file::parse(look.content);
+  if (!owner && !lock_file::is_damaged(look.content)) {
     refuse(
         fmt::format("'{}' is in the way of this run's lock and holds something else; move it "
                     "away, or give another folder with --output",
-                    path_of(folder_)));
+                    lock_file::path_of(folder_)));
   }
   if (!owner) {
     if (!look.locked) return wait_for_life(look, "a run whose lock is damaged");
@@ -472,7 +346,7 @@ bool RunLock::wait_for_life(Look& look, const std::string& who) {
                            folder_, who, duration_cast<seconds>(left).count() + 1);
   }
   if (watched_->content != look.content || watched_->last != last) {
-    if (const auto owner = parse_owner(look.content)) refuse_for(*owner);
+    if (const auto owner = lock_file::parse(look.content)) refuse_for(*owner);
     refuse(fmt::format("'{}' is being taken by another run; give another folder with --output",
                        folder_));
   }
@@ -483,8 +357,8 @@ bool RunLock::wait_for_life(Look& look, const std::string& who) {
 }
 
 bool RunLock::take(Look& look) {
-  const std::string path = path_of(folder_);
-  if (const int error = write_owner(look.file.get(), parts_.self)) {
+  const std::string path = lock_file::path_of(folder_);
+  if (const int error = lock_file::write(look.file.get(), parts_.self)) {
     if (look.created) ::unlink(path.c_str());
     cannot("write", path, error);
   }
@@ -527,8 +401,8 @@ namespace {
 
 bool sees(const std::string& folder, const std::string& token, Clock::time_point until) {
   while (true) {
-    const FileDescriptor file = open_lock(path_of(folder), O_RDONLY);
-    const auto owner = file.open() ? parse_owner(read_some(file.get())) : std::nullopt;
+    const FileDescriptor file = lock_file::open(lock_file::path_of(folder), O_RDONLY);
+    const auto owner = file.open() ? lock_file::parse(lock_file::read(file.get())) : std::nullopt;
     if (owner && owner->token == token) return true;
     if (Clock::now() > until) return false;
     std::this_thread::sleep_for(milliseconds(200));

@@ -10,22 +10,12 @@
 #include <thread>
 
 #include "collectives/communicator.h"
+#include "launch/lock_file.h"
 
 namespace thinwire {
 
 // Nanoseconds since 1970 by the clock of a file server.
 using FileTime = std::chrono::nanoseconds;
-
-// Who has a folder, as the lock file in it says.
-struct LockOwner {
-  std::string host;
-  std::string boot;           // id of this boot of the host
-  std::string process_table;  // a container has one of its own
-  std::int64_t process = 0;
-  std::int64_t process_start = 0;  // in ticks since the boot: numbers of processes are used again
-  std::string since;               // UTC, for people
-  std::string token;               // random: no other run has it
-};
 
 // What a lock works with: this process, and what it asks the system.
 struct RunLockParts {

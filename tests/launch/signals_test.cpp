@@ -220,7 +220,7 @@ TEST_F(SignalsDeathTest, AThreadThatCannotBeMadeIsAnError) {
   // A process of its own: this one keeps the stacks of earlier threads for the next.
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(watch_without_memory(), testing::ExitedWithCode(70),
-              "cannot start the thread that waits for signals: .*; allow more processes");
+              "cannot make a thread: .*; raise");
 }
 
 }  // namespace

@@ -274,7 +274,7 @@ TEST(Save, ACopyUnderTheNameOfTheStepIsNotKeptAsIt) {
   save_run(files, root, 1, 4);
   files.make_directories(checkpoint_folder(root, 9));
   for (const auto& name : files.list_directory(checkpoint_folder(root, 4))) {
-    files.create(file_of(9, name))->write(files.read_file(file_of(4, name)));
+    files.create(file_of(9, name))->write(files.read_file(file_of(4, name), 1 << 20));
   }
   EXPECT_THAT(save_run(files, root, 1, 9)[0].warning,
               HasSubstr("another run's checkpoint, of step 4"));
