@@ -84,7 +84,13 @@ int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + (argc > 0 ? 1 : 0), argv + argc);
   std::optional<thinwire::SignalWatcher> signals;
   const int code = thinwire::run_reported([&](const thinwire::JobEnvironment& environment) {
-    return thinwire::run(arguments, environment, signals);
+    try {
+      return thinwire::run(arguments, environment, signals);
+    } catch (...) {
+      // Launchers end the other ranks meanwhile, which have nothing to save either.
+      if (signals) signals->give_up();
+      throw;
+    }
   });
   // A run that has ended has its exit code: a signal may no longer change it. So what watches them
   // stays until the process is gone.

@@ -14,8 +14,8 @@ namespace thinwire::net {
 // throw.
 //
 // Throws `PeerLost` with the reason when the deadline passes, and at once where a rank of ours
-// turns this one away, where this process may open no more files, or where nobody listens: but for a
-// meeting, since rank 0 may start later.
+// turns this one away, where this process may open no more files, or where nobody listens: but for
+// a meeting, since rank 0 may start later.
 Descriptor call(const std::vector<Address>& addresses, const JobIdentity& identity,
                 const Introduction& who, Deadline deadline, const std::function<void()>& check);
 

@@ -9,7 +9,7 @@
 namespace thinwire::net {
 namespace {
 
-constexpr std::size_t kMostGuests = 64;
+constexpr std::size_t kMostStrangers = 64;
 // Taken from the listener before guests are heard, so that a flood leaves them time.
 constexpr int kNewcomersAtOnce = 16;
 constexpr std::chrono::seconds kLongestHandshake{10};
@@ -29,7 +29,7 @@ void Door::close() {
 
 void Door::add_to(std::vector<pollfd>& polled) const {
   if (!open()) return;
-  polled.push_back({listener_.get(), POLLIN, 0});
+  if (!rests_) polled.push_back({listener_.get(), POLLIN, 0});
   for (const Guest& guest : guests_) polled.push_back({guest.socket.get(), POLLIN, 0});
 }
 
@@ -50,17 +50,19 @@ std::vector<Door::Entry> Door::admit(const Expected& expected) {
 }
 
 void Door::take_newcomers() {
+  const std::size_t most = kMostStrangers + 2 * static_cast<std::size_t>(identity_.size);
+  rests_ = false;
   for (int i = 0; i < kNewcomersAtOnce; ++i) {
     Descriptor next = accept_one(listener_);
     if (!next.open()) {
       // Without a descriptor for him he would stay at the listener, and poll() never rest.
       if (errno == EMFILE || errno == ENFILE) {
-        out_of_files_ = true;
+        out_of_files_ = rests_ = true;
         if (!guests_.empty()) make_room();
       }
       return;
     }
-    if (guests_.size() >= kMostGuests) make_room();
+    if (guests_.size() >= most) make_room();
     guests_.emplace_back(std::move(next), identity_, rank_);
   }
 }

@@ -17,10 +17,10 @@
 
 namespace thinwire::net {
 
-// One rank's listener and the guests in front of it. Never blocks. What a stranger can make it hold
-// is bounded: so many guests, one message of some dozen bytes each, some seconds; where more come,
-// the oldest goes, first of those who have not named the job. A rank that loses its place so calls
-// again.
+// One rank's listener and the guests in front of it. Never blocks. What strangers can make it hold
+// is bounded: 64 guests more than the job has connections, one message of some dozen bytes each,
+// ten seconds. Where more come the oldest goes, first of those who have not named the job. A rank
+// that loses its place so calls again.
 class Door {
  public:
   // Whether this rank is awaited for this; asked of guests who have proved that they are of the
@@ -68,7 +68,8 @@ class Door {
   const int rank_;
   std::deque<Guest> guests_;  // in the order in which they came
   std::map<Refusal, int> refused_;
-  bool out_of_files_ = false;
+  bool out_of_files_ = false;  // ever
+  bool rests_ = false;         // after such a failure nobody is waited for until the next look
 };
 
 }  // namespace thinwire::net

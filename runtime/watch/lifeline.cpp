@@ -19,8 +19,8 @@
 #include "collectives/net/call.h"
 #include "collectives/net/door.h"
 #include "runtime/base/error.h"
-#include "runtime/base/thread.h"
 #include "runtime/base/text.h"
+#include "runtime/base/thread.h"
 #include "runtime/watch/messages.h"
 #include "runtime/watch/wire.h"
 

@@ -150,7 +150,8 @@ void FaultyFileSystem::enter(const std::string& call, const std::string& path) {
   calls_.push_back(call + " " + path);
   if ((number >= first_ && number <= last_) ||
       (!bad_path_.empty() && path.find(bad_path_) != std::string::npos)) {
-    throw NoSpaceError("cannot " + call + " " + path + ": No space left on device; free some space");
+    throw NoSpaceError("cannot " + call + " " + path +
+                       ": No space left on device; free some space");
   }
 }
 
