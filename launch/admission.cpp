@@ -32,8 +32,8 @@ std::string read_secret(const std::string& file) {
   if (::fstat(opened.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
     refuse(file, "is no regular file");
   }
-  if ((status.st_mode & (S_IRWXG | S_IRWXO)) != 0)
-    refuse(file, "may be read by others than its owner");
+  if ((status.st_mode & (S_IWGRP | S_IRWXO)) != 0)
+    refuse(file, "may be read by others, or written by a group");
   std::array<char, kLongest + 2> bytes;
   std::size_t used = 0;
   while (used < bytes.size()) {
@@ -89,6 +89,10 @@ std::string describe(const Admission& admission) {
     case Admission::Means::mpi:
       return "strangers kept out of what is not MPI's by a key that went through MPI";
     case Admission::Means::name:
+      if (admission.identity.job.empty()) {
+        return "no secret and no --job-id: jobs are not told apart, whoever reaches the ports can "
+               "join";
+      }
       return fmt::format(
           "no secret: jobs are told apart by '{}', whoever reaches the ports can join",
           printable(admission.identity.job));

@@ -28,7 +28,8 @@ struct JobName {
 
 // By the user's secret, if there is one: THINWIRE_SECRET, or the first line of the file
 // THINWIRE_SECRET_FILE. Throws `UsageError` where that is no secret: both are set, it is shorter
-// than 16 characters or longer than 4096, the file cannot be read, or others may read it.
+// than 16 characters or longer than 4096, the file cannot be read, or others may read it (a group
+// may, as mounts of a cluster have it).
 Admission admission_of(const JobEnvironment& environment, const JobName& name);
 
 // The user's secret, if he has given one. Throws as `admission_of`.

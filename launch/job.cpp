@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "collectives/net/socket.h"
+#include "collectives/sockets/rendezvous.h"
 #include "collectives/threads/thread_communicator.h"
 #include "launch/exit.h"
 #include "launch/mpi_job.h"
@@ -52,6 +53,34 @@ void require_usable(Backend backend, const JobEnvironment& environment, std::int
                     launcher));
   }
   if (backend == Backend::sockets) socket_options(environment);
+}
+
+// Loopback, which is all that a job on one machine needs; empty where there is none.
+std::string own_loopback() {
+  const auto own = net::own_addresses();
+  const auto found = std::find_if(own.begin(), own.end(), net::is_loopback);
+  return found == own.end() ? "" : *found;
+}
+
+// Where rank 0 listens, and why that is everywhere, if it is.
+void choose_addresses(Job& job) {
+  const JobEnvironment& environment = job.environment;
+  const bool on_one_machine = environment.local_size == environment.world_size;
+  if (on_one_machine) job.lifeline_address = own_loopback();
+  if (job.backend == Backend::mpi) {
+    if (job.lifeline_address.empty()) job.listens_everywhere = "MPI names no address";
+    return;
+  }
+  std::string meeting;
+  try {
+    meeting = sockets::listen_address(socket_options(environment));
+  } catch (const Error&) {
+    // The name may come to mean something while ranks meet.
+  }
+  if (!on_one_machine) job.lifeline_address = meeting;
+  if (!meeting.empty()) return;
+  job.listens_everywhere = fmt::format("'{}' is not one address of this machine",
+                                       printable(environment.rendezvous.host));
 }
 
 int run_threads(const Job& job, const RankBody& body) {
@@ -133,13 +162,7 @@ Job make_job(const JobEnvironment& environment, const JobRequest& request) {
   if (job.backend == Backend::mpi && job.admission.means == Admission::Means::name) {
     job.admission.means = Admission::Means::mpi;
   }
-  if (environment.world_size == 1 || environment.rank > 0 || !own_listen_address(job).empty()) {
-    return job;
-  }
-  job.listens_everywhere = job.backend == Backend::sockets
-                               ? fmt::format("'{}' is no address of this machine's interfaces",
-                                             printable(environment.rendezvous.host))
-                               : "MPI names no address";
+  if (environment.world_size > 1 && environment.rank == 0) choose_addresses(job);
   return job;
 }
 
@@ -154,20 +177,6 @@ std::string describe(const Job& job) {
     over += fmt::format("; rank 0 listens on every interface, as {}", job.listens_everywhere);
   }
   return fmt::format("launcher {}; ranks {}", describe(job.environment), over);
-}
-
-std::string own_listen_address(const Job& job) {
-  const JobEnvironment& environment = job.environment;
-  if (environment.local_size == environment.world_size) {
-    // All ranks are on this machine. The last of its own addresses are loopback.
-    const auto own = net::own_addresses();
-    if (!own.empty() && net::is_loopback(own.back())) {
-      const auto first = std::find_if(own.begin(), own.end(), net::is_loopback);
-      return *first;
-    }
-  }
-  if (job.backend != Backend::sockets) return {};
-  return net::listen_place(environment.rendezvous.host).address;
 }
 
 SocketOptions socket_options(const JobEnvironment& environment, const JobName& job_name) {

@@ -51,7 +51,10 @@ struct Job {
   int ranks = 1;  // threads of this process; 1 on the other backends
   std::chrono::milliseconds timeout{60000};
   Admission admission;
-  // Why something of this job listens on every interface; empty where nothing does.
+  // Of rank 0: the numeric address at which it listens for the lifeline; empty: every interface.
+  std::string lifeline_address;
+  // Of rank 0: why it listens on every interface, for the meeting or the lifeline; empty where it
+  // does not.
   std::string listens_everywhere;
   // Whether this process was asked to stop; looked at while ranks meet over sockets.
   std::function<bool()> stop_requested;
@@ -69,10 +72,6 @@ Job make_job(const JobEnvironment& environment, const JobRequest& request);
 
 // One line: which launcher was believed and why, over what the ranks meet, and whom that keeps out.
 std::string describe(const Job& job);
-
-// The address of this machine at which rank 0 listens for what the ranks need besides their
-// communicator; empty: on every interface.
-std::string own_listen_address(const Job& job);
 
 // Runs one rank on its communicator and returns the exit code.
 using RankBody = std::function<int(std::unique_ptr<Communicator>)>;

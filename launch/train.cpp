@@ -304,8 +304,7 @@ std::string whole_path(const std::string& folder) {
 
 // Collective: who may join the lifeline, and where.
 Lifeline::Access lifeline_access(Communicator& communicator, const Job& job) {
-  Lifeline::Access access{job.admission.identity, ""};
-  if (communicator.rank() == 0) access.address = own_listen_address(job);
+  Lifeline::Access access{job.admission.identity, job.lifeline_address};
   if (job.admission.means == Admission::Means::mpi) {
     access.identity.key = share_new_key(communicator);
   }

@@ -9,9 +9,9 @@
 
 namespace thinwire::net {
 
-// A connection to the rank that `who.host` names: tries all `addresses` at once, again and again,
-// and takes the first that proves to be this rank. `check` is called many times a second and may
-// throw.
+// A connection to the rank that `who.host` names: tries all `addresses` at once, each again and
+// again, and takes the first that proves to be this rank. `check` is called many times a second and
+// may throw.
 //
 // Throws `PeerLost` with the reason when the deadline passes, and at once where a rank of ours
 // turns this one away, where this process may open no more files, or where nobody listens: but for

@@ -33,23 +33,18 @@ void Door::add_to(std::vector<pollfd>& polled) const {
   for (const Guest& guest : guests_) polled.push_back({guest.socket.get(), POLLIN, 0});
 }
 
-std::vector<Door::Entry> Door::admit(const Expected& expected) {
-  std::vector<Entry> entries;
-  if (!open()) return entries;
-  take_newcomers();
+void Door::admit(const Expected& expected, const Take& take) {
+  if (!open()) return;
   for (Guest& guest : guests_) {
-    listen_to(guest, expected);
-    if (guest.side.let_in() && guest.socket.open()) {
-      entries.push_back({guest.side.guest(), std::move(guest.socket)});
-    } else if (Clock::now() - guest.came > kLongestHandshake) {
-      guest.socket.reset();
-    }
+    serve(guest, expected, take);
+    if (Clock::now() - guest.came > kLongestHandshake) guest.socket.reset();
   }
   std::erase_if(guests_, [](const Guest& guest) { return !guest.socket.open(); });
-  return entries;
+  take_newcomers(expected, take);
 }
 
-void Door::take_newcomers() {
+// Each is heard before the next one comes, who may take his place.
+void Door::take_newcomers(const Expected& expected, const Take& take) {
   const std::size_t most = kMostStrangers + 2 * static_cast<std::size_t>(identity_.size);
   rests_ = false;
   for (int i = 0; i < kNewcomersAtOnce; ++i) {
@@ -64,7 +59,14 @@ void Door::take_newcomers() {
     }
     if (guests_.size() >= most) make_room();
     guests_.emplace_back(std::move(next), identity_, rank_);
+    serve(guests_.back(), expected, take);
+    if (!guests_.back().socket.open()) guests_.pop_back();
   }
+}
+
+void Door::serve(Guest& guest, const Expected& expected, const Take& take) {
+  listen_to(guest, expected);
+  if (guest.side.let_in() && guest.socket.open()) take(guest.side.guest(), std::move(guest.socket));
 }
 
 void Door::make_room() {

@@ -26,10 +26,8 @@ class Door {
   // Whether this rank is awaited for this; asked of guests who have proved that they are of the
   // job.
   using Expected = std::function<bool(const Introduction&)>;
-  struct Entry {
-    Introduction who;
-    Descriptor socket;
-  };
+  // Takes who was let in, before anybody else is asked for.
+  using Take = std::function<void(const Introduction&, Descriptor)>;
 
   // `identity` must outlive it.
   Door(Descriptor listener, const JobIdentity& identity, int rank);
@@ -42,8 +40,8 @@ class Door {
 
   // What to wait for.
   void add_to(std::vector<pollfd>& polled) const;
-  // Looks at the listener and at all guests, and returns those who were let in.
-  std::vector<Entry> admit(const Expected& expected);
+  // Looks at the listener and at all guests.
+  void admit(const Expected& expected, const Take& take);
 
   // "; turned away: 2 another job, 1 no rank", and whether there were no descriptors for guests; or
   // nothing.
@@ -59,8 +57,9 @@ class Door {
     Clock::time_point came;
   };
 
-  void take_newcomers();
+  void take_newcomers(const Expected& expected, const Take& take);
   void make_room();
+  void serve(Guest& guest, const Expected& expected, const Take& take);
   void listen_to(Guest& guest, const Expected& expected);
 
   Descriptor listener_;

@@ -74,12 +74,7 @@ Nonce new_nonce() {
 
 // `side` keeps a proof from being sent back as one's own.
 Mac prove(const JobKey& key, std::string_view side, const std::string& said) {
-  start_library();
-  const std::string text = std::string(side) + said;
-  Mac mac;
-  crypto_auth(mac.data(), reinterpret_cast<const unsigned char*>(text.data()), text.size(),
-              key.bytes.data());
-  return mac;
+  return authenticate(key, std::string(side) + said);
 }
 
 bool proves(const Mac& mac, const JobKey& key, std::string_view side, const std::string& said) {
@@ -119,6 +114,14 @@ JobKey random_key() {
   JobKey key;
   randombytes_buf(key.bytes.data(), key.bytes.size());
   return key;
+}
+
+std::array<std::uint8_t, 32> authenticate(const JobKey& key, std::string_view text) {
+  start_library();
+  Mac mac;
+  crypto_auth(mac.data(), reinterpret_cast<const unsigned char*>(text.data()), text.size(),
+              key.bytes.data());
+  return mac;
 }
 
 std::string name(Refusal refusal) {

@@ -26,6 +26,9 @@ struct JobKey {
 JobKey key_from_secret(std::string_view secret);
 JobKey random_key();
 
+// A MAC of the key over `text`: that somebody who has the key says it.
+std::array<std::uint8_t, 32> authenticate(const JobKey& key, std::string_view text);
+
 // What all ranks of a job have in common.
 struct JobIdentity {
   JobKey key;

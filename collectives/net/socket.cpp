@@ -36,15 +36,6 @@ void await(const Descriptor& socket, short events, Deadline deadline) {
   }
 }
 
-Descriptor connect_to(const Address& address, Deadline deadline) {
-  Descriptor socket = begin_connect(address);
-  if (!socket.open()) throw PeerLost(error_text(errno));
-  await(socket, POLLOUT, deadline);
-  const int code = connect_error(socket);
-  if (code != 0) throw PeerLost(error_text(code));
-  return socket;
-}
-
 Address address_of(const sockaddr* from) {
   Address address;
   address.length = from->sa_family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
@@ -177,14 +168,23 @@ Descriptor listen_everywhere(int port) {
 
 ListenPlace listen_place(const std::string& host) {
   const std::vector<std::string> own = own_addresses();
+  std::vector<std::string> here;
   for (const Address& address : resolve(host, 0)) {
     const std::string text = numeric(address);
-    if (is_loopback(text) && host != "localhost" && host != text) continue;
     // Any address of 127.0.0.0/8 is this machine's, though no interface lists it.
-    const bool here = is_loopback(text) || std::find(own.begin(), own.end(), text) != own.end();
-    if (here) return {text};
+    const bool ours = is_loopback(text) || std::find(own.begin(), own.end(), text) != own.end();
+    const bool known = std::find(here.begin(), here.end(), text) != here.end();
+    if (ours && !known) here.push_back(text);
+    if (text == host) return {ours ? text : ""};
   }
-  return {};
+  if (host == "localhost" && !here.empty()) {
+    const bool v4 = std::find(here.begin(), here.end(), "127.0.0.1") != here.end();
+    return {v4 ? "127.0.0.1" : here.front()};
+  }
+  // Of several addresses others may reach only one, which this machine cannot know; nor what a name
+  // that means loopback here means elsewhere.
+  if (here.size() != 1 || is_loopback(here.front())) return {};
+  return {here.front()};
 }
 
 int local_port(const Descriptor& socket) {
@@ -215,12 +215,23 @@ int connect_error(const Descriptor& socket) {
 }
 
 Descriptor connect_to(const std::string& host, int port, Deadline deadline) {
-  std::string reason;
+  std::string reason = "no answer in time";
+  std::vector<Descriptor> sockets;
   for (const Address& address : resolve(host, port)) {
-    try {
-      return connect_to(address, deadline);
-    } catch (const PeerLost& error) {
-      reason = error.what();
+    sockets.push_back(begin_connect(address));
+    if (!sockets.back().open()) reason = error_text(errno);
+  }
+  const auto is_open = [](const Descriptor& socket) { return socket.open(); };
+  while (std::any_of(sockets.begin(), sockets.end(), is_open) && Clock::now() < deadline) {
+    std::vector<pollfd> polled;
+    for (const Descriptor& socket : sockets) polled.push_back({socket.get(), POLLOUT, 0});
+    ::poll(polled.data(), polled.size(), poll_timeout(deadline));
+    for (std::size_t i = 0; i < sockets.size(); ++i) {
+      if (polled[i].revents == 0 || !sockets[i].open()) continue;
+      const int code = connect_error(sockets[i]);
+      if (code == 0) return std::move(sockets[i]);
+      reason = error_text(code);
+      sockets[i].reset();
     }
   }
   throw PeerLost(reason);

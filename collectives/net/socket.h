@@ -50,9 +50,9 @@ Descriptor listen_on(const std::string& address, int port);
 Descriptor listen_everywhere(int port);
 
 // Where a rank listens that others reach by the name or address `host`: at that address, where it
-// is one of this machine's, else on every interface. A name that means loopback here (as Debian
-// gives a machine its own name) may mean another address elsewhere, so it does not count; localhost
-// does.
+// is one of this machine's, else on every interface. Every interface, too, for a name that has
+// several addresses here, or that means loopback here (as Debian gives a machine its own name) and
+// may mean another address elsewhere; but localhost is loopback.
 struct ListenPlace {
   std::string address;  // empty: every interface
   Descriptor listen(int port) const {

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <map>
 #include <thread>
+#include <tuple>
+#include <utility>
 
 #include "collectives/net/call.h"
 #include "collectives/net/door.h"
@@ -29,6 +31,9 @@ using net::Role;
 constexpr auto kGrace = 2s;
 // Between two looks at what does not wake poll().
 constexpr int kLookMilliseconds = 100;
+constexpr auto kBeforeAskingAgain = 3s;
+// What a rank says at the meeting after its contact, if it was asked to stop.
+constexpr char kAskedToStop = 's';
 
 struct ContactBytes {
   std::uint16_t port = 0;
@@ -46,6 +51,9 @@ Descriptor& channel_of(Connections& connections, Role role) {
   throw Error(ExitCode::stopped_with_checkpoint, text);
 }
 
+constexpr const char* kStopped =
+    "stopped on request before the ranks had met; there is no checkpoint yet";
+
 // Watches for the request to stop while this rank waits for others.
 class Patience {
  public:
@@ -58,9 +66,7 @@ class Patience {
     return Clock::now() - since_ > kGrace;
   }
   void check() {
-    if (!is_over()) return;
-    throw Error(ExitCode::stopped_with_checkpoint,
-                "stopped on request before the ranks had met; there is no checkpoint yet");
+    if (is_over()) throw Error(ExitCode::stopped_with_checkpoint, kStopped);
   }
 
  private:
@@ -68,11 +74,38 @@ class Patience {
   Clock::time_point since_{};
 };
 
+// "1, 2, 5", and no more than twenty of them.
+std::string few(const std::vector<int>& ranks) {
+  constexpr std::ptrdiff_t kMost = 20;
+  if (std::ssize(ranks) <= kMost) return fmt::format("{}", fmt::join(ranks, ", "));
+  return fmt::format("{} and {} more", fmt::join(ranks.begin(), ranks.begin() + kMost, ", "),
+                     std::ssize(ranks) - kMost);
+}
+
+// The addresses of a host, which may get its name only when it starts. Throws `Error` where it has
+// none until the deadline.
+std::vector<Address> resolve_in_time(const std::string& host, int port, Deadline deadline,
+                                     Patience& patience) {
+  for (;;) {
+    try {
+      return net::resolve(host, port);
+    } catch (const Error&) {
+      if (Clock::now() >= deadline) throw;
+    }
+    patience.check();
+    std::this_thread::sleep_for(250ms);
+  }
+}
+
 // What this rank's connections still lack, and who brings it.
 class Gathering {
  public:
-  Gathering(const SocketOptions& options, Door& door)
-      : options_(options), door_(door), connections_(static_cast<std::size_t>(options.size)) {}
+  Gathering(const SocketOptions& options, Door& door, Patience& patience, Deadline deadline)
+      : options_(options),
+        door_(door),
+        patience_(patience),
+        deadline_(deadline),
+        connections_(static_cast<std::size_t>(options.size)) {}
 
   // The ranks above this one of which a connection is missing.
   std::vector<int> missing() const {
@@ -87,31 +120,30 @@ class Gathering {
     return who.role != Role::lifeline && who.role != Role::meeting && who.guest > options_.rank &&
            !place(who).open();
   }
-  void take(Door::Entry entry) {
-    net::tune(entry.socket, options_.timeout);
-    place(entry.who) = std::move(entry.socket);
+  void take(const Introduction& who, Descriptor socket) {
+    net::tune(socket, options_.timeout);
+    place(who) = std::move(socket);
   }
-  void call_those_below(const std::vector<Contact>& contacts, Deadline deadline) {
+  void call_those_below(const std::vector<Contact>& contacts) {
     for (int peer = 0; peer < options_.rank; ++peer) {
       for (const Role role : {Role::data, Role::notices}) {
-        call(peer, role, contacts[static_cast<std::size_t>(peer)], deadline);
+        call(peer, role, contacts[static_cast<std::size_t>(peer)]);
       }
     }
   }
-  void receive_those_above(Deadline deadline) {
+  void receive_those_above() {
     while (!missing().empty()) {
       std::vector<pollfd> polled;
       door_.add_to(polled);
       ::poll(polled.data(), polled.size(),
-             std::min(net::poll_timeout(deadline), kLookMilliseconds));
-      for (Door::Entry& entry : door_.admit([&](const auto& who) { return expects(who); })) {
-        take(std::move(entry));
-      }
-      if (missing().empty() || Clock::now() < deadline) continue;
+             std::min(net::poll_timeout(deadline_), kLookMilliseconds));
+      admit();
+      patience_.check();
+      if (missing().empty() || Clock::now() < deadline_) continue;
       throw PeerLost(fmt::format(
           "rank {} came to the meeting but did not connect to rank {}{}; see the output of that "
           "rank",
-          fmt::join(missing(), ", "), options_.rank, door_.turned_away()));
+          few(missing()), options_.rank, door_.turned_away()));
     }
   }
   std::vector<Connections> result() { return std::move(connections_); }
@@ -120,11 +152,19 @@ class Gathering {
   Descriptor& place(const Introduction& who) {
     return channel_of(connections_[static_cast<std::size_t>(who.guest)], who.role);
   }
-  void call(int peer, Role role, const Contact& contact, Deadline deadline) {
+  void admit() {
+    door_.admit([&](const Introduction& who) { return expects(who); },
+                [&](const Introduction& who, Descriptor socket) { take(who, std::move(socket)); });
+  }
+  // Meanwhile those above are let in.
+  void call(int peer, Role role, const Contact& contact) {
     const Introduction who{role, options_.rank, peer};
     try {
       Descriptor socket = net::call(net::resolve(contact.address, contact.port), options_.identity,
-                                    who, deadline, [] {});
+                                    who, deadline_, [&] {
+                                      patience_.check();
+                                      admit();
+                                    });
       net::tune(socket, options_.timeout);
       channel_of(connections_[static_cast<std::size_t>(peer)], role) = std::move(socket);
     } catch (const PeerLost& error) {
@@ -137,6 +177,8 @@ class Gathering {
 
   const SocketOptions& options_;
   Door& door_;
+  Patience& patience_;
+  const Deadline deadline_;
   std::vector<Connections> connections_;
 };
 
@@ -147,9 +189,8 @@ class MeetingHost {
       : options_(options), door_(door), deadline_(deadline) {}
 
   // Contacts by rank; this rank's own comes first.
-  void run(const Contact& own) {
+  void run(const Contact& own, Patience& patience) {
     contacts_[0] = own;
-    Patience patience(options_);
     while (static_cast<int>(contacts_.size()) < options_.size) {
       wait();
       if (static_cast<int>(contacts_.size()) == options_.size) break;
@@ -157,15 +198,15 @@ class MeetingHost {
         end(MeetingHeader::Kind::gave_up,
             fmt::format("rank {} did not come within {} s{}; see whether all {} ranks were started "
                         "and reach rank 0",
-                        fmt::join(missing(), ", "),
-                        static_cast<double>(options_.timeout.count()) / 1000, door_.turned_away(),
-                        options_.size));
+                        few(missing()), static_cast<double>(options_.timeout.count()) / 1000,
+                        door_.turned_away(), options_.size));
       }
-      if (patience.is_over()) {
+      if (patience.is_over()) asked_to_stop_ = 0;
+      if (asked_to_stop_) {
         end(MeetingHeader::Kind::stopped,
-            fmt::format("rank 0 was asked to stop while rank {} was missing; there is no "
+            fmt::format("rank {} was asked to stop while rank {} was missing; there is no "
                         "checkpoint yet",
-                        fmt::join(missing(), ", ")));
+                        *asked_to_stop_, few(missing())));
       }
     }
     std::string all;
@@ -198,19 +239,24 @@ class MeetingHost {
     for (auto& guest : guests_) listen_to(guest.first, guest.second);
     // One that left may come again.
     std::erase_if(guests_, [](const auto& guest) { return !guest.second.socket.open(); });
-    for (Door::Entry& entry : door_.admit(expected)) {
-      net::tune(entry.socket, options_.timeout);
-      guests_[entry.who.guest].socket = std::move(entry.socket);
-    }
+    door_.admit(expected, [&](const Introduction& who, Descriptor socket) {
+      net::tune(socket, options_.timeout);
+      guests_[who.guest].socket = std::move(socket);
+    });
   }
 
+  // First its contact; after that only that it was asked to stop.
   void listen_to(int rank, Guest& guest) {
     std::array<char, kContactBytes> buffer;
-    const ssize_t got = ::recv(
-        guest.socket.get(), buffer.data(),
-        kContactBytes - guest.said.size() + (guest.said.size() == kContactBytes), MSG_DONTWAIT);
+    const bool has_contact = guest.said.size() == kContactBytes;
+    const std::size_t wanted = has_contact ? 1 : kContactBytes - guest.said.size();
+    const ssize_t got = ::recv(guest.socket.get(), buffer.data(), wanted, MSG_DONTWAIT);
     if (got < 0 && net::again(errno)) return;
-    if (got > 0 && guest.said.size() < kContactBytes) {
+    if (got > 0 && has_contact && buffer[0] == kAskedToStop) {
+      asked_to_stop_ = rank;
+      return;
+    }
+    if (got > 0 && !has_contact) {
       guest.said.append(buffer.data(), static_cast<std::size_t>(got));
       if (guest.said.size() < kContactBytes) return;
       if (const auto contact = parse_contact(guest.said)) {
@@ -247,74 +293,108 @@ class MeetingHost {
   const Deadline deadline_;
   std::map<int, Guest> guests_;
   std::map<int, Contact> contacts_;
+  std::optional<int> asked_to_stop_;  // a rank
 };
 
-// Where rank 0 is.
-Contact find_rank_zero(const SocketOptions& options, Directory* directory, Deadline deadline,
-                       Patience& patience) {
-  if (directory == nullptr) return {options.meet_host, options.meet_port};
+// Where rank 0 says that it is, if it has.
+std::optional<Contact> find_rank_zero(const SocketOptions& options, Directory* directory) {
+  if (directory == nullptr) return Contact{options.meet_host, options.meet_port};
+  auto contact = directory->look_up();
+  if (contact && net::is_loopback(contact->address)) {
+    // Who reaches the meeting place over loopback is on its machine, whose own name may stand for
+    // loopback there: others find rank 0 where they find that place.
+    const bool elsewhere =
+        !net::is_loopback(net::local_address_towards(options.meet_host, options.meet_port));
+    if (elsewhere) contact->address = options.meet_host;
+  }
+  return contact;
+}
+
+// A connection to rank 0, and where that is.
+std::pair<Descriptor, Contact> call_rank_zero(const SocketOptions& options, Directory* directory,
+                                              Deadline deadline, Patience& patience) {
   for (auto pause = 1ms;; pause = std::min(2 * pause, 100ms)) {
-    if (auto contact = directory->look_up()) {
-      // Who reaches the meeting place over loopback is on its machine, whose own name may stand for
-      // loopback there: others find rank 0 where they find that place.
-      const bool elsewhere =
-          !net::is_loopback(net::local_address_towards(options.meet_host, options.meet_port));
-      if (net::is_loopback(contact->address) && elsewhere) contact->address = options.meet_host;
-      return *contact;
-    }
-    if (Clock::now() >= deadline) {
+    patience.check();
+    const auto contact = find_rank_zero(options, directory);
+    if (!contact && Clock::now() >= deadline) {
       throw PeerLost(fmt::format(
           "rank 0 has not left word within {} s of where it is; see whether all {} ranks were "
           "started and reach {}:{}",
           static_cast<double>(options.timeout.count()) / 1000, options.size, options.meet_host,
           options.meet_port));
     }
-    patience.check();
-    std::this_thread::sleep_for(pause);
+    if (!contact) {
+      std::this_thread::sleep_for(pause);
+      continue;
+    }
+    // What a directory holds may be of an earlier start; then it is asked again.
+    const Deadline until =
+        directory == nullptr ? deadline : std::min(deadline, Clock::now() + kBeforeAskingAgain);
+    try {
+      const auto addresses = resolve_in_time(contact->address, contact->port, deadline, patience);
+      return {net::call(addresses, options.identity, {Role::meeting, options.rank, 0}, until,
+                        [&] { patience.check(); }),
+              *contact};
+    } catch (const PeerLost& error) {
+      if (directory != nullptr && Clock::now() < deadline) continue;
+      throw PeerLost(fmt::format(
+          "rank {} cannot meet rank 0 at {} port {}: {}; see whether rank 0 runs there and the "
+          "address is right",
+          options.rank, contact->address, contact->port, error.what()));
+    }
   }
 }
 
-// Another rank: says where it listens, and hears where the others do.
-std::vector<Contact> attend(const SocketOptions& options, const Contact& rank_zero,
-                            const Contact& own, Deadline deadline, Patience& patience) {
-  Descriptor meeting;
-  try {
-    meeting = net::call(net::resolve(rank_zero.address, rank_zero.port), options.identity,
-                        {Role::meeting, options.rank, 0}, deadline, [&] { patience.check(); });
-  } catch (const PeerLost& error) {
-    throw PeerLost(fmt::format(
-        "rank {} cannot meet rank 0 at {} port {}: {}; see whether rank 0 runs there and the "
-        "address is right",
-        options.rank, rank_zero.address, rank_zero.port, error.what()));
+// Rank 0's answer, once all have come: its kind and its text.
+std::pair<MeetingHeader::Kind, std::string> hear_rank_zero(const Descriptor& meeting,
+                                                           const SocketOptions& options,
+                                                           Deadline deadline, Patience& patience) {
+  bool has_asked = false;
+  pollfd polled{meeting.get(), POLLIN, 0};
+  while (Clock::now() < deadline && ::poll(&polled, 1, kLookMilliseconds) <= 0) {
+    if (has_asked || !patience.is_over()) continue;
+    // Rank 0 tells the others, and this one too.
+    has_asked = true;
+    net::send_all(meeting, &kAskedToStop, 1, deadline);
+    deadline = std::min(deadline, Clock::now() + kGrace);
   }
+  if (has_asked && Clock::now() >= deadline) {
+    throw Error(ExitCode::stopped_with_checkpoint, kStopped);
+  }
+  MeetingHeader header;
+  net::receive_all(meeting, &header, sizeof header, deadline);
+  if (!plausible(header, options.size)) throw PeerLost("it says what no rank says");
+  std::string text(header.bytes, '\0');
+  net::receive_all(meeting, text.data(), text.size(), deadline);
+  return {header.kind, std::move(text)};
+}
+
+// Another rank: says where it listens, and hears where the others do.
+std::vector<Contact> attend(const SocketOptions& options, Directory* directory, const Contact& own,
+                            Deadline deadline, Patience& patience) {
+  const auto [meeting, rank_zero] = call_rank_zero(options, directory, deadline, patience);
   net::tune(meeting, options.timeout);
   // Rank 0 may have begun later than this one, and knows better who is missing.
   const Deadline end = Clock::now() + options.timeout + 1s;
-  const std::string contact = write_contact(own);
-  MeetingHeader header;
+  MeetingHeader::Kind kind;
   std::string text;
   try {
+    const std::string contact = write_contact(own);
     net::send_all(meeting, contact.data(), contact.size(), end);
-    pollfd polled{meeting.get(), POLLIN, 0};
-    while (Clock::now() < end && ::poll(&polled, 1, kLookMilliseconds) <= 0) patience.check();
-    net::receive_all(meeting, &header, sizeof header, end);
-    if (!plausible(header, options.size)) throw PeerLost("it says what no rank says");
-    text.resize(header.bytes);
-    net::receive_all(meeting, text.data(), text.size(), end);
+    std::tie(kind, text) = hear_rank_zero(meeting, options, end, patience);
   } catch (const PeerLost& error) {
     throw PeerLost(fmt::format("rank 0 ended the meeting: {}; look there for why", error.what()));
   }
-  if (header.kind != MeetingHeader::Kind::contacts) {
-    end_meeting(header.kind, printable(text, kMeetingText));
-  }
+  if (kind != MeetingHeader::Kind::contacts) end_meeting(kind, printable(text, kMeetingText));
   std::vector<Contact> contacts;
   const bool here = net::is_loopback(own.address);
   for (int rank = 0; rank < options.size; ++rank) {
     auto peer = parse_contact(std::string_view(text).substr(
         static_cast<std::size_t>(rank) * kContactBytes, kContactBytes));
-    if (!peer)
+    if (!peer) {
       throw PeerLost(
           fmt::format("what rank 0 says of rank {} is no address; see its output", rank));
+    }
     // A rank on rank 0's machine may know only loopback: others find it where they find rank 0.
     if (!here && net::is_loopback(peer->address)) peer->address = rank_zero.address;
     contacts.push_back(std::move(*peer));
@@ -323,16 +403,13 @@ std::vector<Contact> attend(const SocketOptions& options, const Contact& rank_ze
 }
 
 // Opens this rank's door; its contact goes to `own`.
-Descriptor listen(const SocketOptions& options, const Directory* directory, Contact& own) {
-  const bool at_the_meeting_place = options.rank == 0 && directory == nullptr;
-  own.address = options.address.empty()
-                    ? net::local_address_towards(options.meet_host, options.meet_port)
-                    : options.address;
-  net::ListenPlace place =
-      net::listen_place(options.address.empty() ? options.meet_host : options.address);
-  // Loopback is this rank's address to all only where the meeting place is loopback to all.
-  const bool same_to_all = !net::is_loopback(own.address) || !place.address.empty();
-  if (options.address.empty() && !at_the_meeting_place && same_to_all) place.address = own.address;
+Descriptor listen(const SocketOptions& options, Contact& own) {
+  const bool at_the_meeting_place = options.rank == 0 && options.meeting == Meeting::at_rank_zero;
+  const net::ListenPlace place{listen_address(options)};
+  own.address = !options.address.empty() ? options.address
+                : !place.address.empty()
+                    ? place.address
+                    : net::local_address_towards(options.meet_host, options.meet_port);
   const int port = at_the_meeting_place ? options.meet_port : 0;
   Descriptor listener = place.listen(port);
   if (!listener.open()) {
@@ -354,7 +431,7 @@ Descriptor listen(const SocketOptions& options, const Directory* directory, Cont
 
 std::string write_contact(const Contact& contact) {
   ContactBytes bytes;
-  check(contact.address.size() < bytes.address.size(), "an address has at most 253 characters");
+  check(contact.address.size() < bytes.address.size(), "an address has at most 125 characters");
   bytes.port = static_cast<std::uint16_t>(contact.port);
   std::copy(contact.address.begin(), contact.address.end(), bytes.address.begin());
   return std::string(reinterpret_cast<const char*>(&bytes), sizeof bytes);
@@ -388,22 +465,32 @@ bool plausible(const MeetingHeader& header, int size) {
   return false;
 }
 
+std::string listen_address(const SocketOptions& options) {
+  if (!options.address.empty()) return net::listen_place(options.address).address;
+  const net::ListenPlace place = net::listen_place(options.meet_host);
+  if (options.rank == 0 && options.meeting == Meeting::at_rank_zero) return place.address;
+  // Loopback only where the meeting place is loopback to all ranks.
+  const std::string route = net::local_address_towards(options.meet_host, options.meet_port);
+  return net::is_loopback(route) ? place.address : route;
+}
+
 std::vector<Connections> meet(const SocketOptions& options, Directory* directory,
                               Deadline deadline) {
+  Patience patience(options);
+  resolve_in_time(options.meet_host, 0, deadline, patience);
   Contact own;
-  Descriptor listener = listen(options, directory, own);
+  Descriptor listener = listen(options, own);
   Door door(std::move(listener), options.identity, options.rank);
-  Gathering gathering(options, door);
+  std::vector<Contact> contacts;
   if (options.rank == 0) {
     if (directory != nullptr) directory->publish(own);
-    MeetingHost(options, door, deadline).run(own);
+    MeetingHost(options, door, deadline).run(own, patience);
   } else {
-    Patience patience(options);
-    const Contact rank_zero = find_rank_zero(options, directory, deadline, patience);
-    const auto contacts = attend(options, rank_zero, own, deadline, patience);
-    gathering.call_those_below(contacts, Clock::now() + options.timeout);
+    contacts = attend(options, directory, own, deadline, patience);
   }
-  gathering.receive_those_above(Clock::now() + options.timeout);
+  Gathering gathering(options, door, patience, Clock::now() + options.timeout);
+  gathering.call_those_below(contacts);
+  gathering.receive_those_above();
   return gathering.result();
 }
 

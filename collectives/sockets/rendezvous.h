@@ -44,9 +44,12 @@ struct Connections {
 std::vector<Connections> meet(const SocketOptions& options, Directory* directory,
                               Deadline deadline);
 
+// The numeric address of this machine at which this rank listens; empty: every interface.
+std::string listen_address(const SocketOptions& options);
+
 // What ranks say to each other at the meeting. A contact has a fixed size; rank 0 answers with a
 // header, and `bytes` that follow it.
-constexpr std::size_t kContactBytes = 256;
+constexpr std::size_t kContactBytes = 128;
 std::string write_contact(const Contact& contact);
 // Nothing where the bytes are no contact.
 std::optional<Contact> parse_contact(std::string_view bytes);

@@ -113,6 +113,7 @@ void check_options(const SocketOptions& options) {
 std::unique_ptr<Communicator> join(SocketOptions options, sockets::Directory* directory) {
   check_options(options);
   options.identity.size = options.size;
+  if (directory != nullptr) options.meeting = Meeting::in_store;
   std::vector<sockets::Connections> connections;
   if (options.size > 1) {
     connections = sockets::meet(options, directory, Clock::now() + options.timeout);

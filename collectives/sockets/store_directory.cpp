@@ -2,12 +2,14 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <condition_variable>
 #include <cstring>
 #include <functional>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
@@ -20,10 +22,24 @@ namespace {
 
 using namespace std::chrono_literals;
 
-// An IPv6 address, or an IPv4 one mapped into it, as two numbers; the third is the port.
-using Numbers = std::array<std::int64_t, 3>;
+// Where rank 0 is, as numbers: an IPv6 address, or an IPv4 one mapped into it (2), that a rank of
+// this job says so (4), and the port, which is 0 until all the others are there.
+using Numbers = std::array<std::int64_t, 7>;
+constexpr std::size_t kPort = 6;
 
-Numbers numbers_of(const Contact& contact) {
+// A MAC of the job's key over address and port.
+std::array<std::int64_t, 4> proof_of(const Numbers& numbers, const net::JobIdentity& identity) {
+  std::string text = "place " + identity.job;
+  for (const std::size_t i : {std::size_t{0}, std::size_t{1}, kPort}) {
+    text.append(reinterpret_cast<const char*>(&numbers[i]), sizeof numbers[i]);
+  }
+  const auto mac = net::authenticate(identity.key, text);
+  std::array<std::int64_t, 4> proof;
+  std::memcpy(proof.data(), mac.data(), mac.size());
+  return proof;
+}
+
+Numbers numbers_of(const Contact& contact, const net::JobIdentity& identity) {
   const net::Address address = net::resolve(contact.address, contact.port).front();
   std::array<std::uint8_t, 16> bytes{};
   if (address.family() == AF_INET6) {
@@ -34,14 +50,19 @@ Numbers numbers_of(const Contact& contact) {
     bytes[10] = bytes[11] = 0xff;
     std::memcpy(bytes.data() + 12, &v4->sin_addr, 4);
   }
-  Numbers numbers{0, 0, contact.port};
+  Numbers numbers{};
+  numbers[kPort] = contact.port;
   std::memcpy(numbers.data(), bytes.data(), 16);
+  std::ranges::copy(proof_of(numbers, identity), numbers.begin() + 2);
   return numbers;
 }
 
-// Nothing where the numbers are no address.
-std::optional<Contact> contact_of(const Numbers& numbers) {
-  if (numbers[2] < 1 || numbers[2] > 65535) return std::nullopt;
+// Nothing where the numbers are no address that a rank of this job has left.
+std::optional<Contact> contact_of(const Numbers& numbers, const net::JobIdentity& identity) {
+  if (numbers[kPort] < 1 || numbers[kPort] > 65535) return std::nullopt;
+  if (!std::ranges::equal(proof_of(numbers, identity), std::span(numbers).subspan(2, 4))) {
+    return std::nullopt;
+  }
   net::Address address;
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(numbers.data());
   constexpr std::array<std::uint8_t, 12> kMapped{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
@@ -56,8 +77,11 @@ std::optional<Contact> contact_of(const Numbers& numbers) {
     std::memcpy(&v6->sin6_addr, bytes, 16);
     address.length = sizeof *v6;
   }
-  return Contact{net::numeric(address), static_cast<int>(numbers[2])};
+  return Contact{net::numeric(address), static_cast<int>(numbers[kPort])};
 }
+
+// Looks, some milliseconds apart, until what cannot be believed is taken for somebody else's.
+constexpr int kMostUnbelieved = 20;
 
 // One thing that the store was asked, on a thread that nobody waits for longer than he wants: the
 // store's own calls wait for as long as it likes.
@@ -84,10 +108,14 @@ class StoreDirectory final : public Directory {
   }
 
   void publish(const Contact& contact) override {
-    const Numbers numbers = numbers_of(contact);
-    // The port last: with it the word is there.
+    const Numbers numbers = numbers_of(contact, options_.identity);
     ask([store = store_, keys = keys(), numbers] {
-      for (std::size_t i = 0; i < keys.size(); ++i) store->client->add(keys[i], numbers[i]);
+      // An earlier start under the same name may have left its place.
+      const auto set = [&](std::size_t i, std::int64_t value) {
+        store->client->add(keys[i], value - store->client->add(keys[i], 0));
+      };
+      set(kPort, 0);
+      for (std::size_t i = 0; i < keys.size(); ++i) set(i, numbers[i]);
     });
   }
 
@@ -97,15 +125,19 @@ class StoreDirectory final : public Directory {
       for (std::size_t i = keys.size(); i-- > 0;) {
         // Adding nothing reads a number: unlike a value it cannot be longer than eight bytes.
         (*numbers)[i] = store->client->add(keys[i], 0);
-        if ((*numbers)[i] == 0 && i + 1 == keys.size()) return;
+        if ((*numbers)[kPort] == 0) return;
       }
     });
-    if ((*numbers)[2] == 0) return std::nullopt;
-    auto contact = contact_of(*numbers);
+    if ((*numbers)[kPort] == 0) return std::nullopt;
+    auto contact = contact_of(*numbers, options_.identity);
+    // It may be halfway through another place.
+    if (!contact && ++unbelieved_ < kMostUnbelieved) return std::nullopt;
     if (!contact) {
-      throw PeerLost(fmt::format(
-          "what the store at {} holds for rank 0 is no address; use another port or job id",
-          place()));
+      throw PeerLost(
+          fmt::format("what the store at {} holds for rank 0 is no address that it left there; see "
+                      "who else writes "
+                      "into that store, and give all ranks the same secret",
+                      place()));
     }
     return contact;
   }
@@ -115,9 +147,12 @@ class StoreDirectory final : public Directory {
     std::unique_ptr<c10d::TCPStore> client;
   };
 
-  std::array<std::string, 3> keys() const {
-    const std::string prefix = "thinwire/" + options_.identity.job;
-    return {prefix + "/high", prefix + "/low", prefix + "/port"};
+  std::array<std::string, kPort + 1> keys() const {
+    std::array<std::string, kPort + 1> keys;
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      keys[i] = fmt::format("thinwire/{}/{}", options_.identity.job, i);
+    }
+    return keys;
   }
   std::string place() const { return fmt::format("{}:{}", options_.meet_host, options_.meet_port); }
 
@@ -138,13 +173,16 @@ class StoreDirectory final : public Directory {
     std::unique_lock lock(question->mutex);
     while (!question->done) {
       if (Clock::now() >= deadline_) throw no_answer("no answer in time");
-      if (options_.stop_requested && options_.stop_requested()) {
-        throw Error(ExitCode::stopped_with_checkpoint,
-                    "stopped on request before the ranks had met; there is no checkpoint yet");
-      }
+      check_stop();
       question->answered.wait_until(lock, std::min(deadline_, Clock::now() + 100ms));
     }
     if (question->problem) throw no_answer(*question->problem);
+  }
+
+  void check_stop() const {
+    if (!options_.stop_requested || !options_.stop_requested()) return;
+    throw Error(ExitCode::stopped_with_checkpoint,
+                "stopped on request before the ranks had met; there is no checkpoint yet");
   }
 
   PeerLost no_answer(const std::string& why) const {
@@ -157,13 +195,19 @@ class StoreDirectory final : public Directory {
   // TCPStore's own attempts fill the log with stack traces, so it is asked only once somebody
   // listens.
   void await_server() const {
+    std::string reason;
     for (;;) {
+      const bool last = Clock::now() >= deadline_;
       try {
-        net::connect_to(options_.meet_host, options_.meet_port, deadline_);
+        net::connect_to(options_.meet_host, options_.meet_port,
+                        std::min(deadline_, Clock::now() + 500ms));
         return;
-      } catch (const PeerLost& error) {
-        if (Clock::now() >= deadline_) throw no_answer(error.what());
+      } catch (const Error& error) {  // also that the host has no name yet
+        // The last attempt has no time for an answer.
+        if (!last || reason.empty()) reason = error.what();
       }
+      if (last) throw no_answer(reason);
+      check_stop();
       std::this_thread::sleep_for(50ms);
     }
   }
@@ -171,6 +215,7 @@ class StoreDirectory final : public Directory {
   const SocketOptions options_;
   const Deadline deadline_;
   const std::shared_ptr<Store> store_;  // a thread that is stuck keeps it
+  int unbelieved_ = 0;                  // looks that found no place of ours
 };
 
 }  // namespace

@@ -217,13 +217,14 @@ class Lifeline::Thread {
       case watch::Message::Kind::failed:
         lose(fmt::format("{} failed: {}", name_of(rank), message.text));
         break;
-      case watch::Message::Kind::bye:
       case watch::Message::Kind::none:
+        lose(fmt::format("{} sent what this program does not send", name_of(rank)));
+        break;
+      case watch::Message::Kind::bye:
         break;
     }
-    // Its last words; or it is no rank of this version, and is lost.
     peer.wire.close();
-    if (message.kind != watch::Message::Kind::none) gone_.push_back(rank);
+    gone_.push_back(rank);
   }
 
   // Until every rank has come; who has left does not come again.
@@ -232,11 +233,11 @@ class Lifeline::Thread {
     const auto expected = [&](const net::Introduction& who) {
       return who.role == net::Role::lifeline && !came_.contains(who.guest);
     };
-    for (net::Door::Entry& entry : door_->admit(expected)) {
-      came_.insert(entry.who.guest);
-      net::tune(entry.socket, parts_.timeout);
-      add_peer(entry.who.guest, Wire(std::move(entry.socket)));
-    }
+    door_->admit(expected, [&](const net::Introduction& who, Descriptor socket) {
+      came_.insert(who.guest);
+      net::tune(socket, parts_.timeout);
+      add_peer(who.guest, Wire(std::move(socket)));
+    });
     if (static_cast<int>(came_.size()) + 1 == identity_.size) door_.reset();
   }
 

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <functional>
+#include <set>
 #include <thread>
 
 #include "collectives/net/call.h"
@@ -218,6 +219,83 @@ TEST(Rendezvous, NobodyListensOnceAllHaveMet) {
   });
 }
 
+// A rank that reaches rank 0 at several addresses at once is let in by one of them.
+TEST(Rendezvous, AHostWithManyAddressesIsOneHost) {
+  const net::JobIdentity identity{net::key_from_secret("sixteen letters"), "job", 2};
+  for (int times = 0; times < 20; ++times) {
+    net::Door door(net::listen_everywhere(0), identity, 0);
+    std::vector<net::Address> addresses;
+    for (const char* host : {"127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"}) {
+      addresses.push_back(net::resolve(host, door.port()).front());
+    }
+    std::vector<net::Descriptor> in;
+    std::atomic<bool> done = false;
+    std::thread host([&] {
+      while (!done) {
+        door.admit([&](const net::Introduction&) { return in.empty(); },
+                   [&](const net::Introduction&, net::Descriptor socket) {
+                     in.push_back(std::move(socket));
+                   });
+        std::this_thread::sleep_for(5ms);
+      }
+    });
+    const auto guest =
+        net::call(addresses, identity, {net::Role::data, 1, 0}, Clock::now() + 60s, [] {});
+    done = true;
+    host.join();
+    ASSERT_EQ(in.size(), 1u);
+    net::send_all(in.front(), "x", 1, Clock::now() + 60s);
+    char heard = 0;
+    net::receive_all(guest, &heard, 1, Clock::now() + 60s);
+    EXPECT_EQ(heard, 'x');
+  }
+}
+
+// One address that swallows what comes does not keep a rank from another one, however late.
+TEST(Rendezvous, AnAddressThatSaysNothingIsNotWaitedFor) {
+  const net::JobIdentity identity{net::key_from_secret("sixteen letters"), "job", 2};
+  const auto silent = net::listen_on("127.0.0.1", 0);
+  const int port = free_port("127.0.0.2");
+  std::vector<net::Address> addresses{net::resolve("127.0.0.1", net::local_port(silent)).front(),
+                                      net::resolve("127.0.0.2", port).front()};
+  std::atomic<bool> done = false;
+  std::thread host([&] {
+    std::this_thread::sleep_for(700ms);
+    net::Door door(net::listen_on("127.0.0.2", port), identity, 0);
+    while (!done) {
+      door.admit([](const auto&) { return true; }, [](const auto&, net::Descriptor) {});
+      std::this_thread::sleep_for(1ms);
+    }
+  });
+  net::call(addresses, identity, {net::Role::meeting, 1, 0}, Clock::now() + 60s, [] {});
+  done = true;
+  host.join();
+}
+
+// More ranks at once than a door has places for strangers.
+TEST(Rendezvous, ManyComeAtOnce) {
+  constexpr int kSize = 200;
+  const net::JobIdentity identity{net::key_from_secret("sixteen letters"), "job", kSize};
+  net::Door door(net::listen_on("127.0.0.1", 0), identity, 0);
+  const auto addresses = net::resolve("127.0.0.1", door.port());
+  std::vector<std::thread> callers;
+  for (int part = 0; part < 4; ++part) {
+    callers.emplace_back([&, part] {
+      for (int rank = 1 + part; rank < kSize; rank += 4) {
+        net::call(addresses, identity, {net::Role::lifeline, rank, 0}, Clock::now() + 60s, [] {});
+      }
+    });
+  }
+  std::set<int> came;
+  const Deadline deadline = Clock::now() + 60s;
+  while (came.size() + 1 < kSize && Clock::now() < deadline) {
+    door.admit([&](const auto& who) { return !came.contains(who.guest); },
+               [&](const auto& who, net::Descriptor) { came.insert(who.guest); });
+  }
+  for (auto& caller : callers) caller.join();
+  EXPECT_EQ(came.size() + 1, kSize);
+}
+
 // --- Strangers ----------------------------------------------------------------------------------
 
 // A job of two at `port` while `disturb` is done to its rank 0, which waits for rank 1.
@@ -330,7 +408,7 @@ TEST(Strangers, AnImposterInRankZerosPlaceIsNotBelieved) {
   std::atomic<bool> done = false;
   std::thread imposter([&] {
     while (!done) {
-      door.admit([](const auto&) { return true; });
+      door.admit([](const auto&) { return true; }, [](const auto&, net::Descriptor) {});
       std::this_thread::sleep_for(1ms);
     }
   });
@@ -357,13 +435,14 @@ TEST(Strangers, WhatAStoreHoldsIsNotBelieved) {
   for (const std::string& value :
        {std::string("x"), std::string("70000"), std::string("-1"), std::string(1 << 26, '7')}) {
     StoreServer store;
-    store.set("thinwire/job/port", value);
+    for (int i = 0; i < 7; ++i) store.set("thinwire/job/" + std::to_string(i), value);
     SocketOptions options = options_of(1, 2, 1s);
     options.meet_port = store.port();
     options.meeting = Meeting::in_store;
     const std::string error = errors_of({options})[0];
     EXPECT_THAT(error, HasSubstr("71: "));
-    EXPECT_THAT(error, ::testing::AnyOf(HasSubstr("does not answer"), HasSubstr("is no address")));
+    EXPECT_THAT(error, ::testing::AnyOf(HasSubstr("does not answer"),
+                                        HasSubstr("is no address that it left there")));
     EXPECT_LT(error.size(), 500u);
   }
 }
@@ -381,6 +460,15 @@ TEST(Rendezvous, EndsOnRequestWhileARankIsMissing) {
                                    "is no checkpoint yet"));
   EXPECT_EQ(errors[1], errors[0]);
   EXPECT_LT(Clock::now() - began, 30s);
+
+  // Another rank than rank 0 that is asked tells it, and it the others.
+  all[0].stop_requested = nullptr;
+  all[1].stop_requested = [] { return true; };
+  for (auto& options : all) options.meet_port = free_port();
+  all[1].meet_port = all[0].meet_port;
+  for (const std::string& error : errors_of(all)) {
+    EXPECT_THAT(error, HasSubstr("75: rank 1 was asked to stop while rank 2 was missing"));
+  }
 
   SocketOptions alone = options_of(1, 3);
   alone.meet_port = free_port();
@@ -409,8 +497,8 @@ TEST(Messages, ContactsAreReadBackAndNothingElseIs) {
   EXPECT_FALSE(sockets::parse_contact(changed(0, '\0')));       // port 0
   EXPECT_FALSE(sockets::parse_contact(changed(2, '\0')));       // no address
   EXPECT_FALSE(sockets::parse_contact(changed(3, '\x1b')));     // no character of an address
-  EXPECT_FALSE(sockets::parse_contact(changed(255, 'x')));      // something behind its end
-  EXPECT_FALSE(sockets::parse_contact(std::string(256, '1')));  // without an end
+  EXPECT_FALSE(sockets::parse_contact(changed(127, 'x')));      // something behind its end
+  EXPECT_FALSE(sockets::parse_contact(std::string(128, '1')));  // without an end
 }
 
 // Each field of the first word that differs is named.

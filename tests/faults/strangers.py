@@ -4,7 +4,8 @@ run, and no rank may take 50 MB more than there.
 
     strangers.py THINWIRE [--seconds N] [--seed N]
 
-Half of the seconds belong to each job, and of those half to the meeting. From a process of its own
+Half of the seconds belong to each job, and of those half to the meeting; of mpirun's job at most
+five, as its ranks join the lifeline within ten. What trains does not listen, which is looked at. From a process of its own
 come idle and slow connections, random bytes, floods of newlines, 2,000 connections at a limit of 1024
 open files, hellos of this job without its secret, and whole ranks with another secret.
 """
@@ -262,6 +263,7 @@ def mpirun_job(thinwire, folder, steps, seconds, attacked, seed):
         struck = strangers.end() if strangers else {}
     assert codes == [0], f"exit code {codes}\n{output.text()}"
     assert "strangers kept out of what is not MPI's" in output.text(), output.text()
+    assert "no lifeline" not in output.text(), output.text()
     return end_of(folder), watch.peaks, struck
 
 
@@ -285,8 +287,13 @@ def main():
                 if time.monotonic() - began > share or attempt == 2:
                     break
                 steps = int(steps * min(max(share / max(end["seconds"], 0.01), 1), 1000))
-            attacked, peaks, struck = job(thinwire, folder / name, steps, share, True, given.seed)
-            assert name == "sockets" or struck["many"] > 100, "the lifeline was not attacked"
+            for attempt in range(5):
+                attacked, peaks, struck = job(thinwire, folder / f"{name}-attacked-{attempt}", steps,
+                                              share, True, given.seed)
+                # On a busy machine the moment in which a lifeline listens may be missed.
+                if struck["many"] > 100:
+                    break
+            assert struck["many"] > 100, "nothing was attacked"
             growth = max(peaks[rank] - calm[rank] for rank in peaks)
             print(f"{name}: {steps} steps, {sum(struck.values())} connections {struck}, "
                   f"memory of a rank {growth:+.1f} MB, parameters {attacked['parameters_hash']}",

@@ -84,8 +84,8 @@ TEST_F(SecretFile, WhatIsNoSecretIsRefused) {
                                                    "secret has 16 to 4096: make one with"));
   EXPECT_THAT(error_of(with("")), HasSubstr("has only 0 characters"));
   EXPECT_THAT(error_of(with(std::string(5000, 'x'))), HasSubstr("has more than 4096 characters"));
-  EXPECT_THAT(error_of(with("0123456789abcdef", 0640)),
-              HasSubstr("secret' may be read by others than its owner; make one with"));
+  EXPECT_THAT(error_of(with("0123456789abcdef", 0604)),
+              HasSubstr("secret' may be read by others, or written by a group; make one with"));
   JobEnvironment environment = with("0123456789abcdef");
   environment.secret = "0123456789abcdef";
   EXPECT_THAT(error_of(environment), HasSubstr("are both set; unset one"));
@@ -114,7 +114,7 @@ TEST(Admission, ALineSaysWhoIsKeptOut) {
   EXPECT_THAT(line("sockets"), HasSubstr("; strangers kept out by the secret"));
   environment.rendezvous.host = "192.0.2.1";  // nobody's (RFC 5737)
   EXPECT_THAT(line("sockets"), HasSubstr("; rank 0 listens on every interface, as '192.0.2.1' is "
-                                         "no address of this machine's interfaces"));
+                                         "not one address of this machine"));
 }
 
 }  // namespace

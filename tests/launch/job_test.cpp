@@ -160,9 +160,11 @@ TEST(Job, OneLineSaysIt) {
   job.environment = kTorchrun;
   job.environment.why = std::string("W");
   job.backend = Backend::sockets;
-  EXPECT_EQ(describe(job),
-            "launcher torchrun (W): rank 0 of 2, local rank 0 of 1; ranks over sockets, met at "
-            "host:29500; no secret: jobs are told apart by '', whoever reaches the ports can join");
+  EXPECT_EQ(
+      describe(job),
+      "launcher torchrun (W): rank 0 of 2, local rank 0 of 1; ranks over sockets, met at "
+      "host:29500; no secret and no --job-id: jobs are not told apart, whoever reaches the ports "
+      "can join");
 }
 
 }  // namespace
