@@ -245,7 +245,8 @@ std::string help_text() {
          "Ranks are threads (thinwire train --ranks 4) or processes (thinwire train under mpirun, "
          "srun or\n"
          "torchrun --no-python).\n"
-         "SIGUSR1, SIGTERM or SIGINT: checkpoint and stop at the next step.\n"
+         "SIGUSR1, SIGUSR2, SIGTERM, SIGINT, SIGHUP or SIGXCPU: checkpoint and stop at the next "
+         "step.\n"
          "\n"
          "Exit codes:\n" +
          exit_code_table();

@@ -17,17 +17,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The step of the checkpoint in `root` that the run resumes from; none if it is not in there.
-std::optional<std::int64_t> resumed_step(const fs::path& root, const TrainOptions& options,
-                                         const Resumption& resumption) {
-  if (!resumption.folder) return std::nullopt;
+// The checkpoint that the run resumes from, as an entry of `root`; empty if it is not in there.
+fs::path entry_resumed_from(const fs::path& root, const Resumption& resumption) {
+  if (!resumption.folder) return {};
   fs::path from = *resumption.folder;
-  if (options.resume != "auto") {
-    from = fs::weakly_canonical(from);
-    if (from.filename().empty()) from = from.parent_path();  // it ended in a slash
-    if (from.parent_path() != fs::weakly_canonical(root)) return std::nullopt;
-  }
-  return step_of_folder(from.filename().string());
+  if (from.filename().empty()) from = from.parent_path();  // it ended in a slash
+  if (fs::weakly_canonical(from.parent_path()) != fs::weakly_canonical(root)) return {};
+  return root / from.filename();
 }
 
 [[noreturn]] void cannot_write(const std::string& folder, const std::string& error) {
@@ -52,16 +48,30 @@ class Earlier {
   // Of a link the link itself.
   void take(const fs::path& from, const fs::path& to) {
     fs::create_directories((folder_ / to).parent_path());
-    fs::rename(from, folder_ / to);
+    std::error_code error;
+    fs::rename(from, folder_ / to, error);
+    if (error == std::errc::cross_device_link) {
+      // What lies on another disk stays there.
+      const fs::path beside = from.parent_path() / folder_.filename();
+      fs::create_directories(beside);
+      fs::rename(from, beside / from.filename());
+    } else if (error) {
+      throw fs::filesystem_error("cannot move", from, folder_ / to, error);
+    }
     made_ = true;
   }
-  // Files only: what else stands among them was not written by a run.
+  // Files, and of links the links: what else stands among them was not written by a run.
   void copy(const fs::path& from, const fs::path& to) {
-    if (fs::is_directory(from)) {
+    const auto kind = fs::symlink_status(from).type();
+    if (kind == fs::file_type::directory) {
       for (const auto& entry : fs::directory_iterator(from)) {
         copy(entry.path(), to / entry.path().filename());
       }
-    } else if (fs::is_regular_file(from)) {
+    } else if (kind == fs::file_type::symlink) {
+      fs::create_directories((folder_ / to).parent_path());
+      fs::copy_symlink(from, folder_ / to);
+      made_ = true;
+    } else if (kind == fs::file_type::regular) {
       fs::create_directories((folder_ / to).parent_path());
       std::error_code error;
       // Without a second copy on the disk where that can be had.
@@ -97,17 +107,21 @@ OutputHistory set_aside_earlier_runs(const TrainOptions& options, const Resumpti
       cannot_write(options.output,
                    fmt::format("'{}' is no folder, but checkpoints go there", root.string()));
     }
-    const auto from = resumed_step(root, options, resumption);
-    const bool continued = from.has_value();
+    const fs::path from = entry_resumed_from(root, resumption);
+    const bool continued = !from.empty();
 
     std::set<fs::path> strangers(resumption.strangers.begin(), resumption.strangers.end());
     const bool all_is_ours = continued && options.resume == "auto";
     if (!all_is_ours && fs::is_directory(root)) {
       for (const auto& entry : fs::directory_iterator(root)) {
-        const auto step = step_of_folder(entry.path().filename().string());
-        if (!from || !step || *step > *from) strangers.insert(entry.path());
+        const std::string name = entry.path().filename().string();
+        const auto step = step_of_folder(name);
+        const bool later = step && *step > resumption.step;
+        const bool earlier_runs = name.starts_with("earlier-");
+        if (later || (!continued && !earlier_runs)) strangers.insert(entry.path());
       }
     }
+    strangers.erase(from);
     const fs::path metrics = folder / "metrics.jsonl";
     const bool has_metrics =
         is_there(metrics) && !(fs::is_regular_file(metrics) && fs::file_size(metrics) == 0);

@@ -24,7 +24,10 @@ SignalWatcher::SignalWatcher(std::chrono::milliseconds one_request) : one_reques
   for (const int number : {SIGUSR1, SIGUSR2, SIGTERM, SIGINT, SIGHUP, SIGXCPU}) {
     if (!ignored(number)) sigaddset(&watched_, number);
   }
-  pthread_sigmask(SIG_BLOCK, &watched_, &previous_);
+  // Also where it is ignored: SIGUSR1 is what ends the thread, and would be lost before it waits.
+  sigset_t blocked = watched_;
+  sigaddset(&blocked, SIGUSR1);
+  pthread_sigmask(SIG_BLOCK, &blocked, &previous_);
   try {
     thread_ = make_thread([this] { watch(); });
   } catch (const Error&) {
@@ -57,8 +60,7 @@ void SignalWatcher::end_watch() {
 
 void SignalWatcher::watch() {
   sigset_t awaited = watched_;
-  sigaddset(&awaited, SIGUSR1);  // also where it is ignored: it is what ends this thread
-  pthread_sigmask(SIG_BLOCK, &awaited, nullptr);
+  sigaddset(&awaited, SIGUSR1);
   bool ending = false;
   auto first = std::chrono::steady_clock::now();
   while (true) {
@@ -72,6 +74,7 @@ void SignalWatcher::watch() {
     if (!requested()) {
       taken_ = number;
       first = now;
+      if (given_up_) continue;  // the run ends anyway, and saves nothing
       std::fprintf(stderr, "thinwire: SIG%s: checkpoint and stop at the next step\n", name);
     } else if ((number == SIGTERM || number == SIGINT) && now - first > one_request_) {
       std::fprintf(stderr, "thinwire: SIG%s while stopping: exit at once\n", name);

@@ -272,11 +272,12 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
     return stop_before_the_first_step(
         rank, screen.output, from ? "no checkpoint newer than " + *from : "no checkpoint yet");
   }
-  if (rank == 0) {
+  rank_zero_says(*communicator, [&]() -> std::string {
     const OutputHistory history = set_aside_earlier_runs(options, resumption);
     if (!history.moved.empty()) observer.on_line(history.moved);
     console->open_metrics(options, history.continued ? trainer.attempted_steps() : 0);
-  }
+    return {};
+  });
   for (const auto& way : trainer.describe_compression()) observer.on_line(way);
   for (const auto& note : notes_on_compression(options)) observer.on_line(note);
 

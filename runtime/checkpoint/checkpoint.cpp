@@ -87,13 +87,16 @@ std::string of_another_run(const Manifest& manifest, std::int64_t step,
   return {};
 }
 
-// Whether the folder, which has a manifest, may be removed when its time comes.
-bool is_of_this_run(FileSystem& files, const std::string& folder, std::int64_t step,
-                    const SaveRequest& request) {
+enum class Owner { this_run, another, unknown };
+
+// Whose the checkpoint in the folder is, which has a manifest; unknown where that is damaged.
+Owner owner_of(FileSystem& files, const std::string& folder, std::int64_t step,
+               const SaveRequest& request) {
   try {
-    return of_another_run(read_manifest(files, folder), step, request).empty();
+    const bool ours = of_another_run(read_manifest(files, folder), step, request).empty();
+    return ours ? Owner::this_run : Owner::another;
   } catch (const DataError&) {
-    return true;  // damaged
+    return Owner::unknown;
   }
 }
 
@@ -102,13 +105,17 @@ void remove_older(FileSystem& files, const SaveRequest& request) {
   for (const std::int64_t step : steps_below(files, request.root)) {
     if (step > request.step) continue;
     const std::string folder = checkpoint_folder(request.root, step);
-    const bool whole = has_manifest(files, folder);
-    if (step < request.step && whole && !is_of_this_run(files, folder, step, request)) continue;
-    if (whole && complete < request.keep) {
-      ++complete;
-    } else {
-      remove_checkpoint(files, request.root, folder);
+    if (has_manifest(files, folder)) {
+      const Owner owner =
+          step == request.step ? Owner::this_run : owner_of(files, folder, step, request);
+      if (owner == Owner::another) continue;
+      // What is damaged is none of those to keep, and stays until there are enough of them.
+      if (complete < request.keep) {
+        if (owner == Owner::this_run) ++complete;
+        continue;
+      }
     }
+    remove_checkpoint(files, request.root, folder);
   }
 }
 
@@ -312,8 +319,9 @@ LatestCheckpoint find_latest_checkpoint(FileSystem& files, const std::string& ro
         return latest;
       }
       latest.rejected.push_back(fmt::format("{}: {}; passed over", folder, why));
-    } catch (const Error& error) {
+    } catch (const DataError& error) {
       latest.rejected.emplace_back(error.what());
+      latest.any_damaged = latest.any_damaged || has_manifest(files, folder);
     }
   }
   return latest;
@@ -328,28 +336,29 @@ std::vector<StrangeCheckpoint> find_strangers(FileSystem& files, const std::stri
     try {
       const std::string why = strangeness(read_manifest(files, folder), step, objection);
       if (!why.empty()) strangers.push_back({folder, why});
-    } catch (const Error&) {
+    } catch (const DataError&) {
       // Unfinished or damaged: whose it is cannot be known.
     }
   }
   return strangers;
 }
 
-std::string make_room(FileSystem& files, const std::string& root, std::int64_t step) {
+std::string make_room(FileSystem& files, const SaveRequest& request) {
   std::vector<std::string> complete;  // newest first
   std::string removed;
   const auto remove = [&](const std::string& folder) {
-    remove_checkpoint(files, root, folder);
+    remove_checkpoint(files, request.root, folder);
     removed += (removed.empty() ? "" : ", ") + folder;
   };
-  if (!files.exists(root)) return removed;
-  for (const std::int64_t older : steps_below(files, root)) {
-    const std::string folder = checkpoint_folder(root, older);
-    if (older > step) continue;
-    if (has_manifest(files, folder)) {
-      complete.push_back(folder);
-    } else {
+  if (!files.exists(request.root)) return removed;
+  for (const std::int64_t older : steps_below(files, request.root)) {
+    const std::string folder = checkpoint_folder(request.root, older);
+    if (older > request.step) continue;
+    if (!has_manifest(files, folder)) {
       remove(folder);
+    } else if (!files.is_link(folder) &&
+               owner_of(files, folder, older, request) == Owner::this_run) {
+      complete.push_back(folder);
     }
   }
   if (complete.size() < 2) return removed;

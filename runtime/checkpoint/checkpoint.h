@@ -50,10 +50,10 @@ SaveResult save_checkpoint(FileSystem& files, Communicator& communicator,
                            const SaveRequest& request, const StateCollector& model,
                            const StateCollector& other);
 
-// For rank 0 after a save that lacked space: removes what is unfinished below `root`, up to `step`,
-// and the oldest complete checkpoint before it, if the newest is another one and whole. Returns
+// For rank 0 after a save that lacked space: removes what is unfinished up to its step, and the
+// oldest complete checkpoint of this run before it, if the newest is another one and whole. Returns
 // what was removed as the end of a sentence, empty if nothing was. Throws `IoError`.
-std::string make_room(FileSystem& files, const std::string& root, std::int64_t step);
+std::string make_room(FileSystem& files, const SaveRequest& request);
 
 // Reads every byte of the checkpoint in `folder`. Throws `DataError` naming the file, where
 // possible the tensor, and what is wrong.
@@ -68,6 +68,7 @@ struct LatestCheckpoint {
   std::optional<FoundCheckpoint> found;
   // A sentence for each newer one that is unfinished, damaged or a stranger.
   std::vector<std::string> rejected;
+  bool any_damaged = false;  // some of these were complete once
 };
 
 // What speaks against a checkpoint, by what its manifest says; empty if nothing does.
@@ -81,7 +82,8 @@ struct StrangeCheckpoint {
 };
 
 // The newest checkpoint below `root` that verifies and is no stranger; of those only the manifest
-// is read. No folder `root`: none found.
+// is read. No folder `root`: none found. Throws `IoError` where something cannot be read, which may
+// be whole.
 LatestCheckpoint find_latest_checkpoint(FileSystem& files, const std::string& root,
                                         const Objection& objection = {});
 

@@ -61,8 +61,9 @@ Bytes gunzip(const fs::path& file, Bytes& compressed, const std::string& remedy)
   int status = Z_OK;
   while (status == Z_OK) {
     const std::size_t done = bytes.size();
-    require_room(file, done, remedy);
-    bytes.resize(done + std::clamp<std::size_t>(done, 1 << 16, kMostAtOnce));
+    const std::size_t grown = done + std::clamp<std::size_t>(done, 1 << 16, kMostAtOnce);
+    require_room(file, done + grown, remedy);  // while it grows both are there
+    bytes.resize(grown);
     stream.next_in = input.data();
     stream.avail_in = static_cast<uInt>(std::min(input.size(), kMostAtOnce));
     stream.next_out = bytes.data() + done;

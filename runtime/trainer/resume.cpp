@@ -39,7 +39,8 @@ std::string describe_other_lineage(const Manifest& manifest, const Lineage& line
     // Options of a model or an optimizer that matter show in its parameters and its state.
     const bool only_kind = key == "model" || key == "optimizer";
     if (only_kind && kind_of(before->second) == kind_of(now)) continue;
-    return fmt::format("was made with {} {}, this run has {}", key, printable(before->second), now);
+    return fmt::format("was made with {} {}, this run has {}", key, printable(before->second),
+                       printable(now));
   }
   return {};
 }
@@ -54,7 +55,8 @@ std::string describe_changes(const std::map<std::string, std::string>& before,
     const auto old = before.find(key);
     if (old == before.end() || old->second == value) continue;
     if (std::find(kFree.begin(), kFree.end(), key) != kFree.end()) continue;
-    text += fmt::format("{}{} {}, was {}", text.empty() ? "" : "; ", key, value, old->second);
+    text += fmt::format("{}{} {}, was {}", text.empty() ? "" : "; ", key, printable(value),
+                        printable(old->second));
   }
   return text;
 }
@@ -83,6 +85,12 @@ Resumption choose_checkpoint(FileSystem& files, Communicator& communicator,
     if (latest.found) return latest.found->folder;
     // Nobody who asks for a checkpoint wants to start anew beside those that are there.
     if (!strangers.empty()) refuse(strangers.front().folder, strangers.front().why);
+    if (latest.any_damaged) {
+      throw DataError(
+          fmt::format("none of the checkpoints in {} is whole; copy one there that is, "
+                      "or start anew without --resume",
+                      root));
+    }
     return {};
   });
   if (folder.empty()) {

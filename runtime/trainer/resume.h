@@ -40,6 +40,7 @@ std::string describe_changes(const std::map<std::string, std::string>& before,
 // What a run goes on from.
 struct Resumption {
   std::optional<std::string> folder;  // of a checkpoint; none: it starts anew
+  std::int64_t step = 0;              // of that checkpoint
   // Folders among those of this run's checkpoints that hold whole ones of other runs, or of another
   // step than they are called by. Known to rank 0.
   std::vector<std::string> strangers;
@@ -48,7 +49,8 @@ struct Resumption {
 // Collective: rank 0 looks and verifies, every rank gets its choice. "auto": the newest checkpoint
 // of this lineage that is whole; none if there is none at all. Anything else is a checkpoint's
 // folder. Every rank throws `AgreedError` (exit 65) where that is not whole or of another lineage,
-// and where "auto" finds whole ones, but none of this lineage. Says aloud what was passed over.
+// and where "auto" finds only damaged ones or whole ones of another lineage; with code 74 where
+// something cannot be read. Says aloud what was passed over.
 Resumption choose_checkpoint(FileSystem& files, Communicator& communicator,
                              const TrainOptions& options, const Lineage& lineage,
                              TrainerObserver& observer);

@@ -172,6 +172,7 @@ class Trainer {
   // failed is tried a second time, after making room where that was lacking.
   enum class Retry { never, once };
   std::string save(Retry retry);
+  SaveRequest save_request() const;
   SaveResult save_once();
   void make_room_for_last();
   bool is_last_checkpoint_gone();

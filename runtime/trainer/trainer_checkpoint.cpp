@@ -31,6 +31,16 @@ std::string Trainer::save(Retry retry) {
   return {};
 }
 
+SaveRequest Trainer::save_request() const {
+  SaveRequest request{.root = checkpoint_root(options_), .step = attempted_, .info = parts_.info};
+  request.info.merge(lineage());
+  for (const auto& [key, value] : lineage()) {
+    // These may change their options on the way.
+    if (key != "model" && key != "optimizer") request.identity.insert(key);
+  }
+  return request;
+}
+
 SaveResult Trainer::save_once() {
   require_equal_replicas(parts_.communicator, parameters());
   const std::vector<at::Tensor> mean = model_buffers_.mean(parts_.communicator);
@@ -39,20 +49,14 @@ SaveResult Trainer::save_once() {
   model_buffers_.visit_mean(model, mean);
   StateCollector other;
   visit(other);
-  SaveRequest request{.root = checkpoint_root(options_), .step = attempted_, .info = parts_.info};
-  request.info.merge(lineage());
-  for (const auto& [key, value] : lineage()) {
-    // These may change their options on the way.
-    if (key != "model" && key != "optimizer") request.identity.insert(key);
-  }
-  return save_checkpoint(parts_.files, parts_.communicator, request, model, other);
+  return save_checkpoint(parts_.files, parts_.communicator, save_request(), model, other);
 }
 
 // Collective.
 void Trainer::make_room_for_last() {
   rank_zero_says(parts_.communicator, [&]() -> std::string {
     try {
-      const std::string removed = make_room(parts_.files, checkpoint_root(options_), attempted_);
+      const std::string removed = make_room(parts_.files, save_request());
       parts_.observer.on_line(removed.empty() ? "warning: there is no checkpoint to spare"
                                               : "warning: removed " + removed + " to make room");
     } catch (const Error& error) {
@@ -103,11 +107,12 @@ Resumption Trainer::resume() {
   if (options_.resume.empty()) return {};
   const Doing reading(parts_.recorder, "reading a checkpoint");
   const at::NoGradGuard no_grad;
-  const Resumption resumption =
+  Resumption resumption =
       choose_checkpoint(parts_.files, parts_.communicator, options_, lineage(), parts_.observer);
   if (!resumption.folder) return resumption;
   const std::string& folder = *resumption.folder;
   const Manifest manifest = read_manifest(parts_.files, folder);
+  resumption.step = manifest.step;
   require_possible_position({folder, manifest}, order_.dataset_size());
   if (manifest.world_size != parts_.communicator.size()) {
     parts_.observer.on_line(fmt::format(

@@ -349,6 +349,38 @@ class Lineage(Case):
         self.assertTrue((self.folder / "run/earlier-1/checkpoints/step-00000005").is_dir())
 
 
+    def test_a_copy_by_another_name_may_be_resumed_from(self):
+        self.train("--steps", 20, "--checkpoint-every", 10)
+        best = self.root() / "best"
+        shutil.copytree(self.root() / "step-00000010", best)
+        (self.root() / "notes").write_text("mine")
+        result = self.train("--steps", 30, "--resume", best)
+        self.assertIn(f"resumed from {best} at step 10", result.stdout)
+        self.assertNotIn("somebody removed", result.stdout)
+        self.assertEqual(sorted(path.name for path in self.root().iterdir()),
+                         ["best", "notes", "step-00000010", "step-00000030"])
+        self.assertEqual([line["step"] for line in metrics(self.folder / "run")],
+                         [10, 20, 30, 30])
+
+    def test_only_damaged_ones_are_no_reason_to_start_anew(self):
+        self.train("--steps", 20, "--checkpoint-every", 10)
+        for path in self.root().glob("*/model.safetensors"):
+            path.write_bytes(path.read_bytes()[:-1])
+        result = self.train("--steps", 30, "--resume", "auto", code=65)
+        self.assertRegex(result.stderr, "none of the checkpoints in .* is whole; copy one there")
+        self.assertFalse((self.folder / "run/earlier-1").exists())
+
+    def test_checkpoints_on_another_disk(self):
+        disk = pathlib.Path(tempfile.mkdtemp(prefix="thinwire-", dir="/dev/shm"))
+        self.addCleanup(shutil.rmtree, disk, ignore_errors=True)
+        (self.folder / "run").mkdir()
+        self.root().symlink_to(disk)
+        for number in (1, 2, 3):
+            self.train("--steps", 5 * number)
+            self.assertTrue((disk / f"step-{5 * number:08d}").exists())
+        self.assertTrue((disk / "earlier-2/step-00000010").exists())
+
+
 class Folder(Case):
     def test_a_second_run_is_refused(self):
         with self.running("--steps", 100000):

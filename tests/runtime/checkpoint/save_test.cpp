@@ -289,24 +289,70 @@ TEST(Save, OnlyADiskThatIsFullLacksSpace) {
   EXPECT_FALSE(save_run(memory, root, 2, 3)[0].lacks_space);
 }
 
+SaveRequest up_to(std::int64_t step) {
+  return {.root = root, .step = step, .info = {}};
+}
+
 TEST(MakeRoom, TakesTheOldestOfSeveralAndWhatIsUnfinished) {
   MemoryFileSystem files;
   for (const std::int64_t step : {1, 2}) save_run(files, root, 1, step);
   files.make_directories(checkpoint_folder(root, 3));
   files.make_directories(checkpoint_folder(root, 9));
-  EXPECT_EQ(make_room(files, root, 5),
+  EXPECT_EQ(make_room(files, up_to(5)),
             checkpoint_folder(root, 3) + ", " + checkpoint_folder(root, 1));
   EXPECT_THAT(files.list_directory(root), ElementsAre("step-00000002", "step-00000009"));
-  EXPECT_EQ(make_room(files, root, 5), "");
+  EXPECT_EQ(make_room(files, up_to(5)), "");
   EXPECT_EQ(latest_step(files), 2);
-  EXPECT_EQ(make_room(files, "nowhere", 5), "");
+  EXPECT_EQ(make_room(files, {.root = "nowhere", .step = 5, .info = {}}), "");
+}
+
+// A copy under another step's name is not one of this run's, so that one whole one stays.
+TEST(MakeRoom, LeavesWhatIsNotOfThisRun) {
+  MemoryFileSystem files;
+  save_run(files, root, 1, 4);
+  files.make_directories(checkpoint_folder(root, 9));
+  for (const auto& name : files.list_directory(checkpoint_folder(root, 4))) {
+    files.create(file_of(9, name))->write(files.read_file(file_of(4, name), 1 << 20));
+  }
+  EXPECT_EQ(make_room(files, up_to(12)), "");
+  EXPECT_EQ(latest_step(files), 4);
+}
+
+TEST(Save, WhatIsDamagedIsNoneOfThoseThatAreKept) {
+  MemoryFileSystem files;
+  for (const std::int64_t step : {1, 2}) save_run(files, root, 1, step);
+  files.bytes(file_of(2, "manifest.json")).back() ^= 1;
+  save_run(files, root, 1, 3);
+  EXPECT_THAT(files.list_directory(root),
+              ElementsAre("step-00000001", "step-00000002", "step-00000003"));
+  save_run(files, root, 1, 4);
+  EXPECT_THAT(files.list_directory(root), ElementsAre("step-00000003", "step-00000004"));
+}
+
+// What cannot be read may be whole: nobody goes on from an older one beside it.
+TEST(Latest, WhatCannotBeReadEndsTheSearch) {
+  MemoryFileSystem memory;
+  for (const std::int64_t step : {1, 2}) save_run(memory, root, 1, step);
+  FaultyFileSystem files(memory);
+  files.fail_paths_with("step-00000002/model");
+  EXPECT_THROW(find_latest_checkpoint(files, root), IoError);
+}
+
+TEST(Latest, SaysWhetherSomeWereCompleteOnce) {
+  MemoryFileSystem files;
+  files.make_directories(checkpoint_folder(root, 3));
+  EXPECT_FALSE(find_latest_checkpoint(files, root).any_damaged);
+  save_run(files, root, 1, 2);
+  files.bytes(file_of(2, "model.safetensors")).back() ^= 1;
+  const LatestCheckpoint latest = find_latest_checkpoint(files, root);
+  EXPECT_TRUE(latest.any_damaged && !latest.found);
 }
 
 TEST(MakeRoom, LeavesTheLastWholeOneWhereTheNewestIsDamaged) {
   MemoryFileSystem files;
   for (const std::int64_t step : {1, 2}) save_run(files, root, 1, step);
   files.bytes(file_of(2, "model.safetensors")).back() ^= 1;
-  EXPECT_EQ(make_room(files, root, 5), "");
+  EXPECT_EQ(make_room(files, up_to(5)), "");
   EXPECT_EQ(latest_step(files), 1);
 }
 
