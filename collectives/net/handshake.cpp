@@ -8,6 +8,7 @@
 
 #include "runtime/base/error.h"
 #include "runtime/base/hash.h"
+#include "runtime/base/text.h"
 
 namespace thinwire::net {
 namespace {
@@ -155,9 +156,10 @@ std::string sentence(Refusal refusal, const JobIdentity& identity, const Introdu
       return "another version of thinwire answers there; start all ranks with one";
     case Refusal::job:
       return fmt::format(
-          "another job meets there than this one, '{}'; give each job a MASTER_PORT "
-          "of its own",
-          identity.job);
+          "another job meets there than this one, '{}'; give each job a MASTER_PORT of its own, "
+          "and "
+          "its ranks one --job-id",
+          printable(identity.job));
     case Refusal::size:
       return fmt::format(
           "what answers there is of a job with another number of ranks than {}; "

@@ -356,7 +356,8 @@ TEST(Strangers, OfAnotherJobAreTold) {
        "what answers there has another secret; give all ranks the same"},
       {with([](auto& o) { o.identity.key = {}; }), "another secret"},
       {with([](auto& o) { o.identity.job = "other"; }),
-       "another job meets there than this one, 'other'; give each job a MASTER_PORT of its own"},
+       "another job meets there than this one, 'other'; give each job a MASTER_PORT of its own, "
+       "and its ranks one --job-id"},
       {with([](auto& o) { o.size = 3; }), "another number of ranks than 3"},
   };
   meet_in_spite_of([&](int port) {
