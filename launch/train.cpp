@@ -296,10 +296,11 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
   return static_cast<int>(end.stopped ? ExitCode::stopped_with_checkpoint : ExitCode::done);
 }
 
-// The folder by the name that it has for all ranks of a machine.
+// The folder by the name that it has for all ranks of a machine, whether it is there yet or not.
 std::string whole_path(const std::string& folder) {
   std::error_code unknown;
-  const auto path = std::filesystem::weakly_canonical(folder, unknown);
+  const auto path =
+      std::filesystem::weakly_canonical(std::filesystem::absolute(folder, unknown), unknown);
   return unknown ? folder : path.string();
 }
 

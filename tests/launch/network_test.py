@@ -122,6 +122,19 @@ class Network(unittest.TestCase):
                 self.check_end(process, 75, "rank 0 was asked to stop while rank 1 was missing; "
                                             "there is no checkpoint yet")
 
+    def test_an_output_folder_has_one_name(self):
+        # Whether it is there yet or not, and however it is written.
+        (self.folder / "here").mkdir()
+        (self.folder / "link").symlink_to(self.folder / "here")
+        for there in (False, True):
+            port = free_port()
+            ranks = [self.rank(rank, port, "--output", self.folder / name / "run", "--timeout", 60)
+                     for rank, name in enumerate(("here", "link/../link"))]
+            output = Output(ranks)
+            self.assertEqual(output.end(LIMIT), [78, 78], output.text())  # they have met
+            self.assertIn(f"told apart by '{self.folder}/here/run'", output.text())
+            (self.folder / "here/run").mkdir(exist_ok=True)
+
     def test_a_secret_is_told_from_none(self):
         for variables, sentence in (({"THINWIRE_SECRET": "short"}, "has only 5 characters"),
                                     ({"THINWIRE_SECRET": ""}, "is set and empty"),
