@@ -17,6 +17,7 @@
 #include <sstream>
 #include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "runtime/base/text.h"
@@ -63,12 +64,13 @@ FileDescriptor lock_file::open(const std::string& path, int flags) {
   }));
 }
 
-std::string lock_file::read(int descriptor) {
+lock_file::Content lock_file::read(int descriptor) {
   std::string bytes(kMostBytes + 1, '\0');
   const ssize_t count =
       uninterrupted([&] { return ::pread(descriptor, bytes.data(), bytes.size(), 0); });
-  bytes.resize(static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
-  return bytes;
+  if (count < 0) return {.text = "", .error = errno};
+  bytes.resize(static_cast<std::size_t>(count));
+  return {.text = std::move(bytes)};
 }
 
 std::optional<LockOwner> lock_file::parse(const std::string& text) {

@@ -33,8 +33,12 @@ std::string path_of(const std::string& folder);
 // Never waits, whatever stands there, and follows no link; not open, with errno, where it cannot
 // be.
 FileDescriptor open(const std::string& path, int flags);
-// What it holds, as far as a lock file goes.
-std::string read(int descriptor);
+// What it holds, as far as a lock file goes; or why it cannot be read, as errno says.
+struct Content {
+  std::string text;
+  int error = 0;
+};
+Content read(int descriptor);
 // None where the text is not that of a whole lock file.
 std::optional<LockOwner> parse(const std::string& text);
 // A lock file that was not written whole, as a crash may leave it; nobody else's file.

@@ -71,6 +71,7 @@ void RankWatch::write(const std::string& reason) {
   const std::lock_guard lock(writing_);
   if (written_ || parts_.recorder.activity().step == 0) return;
   written_ = true;
+  if (!parts_.owns_output()) return;
   try {
     PosixFileSystem files;
     write_flight(files, parts_.output, parts_.rank, parts_.recorder, reason);

@@ -19,6 +19,8 @@ struct RankWatchParts {
   const FlightRecorder& recorder;
   SignalWatcher& signals;
   std::string output;  // where `flight/rank-<rank>.json` goes
+  // Whether that is this run's; asked from any thread, once the first step has begun.
+  std::function<bool()> owns_output;
   // Ends every wait of this rank's communicators; safe from any thread.
   std::function<void(const std::string& reason)> abort;
 };

@@ -14,10 +14,7 @@
 #include <mutex>
 #include <system_error>
 #include <utility>
-#include <vector>
 
-#include "launch/output_folder.h"
-#include "runtime/agreement.h"
 #include "runtime/base/error.h"
 #include "runtime/base/file_descriptor.h"
 #include "runtime/base/text.h"
@@ -33,8 +30,6 @@ using std::chrono::seconds;
 constexpr int kAttempts = 100;
 // How long the end of a run waits for a file server.
 constexpr seconds kPatience{5};
-// A rank's machine may show for a while what it has read before.
-constexpr seconds kUntilSeen{10};
 
 std::string reason(int error) {
   return std::generic_category().message(error);
@@ -76,15 +71,29 @@ RunLockParts system_lock_parts() {
   parts.flock = [](int descriptor) {
     return uninterrupted([&] { return ::flock(descriptor, LOCK_EX | LOCK_NB); }) < 0 ? errno : 0;
   };
-  parts.server_time = [token = parts.self.token](const std::string& folder) {
-    // A new file has the time at which the server made it.
-    const std::string path = fmt::format("{}.{}", lock_file::path_of(folder), token);
-    const FileDescriptor file = lock_file::open(path, O_WRONLY | O_CREAT | O_EXCL);
-    struct stat status {};
-    if (!file.open() || ::fstat(file.get(), &status) < 0) cannot("make", path, errno);
-    ::unlink(path.c_str());
-    return modified(status);
+  parts.server_time = [](const std::string& folder) {
+    // The server gives a file that is touched its own time. One name for all runs: what a killed
+    // one left is used again.
+    const std::string path = lock_file::path_of(folder) + ".time";
+    for (int attempt = 0;; ++attempt) {
+      const FileDescriptor file = lock_file::open(path, O_WRONLY | O_CREAT);
+      struct stat status {};
+      if (!file.open() || ::fstat(file.get(), &status) < 0) cannot("make", path, errno);
+      if (!S_ISREG(status.st_mode) || status.st_size != 0) {
+        refuse(
+            fmt::format("'{}' is in the way and holds something; move it away, or give another "
+                        "folder with --output",
+                        path));
+      }
+      const bool touched =
+          ::futimens(file.get(), nullptr) == 0 && ::fstat(file.get(), &status) == 0;
+      // Another run that asks too may have removed it, which a network file system minds.
+      if (!touched && attempt >= kAttempts) cannot("touch", path, errno);
+      ::unlink(path.c_str());
+      if (touched) return modified(status);
+    }
   };
+  parts.write = lock_file::write;
   return parts;
 }
 
@@ -92,7 +101,9 @@ RunLockParts system_lock_parts() {
 class RunLock::Keeper {
  public:
   Keeper(std::string folder, RunLockParts parts, FileDescriptor file)
-      : folder_(std::move(folder)), parts_(std::move(parts)), file_(std::move(file)) {}
+      : folder_(std::move(folder)), parts_(std::move(parts)), file_(std::move(file)) {
+    remember();
+  }
 
   // Until `close`.
   void run() {
@@ -114,11 +125,25 @@ class RunLock::Keeper {
     return changed_.wait_for(lock, kPatience, [&] { return closed_; });
   }
 
-  // Looks whose the file is, and shows a sign of life. Whoever comes while somebody else looks has
-  // no need to.
+  // Looks whose the file is where it is no longer as this run left it: gone, another one, or
+  // written to.
+  void look() {
+    struct stat there {};
+    const bool found = ::lstat(lock_file::path_of(folder_).c_str(), &there) == 0;
+    {
+      const std::lock_guard lock(mutex_);
+      if (!lost_.empty()) return;
+      const bool as_left = found && same_file(there, left_) && modified(there) == modified(left_);
+      // A network file system may show what it remembers until the file is opened.
+      if (as_left && Clock::now() - seen_ <= 3 * parts_.renewal) return;
+    }
+    renew();
+  }
+
+  // Looks whose the file is, and shows a sign of life.
   void renew() {
-    const std::unique_lock files(files_, std::try_to_lock);
-    if (!files) return;
+    const std::lock_guard files(files_);
+    if (!lost().empty()) return;
     const std::string path = lock_file::path_of(folder_);
     FileDescriptor found = lock_file::open(path, O_RDWR);
     if (!found.open()) {
@@ -126,29 +151,35 @@ class RunLock::Keeper {
       return warn(
           fmt::format("cannot open '{}': {}; other runs may take the folder", path, reason(errno)));
     }
-    const auto owner = lock_file::parse(lock_file::read(found.get()));
-    if (owner && owner->token != parts_.self.token) return lose(*owner);
+    const std::string text = text_of(found);
+    const auto owner = lock_file::parse(text);
+    if (owner && owner->token != parts_.self.token) return lose(describe(*owner));
     if (!is_held(found)) {
       // Another run's that has not written it yet, or no lock at all; or a copy of this one's.
-      if (!owner) return warn(fmt::format("'{}' was replaced by another file", path));
-      if (const int error = parts_.flock(found.get()); error != 0 && !has_no_flock(error)) return;
+      if (!owner && !lock_file::is_damaged(text)) {
+        return warn(fmt::format("'{}' was replaced by another file", path));
+      }
+      const int error = parts_.flock(found.get());
+      if (error == EWOULDBLOCK) return lose("it has locked '" + path + "'");
+      if (error != 0 && !(owner && has_no_flock(error))) {
+        return warn(fmt::format("'{}' was replaced by another file", path));
+      }
       file_ = std::move(found);
     }
-    if (!owner) lock_file::write(file_.get(), parts_.self);
+    if (!owner) parts_.write(file_.get(), parts_.self);
     if (::futimens(file_.get(), nullptr) < 0) {
       return warn(
           fmt::format("cannot show in '{}' that this run lives: {}; other runs may take "
                       "the folder",
                       path, reason(errno)));
     }
-    const std::lock_guard lock(mutex_);
-    seen_ = Clock::now();
+    remember();
   }
 
   bool is_mine() {
     const FileDescriptor found = lock_file::open(lock_file::path_of(folder_), O_RDONLY);
-    const auto owner = found.open() ? lock_file::parse(lock_file::read(found.get())) : std::nullopt;
-    if (owner && owner->token != parts_.self.token) lose(*owner);
+    const auto owner = found.open() ? lock_file::parse(text_of(found)) : std::nullopt;
+    if (owner && owner->token != parts_.self.token) lose(describe(*owner));
     return owner && owner->token == parts_.self.token && is_held(found);
   }
 
@@ -161,10 +192,6 @@ class RunLock::Keeper {
   std::string lost() {
     const std::lock_guard lock(mutex_);
     return lost_;
-  }
-  Clock::time_point seen() {
-    const std::lock_guard lock(mutex_);
-    return seen_;
   }
   std::string take_warning() {
     const std::lock_guard lock(mutex_);
@@ -179,6 +206,20 @@ class RunLock::Keeper {
            same_file(here, there);
   }
 
+  // Where a lock keeps others from reading, only the descriptor that has it reads.
+  std::string text_of(const FileDescriptor& found) const {
+    return lock_file::read(is_held(found) ? file_.get() : found.get()).text;
+  }
+
+  // How this run leaves the file.
+  void remember() {
+    struct stat left {};
+    ::fstat(file_.get(), &left);
+    const std::lock_guard lock(mutex_);
+    left_ = left;
+    seen_ = Clock::now();
+  }
+
   void make_anew() {
     const std::string path = lock_file::path_of(folder_);
     std::error_code error;
@@ -188,20 +229,21 @@ class RunLock::Keeper {
       if (errno == EEXIST) return;  // somebody was faster: the next look tells who
       return warn(fmt::format("'{}' was removed and cannot be made anew: {}", path, reason(errno)));
     }
-    parts_.flock(made.get());
-    lock_file::write(made.get(), parts_.self);
+    if (parts_.flock(made.get()) == EWOULDBLOCK) return;  // just found by another run
+    parts_.write(made.get(), parts_.self);
     file_ = std::move(made);
     warn(fmt::format("'{}' was removed while this run goes on; made anew", path));
-    const std::lock_guard lock(mutex_);
-    seen_ = Clock::now();
+    remember();
   }
 
-  void lose(const LockOwner& owner) {
+  // For good.
+  void lose(const std::string& to) {
     const std::lock_guard lock(mutex_);
+    if (!lost_.empty()) return;
     lost_ = fmt::format(
         "'{}' belongs to another run now: {}; this one ends, so that they do not write into each "
         "other's files",
-        folder_, describe(owner));
+        folder_, to);
   }
 
   void warn(const std::string& text) {
@@ -221,7 +263,8 @@ class RunLock::Keeper {
   std::string lost_;
   std::string warning_;
   std::string last_warning_;
-  Clock::time_point seen_ = Clock::now();
+  struct stat left_ {};  // the file after the last sign of life
+  Clock::time_point seen_;
 };
 
 struct RunLock::Look {
@@ -229,6 +272,7 @@ struct RunLock::Look {
   struct stat status {};
   bool created = false;
   bool locked = false;
+  bool contested = false;  // another run may take it at the same time
   std::string content;
 };
 
@@ -281,10 +325,12 @@ bool RunLock::try_to_take() {
     // Its owner removed it at its end: what is locked is no longer there for anybody.
     if (!is_there) continue;
     look.locked = error == 0;
-    look.content = lock_file::read(look.file.get());
+    look.content = lock_file::read(look.file.get()).text;
     if (error != EWOULDBLOCK) return decide(look);
 
-    if (const auto owner = lock_file::parse(look.content)) refuse_for(*owner);
+    // The text may still be that of the one before.
+    const auto owner = lock_file::parse(look.content);
+    if (owner && !(is_of_this_table(*owner) && !parts_.is_running(*owner))) refuse_for(*owner);
     if (!unread_since_) unread_since_ = Clock::now();
     if (Clock::now() - *unread_since_ < parts_.settling) {
       return wait(fmt::format("another run is taking '{}'", folder_));
@@ -307,6 +353,11 @@ void RunLock::refuse_for(const LockOwner& owner) const {
                 : ""));
 }
 
+bool RunLock::is_of_this_table(const LockOwner& owner) const {
+  return !owner.boot.empty() && owner.boot == parts_.self.boot &&
+         owner.process_table == parts_.self.process_table;
+}
+
 // Whose the folder is, by a file that nobody on this host has locked.
 bool RunLock::decide(Look& look) {
   if (look.created) return take(look);
@@ -326,11 +377,10 @@ bool RunLock::decide(Look& look) {
     }
     return take(look);
   }
-  const bool same_boot = !owner->boot.empty() && owner->boot == parts_.self.boot;
-  if (look.locked && same_boot) return take(look);
-  if (!look.locked && same_boot && owner->process_table == parts_.self.process_table) {
+  if (look.locked && !owner->boot.empty() && owner->boot == parts_.self.boot) return take(look);
+  if (!look.locked && is_of_this_table(*owner)) {
     if (parts_.is_running(*owner)) refuse_for(*owner);
-    taken_ = Clock::now();
+    look.contested = true;
     return take(look);
   }
   return wait_for_life(look, describe(*owner));
@@ -352,18 +402,20 @@ bool RunLock::wait_for_life(Look& look, const std::string& who) {
   }
   // A time in the future is no sign of life for longer than any other.
   if (now - last < parts_.dead_after && now - watched_->since < parts_.dead_after) return false;
-  taken_ = Clock::now();
+  look.contested = true;
   return take(look);
 }
 
 bool RunLock::take(Look& look) {
   const std::string path = lock_file::path_of(folder_);
-  if (const int error = lock_file::write(look.file.get(), parts_.self)) {
+  if (const int error = parts_.write(look.file.get(), parts_.self)) {
     if (look.created) ::unlink(path.c_str());
     cannot("write", path, error);
   }
   keeper_ = std::make_shared<Keeper>(folder_, parts_, std::move(look.file));
-  return taken_ ? confirm() : keep();
+  if (!look.contested) return keep();
+  taken_ = Clock::now();  // not before: to write may have taken long
+  return confirm();
 }
 
 // Where flock does not decide, two runs may have found the same dead owner: the last one that wrote
@@ -387,70 +439,14 @@ bool RunLock::keep() {
 }
 
 void RunLock::require_mine() {
-  // A process that stood still looks before it goes on.
-  if (Clock::now() - keeper_->seen() > 3 * parts_.renewal) keeper_->renew();
+  // Each time: no clock tells for how long a host was suspended.
+  keeper_->look();
   const std::string lost = keeper_->lost();
   if (!lost.empty()) refuse(lost);
 }
 
 std::string RunLock::take_warning() {
   return keeper_->take_warning();
-}
-
-namespace {
-
-bool sees(const std::string& folder, const std::string& token, Clock::time_point until) {
-  while (true) {
-    const FileDescriptor file = lock_file::open(lock_file::path_of(folder), O_RDONLY);
-    const auto owner = file.open() ? lock_file::parse(lock_file::read(file.get())) : std::nullopt;
-    if (owner && owner->token == token) return true;
-    if (Clock::now() > until) return false;
-    std::this_thread::sleep_for(milliseconds(200));
-    // A network file system remembers that a name was not there until it looks at the folder.
-    std::error_code error;
-    const std::filesystem::directory_iterator look(folder, error);
-  }
-}
-
-}  // namespace
-
-std::unique_ptr<RunLock> take_run_lock(Communicator& communicator, const std::string& folder,
-                                       RunLockParts parts,
-                                       const std::function<void(const std::string&)>& say,
-                                       const std::function<bool()>& stop_requested) {
-  std::unique_ptr<RunLock> lock;
-  std::string said;
-  const auto pause = std::min<milliseconds>(seconds(1), communicator.timeout() / 4);
-  std::string token;
-  // The others hear from rank 0 each second, however long it waits.
-  while (token.empty()) {
-    token = rank_zero_says(communicator, [&]() -> std::string {
-      if (!lock) {
-        make_output_folder(folder);
-        lock = std::make_unique<RunLock>(folder, std::move(parts));
-      }
-      if (lock->try_to_take()) return lock->token();
-      if (lock->waiting() != std::exchange(said, lock->waiting())) say(said);
-      if (stop_requested()) {
-        throw Error(ExitCode::stopped_with_checkpoint,
-                    fmt::format("stopped on request, waiting for '{}'; no checkpoint yet", folder));
-      }
-      std::this_thread::sleep_for(pause);
-      return {};
-    });
-  }
-  const auto patience = std::min<milliseconds>(kUntilSeen, communicator.timeout() / 2);
-  const std::vector<std::string> answers = all_gather_text(
-      communicator, sees(folder, token, Clock::now() + patience) ? "seen" : "not seen");
-  std::vector<int> blind;
-  for (std::size_t rank = 0; rank < answers.size(); ++rank) {
-    if (answers[rank] != "seen") blind.push_back(static_cast<int>(rank));
-  }
-  if (blind.empty()) return lock;
-  throw AgreedError(ExitCode::cannot_write,
-                    fmt::format("{} {} not see in '{}' what rank 0 wrote there; give a folder that "
-                                "all machines share with --output",
-                                rank_list(blind), blind.size() == 1 ? "does" : "do", folder));
 }
 
 }  // namespace thinwire

@@ -1,4 +1,4 @@
-// That an output folder is one run's at a time, and the same folder for all its ranks.
+// That an output folder is one run's at a time.
 #pragma once
 
 #include <chrono>
@@ -26,6 +26,8 @@ struct RunLockParts {
   std::function<int(int descriptor)> flock;
   // The time of the server of this folder, which is not that of this host.
   std::function<FileTime(const std::string& folder)> server_time;
+  // lock_file::write.
+  std::function<int(int descriptor, const LockOwner&)> write;
   std::chrono::milliseconds renewal{10'000};     // between signs of life
   std::chrono::milliseconds dead_after{60'000};  // without one
   // How long two runs may take to see what the other one wrote.
@@ -58,7 +60,8 @@ class RunLock {
   const std::string& token() const { return parts_.self.token; }
 
   // Throws `Error` (exit 73) if another run has taken the folder from this one: that stood still,
-  // or the folder was removed and made anew.
+  // or the folder was removed and made anew. One look at the file's state, so cheap enough for each
+  // step and before each write.
   void require_mine();
   // Empty, or what happened to the lock and did no harm; becomes empty once it was read.
   std::string take_warning();
@@ -73,6 +76,7 @@ class RunLock {
   bool confirm();
   bool keep();
   bool wait(std::string what);
+  bool is_of_this_table(const LockOwner& owner) const;
   [[noreturn]] void refuse_for(const LockOwner& owner) const;
 
   std::string folder_;
@@ -90,16 +94,5 @@ class RunLock {
   std::shared_ptr<Keeper> keeper_;          // shared with its thread, which may outlive this
   std::thread thread_;
 };
-
-// Collective, before anything in `folder` is touched: makes the folder, takes its lock on rank 0,
-// waiting if need be, and lets every rank look for it. Returns the lock on rank 0, null elsewhere.
-// `say` is told what is waited for, on rank 0; `stop_requested` ends the wait (exit 75).
-//
-// Throws `AgreedError` (exit 73) on every rank where another run has the folder, where it cannot be
-// written, and where some ranks do not see in it what rank 0 wrote.
-std::unique_ptr<RunLock> take_run_lock(Communicator& communicator, const std::string& folder,
-                                       RunLockParts parts,
-                                       const std::function<void(const std::string&)>& say,
-                                       const std::function<bool()>& stop_requested);
 
 }  // namespace thinwire

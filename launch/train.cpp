@@ -13,12 +13,13 @@
 #include "launch/device.h"
 #include "launch/exit.h"
 #include "launch/gpu.h"
+#include "launch/held_folder.h"
 #include "launch/job.h"
 #include "launch/output.h"
 #include "launch/output_folder.h"
+#include "launch/owned_files.h"
 #include "launch/progress.h"
 #include "launch/rank_watch.h"
-#include "launch/run_lock.h"
 #include "launch/signals.h"
 #include "launch/version.h"
 #include "optimizers/factory.h"
@@ -54,7 +55,8 @@ class Console final : public TrainerObserver {
                   screen.mode, Progress::columns_of(1)) {}
 
   // Once it is known what the run resumes from.
-  void open_metrics(const TrainOptions& options, std::int64_t resumed_at) {
+  void open_metrics(const TrainOptions& options, std::int64_t resumed_at, RunLock& lock) {
+    lock_ = &lock;
     metrics_.emplace(options.output + "/metrics.jsonl", resumed_at);
     tensorboard_.emplace(options.output + "/tensorboard", resumed_at);
     warn();
@@ -65,6 +67,7 @@ class Console final : public TrainerObserver {
     progress_.line(fmt::format("warning: rank {}: {}", rank, text));
   }
   void on_step(const StepReport& report) override {
+    lock_->require_mine();
     metrics_->write(report);
     tensorboard_->write(report);
     warn();
@@ -78,10 +81,12 @@ class Console final : public TrainerObserver {
                       .ratio = ratio(report)});
   }
   void on_evaluation(std::int64_t step, const Evaluation& evaluation) override {
+    lock_->require_mine();
     tensorboard_->write(step, evaluation);
     warn();
   }
   void on_end(const EndReport& report) {
+    lock_->require_mine();
     metrics_->write(report);
     warn();
     for (const std::string& line : pay_off(report.last)) progress_.line(line);
@@ -108,6 +113,7 @@ class Console final : public TrainerObserver {
     }
   }
 
+  RunLock* lock_ = nullptr;  // of the folder of these two
   std::optional<MetricsFile> metrics_;
   std::optional<TensorBoardFile> tensorboard_;
   Progress progress_;
@@ -179,7 +185,7 @@ struct Instruments {
   Trace& trace;
   FlightRecorder& recorder;
   const std::shared_ptr<Meter>& meter;
-  std::unique_ptr<RunLock>& lock;  // of the output folder, on rank 0
+  HeldFolder& held;  // the output folder, once it was taken
 };
 
 // Says what happened to the run's lock, and throws where it is another run's.
@@ -237,12 +243,13 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
   Silence silence;
   TrainerObserver& observer = console ? static_cast<TrainerObserver&>(*console) : silence;
 
-  instruments.lock = take_run_lock(
-      *communicator, options.output, system_lock_parts(),
-      [&](const std::string& text) { observer.on_line(text); },
-      [&] { return signals.requested(); });
+  instruments.held = take_run_lock(*communicator, options.output, system_lock_parts(),
+                                   {.say = [&](const std::string& text) { observer.on_line(text); },
+                                    .stop_requested = [&] { return signals.requested(); },
+                                    .have = checkpoints_so_far(options)});
+  RunLock* const lock = instruments.held.lock.get();
 
-  PosixFileSystem files;
+  OwnedFiles files(lock);
   Trainer trainer({.model = model,
                    .data = data,
                    .communicator = *communicator,
@@ -251,7 +258,7 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
                    .observer = observer,
                    .stop_requested =
                        [&] {
-                         look_after(instruments.lock.get(), observer);
+                         look_after(lock, observer);
                          return signals.requested();
                        },
                    .device = gpu != nullptr ? &gpu->trainer_device() : nullptr,
@@ -273,9 +280,10 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
         rank, screen.output, from ? "no checkpoint newer than " + *from : "no checkpoint yet");
   }
   rank_zero_says(*communicator, [&]() -> std::string {
+    lock->require_mine();
     const OutputHistory history = set_aside_earlier_runs(options, resumption);
     if (!history.moved.empty()) observer.on_line(history.moved);
-    console->open_metrics(options, history.continued ? trainer.attempted_steps() : 0);
+    console->open_metrics(options, history.continued ? trainer.attempted_steps() : 0, *lock);
     return {};
   });
   for (const auto& way : trainer.describe_compression()) observer.on_line(way);
@@ -328,15 +336,17 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
   const auto communicator = make_metered(std::move(transport), meter);
   std::unique_ptr<GpuRank> gpu;
   std::atomic<GpuRank*> gpu_to_abort = nullptr;
-  std::unique_ptr<RunLock> lock;  // until the last thing was written
+  HeldFolder held;  // until the last thing was written
   RankWatch watch({.rank = rank,
                    .recorder = recorder,
                    .signals = signals,
                    .output = options.output,
-                   .abort = [&](const std::string& reason) {
-                     communicator->abort(reason);
-                     if (GpuRank* const started = gpu_to_abort) started->abort(reason);
-                   }});
+                   .owns_output = [&] { return !belongs_to_another(options.output, held.token); },
+                   .abort =
+                       [&](const std::string& reason) {
+                         communicator->abort(reason);
+                         if (GpuRank* const started = gpu_to_abort) started->abort(reason);
+                       }});
   try {
     const bool are_processes = communicator->size() > 1 && line.train.ranks == 1;
     if (are_processes) {
@@ -353,7 +363,7 @@ int train_rank(std::unique_ptr<Communicator> transport, const CommandLine& line,
     }
     const int code =
         train_watched(communicator, line, data, make, signals, screen, gpu.get(),
-                      {.trace = trace, .recorder = recorder, .meter = meter, .lock = lock});
+                      {.trace = trace, .recorder = recorder, .meter = meter, .held = held});
     watch.goodbye();
     return code;
   } catch (const std::exception& error) {

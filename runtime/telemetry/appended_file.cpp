@@ -27,16 +27,31 @@ void AppendedFile::create(const std::string& path) {
 
 void AppendedFile::replace(const std::string& path, std::string_view bytes) {
   path_ = path;
-  const std::string beside = path + ".partial";
+  instead_ = bytes;
+  put_in_place();
+}
+
+// What is to be at the path, and not before it is on the disk.
+bool AppendedFile::put_in_place() {
+  const std::string beside = path_ + ".partial";
   ::unlink(beside.c_str());  // of a run that was killed
   file_ = open_for_appending(beside, O_CREAT | O_EXCL);
   size_ = 0;
-  started_ = file_.open() ? write(bytes) : say_failed(errno);
-  if (started_ && std::rename(beside.c_str(), path.c_str()) < 0) started_ = say_failed(errno);
-  if (!started_) ::unlink(beside.c_str());
+  started_ = file_.open() ? write(*instead_) : say_failed(errno);
+  if (started_ && uninterrupted([&] { return ::fsync(file_.get()); }) < 0) {
+    started_ = say_failed(errno);
+  }
+  if (started_ && std::rename(beside.c_str(), path_.c_str()) < 0) started_ = say_failed(errno);
+  if (started_) {
+    instead_.reset();
+  } else {
+    ::unlink(beside.c_str());
+  }
+  return started_;
 }
 
 void AppendedFile::append(std::string_view record, const std::function<std::string()>& head) {
+  if (instead_ && !put_in_place()) return;
   if (!is_in_place() && !make_anew()) return;
   started_ = true;
   if (size_ == 0 && !write(head())) return;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -24,7 +25,8 @@ class AppendedFile {
   // A file at `path`, where there is none.
   void create(const std::string& path);
   // Puts a file with these bytes in the place of what is at `path`, which keeps its own bytes where
-  // it has another name or is open elsewhere.
+  // it has another name or is open elsewhere. Where that fails nothing is appended to what is
+  // there: each record tries again first.
   void replace(const std::string& path, std::string_view bytes);
   // `head`: what a file begins with.
   void append(std::string_view record, const std::function<std::string()>& head);
@@ -33,6 +35,7 @@ class AppendedFile {
   std::string take_warning();
 
  private:
+  bool put_in_place();
   bool is_in_place();
   bool make_anew();
   bool say_failed(int error);
@@ -43,7 +46,8 @@ class AppendedFile {
   std::string loss_;
   std::string path_;
   FileDescriptor file_;
-  std::int64_t size_ = 0;  // after the last record
+  std::optional<std::string> instead_;  // what is to be at the path and is not yet
+  std::int64_t size_ = 0;               // after the last record
   std::string warning_;
   bool started_ = false;  // there was a file to append to
   bool failed_ = false;

@@ -90,6 +90,16 @@ std::string lines_up_to(const std::string& path, std::int64_t step) {
   return kept;
 }
 
+// Whether the file at `path` holds only metrics and ends with the end of a run at `step`.
+bool has_end_of(const std::string& path, std::int64_t step) {
+  Kind last;
+  const bool pure = each_line(path, [&](const std::string& line, bool has_end) {
+    last = kind_of(line);
+    return has_end && last.line != Line::other;
+  });
+  return pure && last.line == Line::event && last.step == step;
+}
+
 }  // namespace
 
 bool holds_only_metrics(const std::string& path) {
@@ -104,15 +114,24 @@ bool holds_only_metrics(const std::string& path) {
   });
 }
 
-MetricsFile::MetricsFile(const std::string& path, std::int64_t resumed_at) {
-  file_.replace(path, lines_up_to(path, resumed_at));
+MetricsFile::MetricsFile(const std::string& path, std::int64_t resumed_at)
+    : path_(path), resumed_at_(resumed_at), is_whole_(has_end_of(path, resumed_at)) {
+  if (!is_whole_) begin();
+}
+
+void MetricsFile::begin() {
+  is_whole_ = false;
+  file_.replace(path_, lines_up_to(path_, resumed_at_));
 }
 
 void MetricsFile::write(const StepReport& report) {
+  if (is_whole_) begin();
   line(to_text(as_json(report)));
 }
 
 void MetricsFile::write(const EndReport& report) {
+  if (is_whole_ && report.last.steps == 0) return;
+  if (is_whole_) begin();
   nlohmann::ordered_json end{{"event", "end"}};
   end.update(as_json(report.last));
   end["test_accuracy"] = report.test_accuracy;

@@ -16,7 +16,7 @@ namespace thinwire {
 // that JSON cannot say (NaN) are null.
 //
 // A run that resumes keeps the lines of the steps before, and drops those that it will report
-// again.
+// again. Where it has nothing left to report, the file stays as it is.
 //
 // A file that cannot be written to costs a warning and the numbers of that time, never the run.
 class MetricsFile {
@@ -32,6 +32,12 @@ class MetricsFile {
 
  private:
   void line(const std::string& text);
+  // No longer as it was before this run, but for the lines of the steps before.
+  void begin();
+
+  std::string path_;
+  std::int64_t resumed_at_;
+  bool is_whole_;  // the file ends with the end of a run, of the step that this one resumed at
 
   AppendedFile file_{"metrics", "numbers are missing"};
 };

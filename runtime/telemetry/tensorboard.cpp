@@ -9,7 +9,6 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
-#include <iterator>
 
 namespace thinwire {
 namespace {
@@ -118,7 +117,11 @@ TensorBoardFile::TensorBoardFile(const std::string& folder, std::int64_t resumed
   std::array<char, 256> host{};
   gethostname(host.data(), host.size() - 1);
   // TensorBoard reads the files of a folder in the order of their names; two may be of one second.
-  const auto number = std::distance(fs::directory_iterator(folder, error), {});
+  int number = 0;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
+       entry.increment(error)) {
+    ++number;
+  }
   const std::string path = fmt::format("{}/events.out.tfevents.{:010.0f}.{}.{:04d}", folder,
                                        std::floor(now()), host.data(), number);
   file_.create(path);

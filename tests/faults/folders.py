@@ -1,11 +1,13 @@
-"""Two runs in one folder: one is refused, the other whole. And the folder of a killed run is free at
-once.
+"""Two runs in one folder: one is refused, the other whole. The folder of a killed run is free at
+once. A folder that is removed under a run stays one run's.
 
     folders.py THINWIRE [TIMES]
 
 In turn over threads, under mpirun, and over sockets, started at random distances.
 """
 
+import concurrent.futures
+import os
 import pathlib
 import random
 import shutil
@@ -48,6 +50,10 @@ class Run:
                 for rank in range(2)]
         else:
             self.processes = [PROGRAM.start(*arguments, "--ranks", "2")]
+        # A full pipe would hold the run up.
+        readers = concurrent.futures.ThreadPoolExecutor()
+        self.texts = [readers.submit(process.communicate) for process in self.processes]
+        readers.shutdown(wait=False)
 
     def has_ended(self):
         return all(process.poll() is not None for process in self.processes)
@@ -59,7 +65,7 @@ class Run:
 
     def result(self):
         """Exit codes, and all that was said."""
-        text = [part for process in self.processes for part in process.communicate(timeout=120)]
+        text = [part for texts in self.texts for part in texts.result(timeout=120)]
         return [process.returncode for process in self.processes], "".join(text)
 
 
@@ -77,11 +83,14 @@ def lines_of(folder):
         return []
 
 
-def require_whole(folder, run, text):
-    """What the run left is that of one that had the folder for itself."""
+def require_whole(folder, run, text, first=1):
+    """What the run left is that of one that had the folder for itself, from step `first` on."""
     end = end_of(folder)
     steps = [line["step"] for line in metrics(folder)]
-    assert steps == [*range(1, end["step"] + 1), end["step"]], steps
+    assert steps == [*range(first or steps[0], end["step"] + 1), end["step"]], steps
+    for checkpoint in (folder / "checkpoints").iterdir():
+        checked = PROGRAM.run("verify", checkpoint)
+        assert checked.returncode == 0, checked.stderr
     checked = PROGRAM.run("verify", end["checkpoint"])
     assert checked.returncode == 0, checked.stderr
     alone = pathlib.Path(f"{folder}-alone")
@@ -124,6 +133,41 @@ def killed_run(folder, kind):
     require_whole(folder, after, text)
 
 
+def remove(folder):
+    """Though somebody writes into it: until there was a moment without it."""
+    away = folder.with_name(folder.name + "-removed")
+    os.rename(folder, away)
+    shutil.rmtree(away, ignore_errors=True)
+
+
+def removed_folder(folder, kinds, stands_still):
+    """The folder is removed under a run, and a second one started at once. If the first one stands
+    still meanwhile, the second one has the folder."""
+    first = Run(kinds[0], folder, 1)
+    wait_until(lambda: len(lines_of(folder)) > 25, "it does not train")
+    if stands_still:
+        first.signal(signal.SIGSTOP)
+    remove(folder)
+    second = Run(kinds[1], folder, 2)
+    if stands_still:
+        wait_until(lambda: len(lines_of(folder)) > 25, "the second one does not train")
+        first.signal(signal.SIGCONT)
+    loser, winner = (first, second) if stands_still else (second, first)
+    wait_until(lambda: first.has_ended() or second.has_ended(), "both go on")
+    codes, text = loser.result()
+    # Of a job that has begun, the other ranks lose rank 0.
+    assert 73 in codes and set(codes) <= {73, 71}, f"{codes}\n{text}"
+    assert f"'{folder}' belongs to another run" in text and "bug:" not in text, text
+    seen = len(lines_of(folder))
+    wait_until(lambda: len(lines_of(folder)) > seen + 12, "the other does not train")
+    winner.signal(signal.SIGUSR1)
+    codes, text = winner.result()
+    assert codes == [75] * len(codes), f"{codes}\n{text}"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints", "metrics.jsonl", "tensorboard"], list(folder.iterdir())
+    require_whole(folder, winner, text, first=1 if stands_still else None)
+
+
 def main():
     draw = random.Random(17)
     base = pathlib.Path(tempfile.mkdtemp(prefix="thinwire-folders-"))
@@ -137,8 +181,12 @@ def main():
         shutil.rmtree(folder)
     for kind in ("threads", "sockets"):
         killed_run(base / f"killed-{kind}", kind)
+    for number in range(TIMES):
+        kinds = [("threads", "sockets"), ("sockets", "threads")][number // 2 % 2]
+        removed_folder(base / f"removed-{number}", kinds, stands_still=number % 2 == 1)
     print(f"{TIMES} pairs of runs in one folder: each time one was refused and the other whole; the "
-          "folder of a killed run was free at once, 2 times")
+          "folder of a killed run was free at once, 2 times; a folder that was removed under a run "
+          f"stayed one run's, {TIMES} times")
     shutil.rmtree(base)
 
 

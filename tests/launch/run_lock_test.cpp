@@ -13,10 +13,13 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <thread>
 #include <vector>
 
 #include "collectives/threads/thread_communicator.h"
+#include "launch/held_folder.h"
+#include "launch/owned_files.h"
 #include "runtime/base/error.h"
 
 namespace thinwire {
@@ -85,8 +88,10 @@ class RunLockTest : public ::testing::Test {
   }
   void write(const std::string& text) const { std::ofstream(path_) << text; }
   // As if the last sign of life were that old.
-  void grow_old(seconds age) const {
-    struct timespec times[2] = {{0, UTIME_OMIT}, {::time(nullptr) - age.count(), 0}};
+  void grow_old(seconds age) const { show_life(seconds(::time(nullptr)) - age); }
+  void show_life(FileTime at) const {
+    const auto whole = std::chrono::duration_cast<seconds>(at);
+    struct timespec times[2] = {{0, UTIME_OMIT}, {whole.count(), (at - whole).count()}};
     ASSERT_EQ(::utimensat(AT_FDCWD, path_.c_str(), times, 0), 0);
   }
   // The lock file of a run that left without a word.
@@ -166,19 +171,17 @@ TEST_F(RunLockTest, TheLockOfAKilledProcessIsFreeAtOnce) {
 TEST_F(RunLockTest, AnOwnerElsewhereIsWaitedForAMinuteByTheServersClock) {
   leave_lock_of(parts_elsewhere());
   RunLockParts mine = parts();
-  // The server's clock is an hour ahead of this host's.
-  FileTime ahead = std::chrono::hours(1);
-  mine.server_time = [&](const std::string&) {
-    return ahead + std::chrono::system_clock::now().time_since_epoch();
-  };
-  grow_old(-std::chrono::hours(1) + seconds(10));
+  // The server's clock is far behind this host's.
+  FileTime now = std::chrono::hours(400'000);
+  mine.server_time = [&](const std::string&) { return now; };
+  show_life(now - milliseconds(10'500));
   RunLock lock(folder_, mine);
   EXPECT_FALSE(lock.try_to_take());
   EXPECT_THAT(lock.waiting(), AllOf(HasSubstr("on host 'elsewhere'"),
                                     HasSubstr("waiting 50 s for a sign of life")));
-  ahead += seconds(45);
+  now += seconds(45);
   EXPECT_FALSE(lock.try_to_take());
-  ahead += seconds(10);
+  now += seconds(10);
   EXPECT_EQ(refusal(lock), "");
   EXPECT_THAT(content(), HasSubstr(lock.token()));
 }
@@ -228,6 +231,7 @@ TEST_F(RunLockTest, WithoutFlockTheLastOfTwoThatTakeOverHasIt) {
   leave_lock_of(parts_without_flock());
   RunLockParts mine = parts_without_flock();
   mine.is_running = [](const LockOwner&) { return false; };
+  mine.settling = milliseconds(500);
   RunLock first(folder_, mine);
   EXPECT_FALSE(first.try_to_take());
   EXPECT_THAT(first.waiting(), HasSubstr("making sure"));
@@ -237,6 +241,45 @@ TEST_F(RunLockTest, WithoutFlockTheLastOfTwoThatTakeOverHasIt) {
   EXPECT_THAT(refusal(first), HasSubstr("another run"));
   EXPECT_EQ(refusal(second), "");
   EXPECT_THAT(content(), HasSubstr("another"));
+}
+
+TEST_F(RunLockTest, HowLongTheWritingTookIsNoTimeToSettle) {
+  leave_lock_of(parts_without_flock());
+  RunLockParts mine = parts_without_flock();
+  mine.is_running = [](const LockOwner&) { return false; };
+  mine.settling = milliseconds(500);
+  mine.write = [](int descriptor, const LockOwner& owner) {
+    std::this_thread::sleep_for(milliseconds(600));
+    return lock_file::write(descriptor, owner);
+  };
+  RunLock lock(folder_, mine);
+  EXPECT_FALSE(lock.try_to_take());
+  EXPECT_EQ(refusal(lock), "");
+}
+
+TEST_F(RunLockTest, WhoHasTheFlockIsNotTheDeadOwnerWhoseTextIsStillThere) {
+  leave_lock_of(parts());
+  RunLockParts mine = parts();
+  mine.flock = [](int) { return EWOULDBLOCK; };
+  EXPECT_THAT(refusal(mine), HasSubstr("belongs to another run: process"));
+  mine.is_running = [](const LockOwner&) { return false; };
+  mine.settling = std::chrono::hours(1);
+  EXPECT_THAT(refusal(mine, milliseconds(0)), HasSubstr("waiting: another run is taking"));
+  mine.settling = milliseconds(50);
+  EXPECT_THAT(refusal(mine), AllOf(HasSubstr("another run, which has locked"),
+                                   ::testing::Not(HasSubstr("process"))));
+}
+
+TEST_F(RunLockTest, WhatAKilledRunLeftToAskForTheTimeIsUsedAgain) {
+  const std::string left = path_ + ".time";
+  std::ofstream(left) << "";
+  fs::last_write_time(left, fs::file_time_type::clock::now() - std::chrono::hours(1));
+  const FileTime before = std::chrono::system_clock::now().time_since_epoch();
+  EXPECT_GT(parts().server_time(folder_), before - seconds(10));
+  EXPECT_TRUE(fs::is_empty(folder_));
+  std::ofstream(left) << "precious";
+  EXPECT_THROW(parts().server_time(folder_), Error);
+  EXPECT_EQ(fs::file_size(left), 8U);
 }
 
 TEST_F(RunLockTest, OfManyThatFindADeadLockExactlyOneTakesIt) {
@@ -287,7 +330,9 @@ TEST_F(RunLockTest, WhatACrashLeftOfALockIsNoOwner) {
        {std::string(), std::string(300, '\0'), whole.substr(0, 5), whole.substr(0, 60)}) {
     write(left);
     // A file that is so young may be about to be written.
-    EXPECT_THAT(refusal(parts(), milliseconds(0)), HasSubstr("waiting: "));
+    RunLockParts patient = parts();
+    patient.settling = std::chrono::hours(1);
+    EXPECT_THAT(refusal(patient, milliseconds(0)), HasSubstr("waiting: "));
     EXPECT_EQ(refusal(parts()), "");
   }
   // Without flock nothing says that its owner is dead but its age.
@@ -344,9 +389,9 @@ bool soon(Condition condition) {
 TEST_F(RunLockTest, ShowsSignsOfLife) {
   RunLock lock(folder_, parts());
   ASSERT_TRUE(lock.try_to_take());
+  const auto recently = fs::file_time_type::clock::now() - seconds(500);
   grow_old(seconds(1000));
-  const auto before = fs::last_write_time(path_);
-  EXPECT_TRUE(soon([&] { return fs::last_write_time(path_) > before + seconds(500); }));
+  EXPECT_TRUE(soon([&] { return fs::last_write_time(path_) > recently; }));
 }
 
 TEST_F(RunLockTest, IsMadeAnewWithItsFolder) {
@@ -376,6 +421,82 @@ TEST_F(RunLockTest, ARunThatLostItsFolderEnds) {
   }));
 }
 
+// Of a run that shows no sign of life by itself.
+class SlowRunLockTest : public RunLockTest {
+ protected:
+  static RunLockParts slow() {
+    RunLockParts slow = parts();
+    slow.renewal = std::chrono::hours(1);
+    return slow;
+  }
+  // What a step of the run says.
+  std::string loss() {
+    try {
+      lock_->require_mine();
+      return {};
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::cannot_write);
+      return error.what();
+    }
+  }
+  void SetUp() override {
+    RunLockTest::SetUp();
+    lock_.emplace(folder_, slow());
+    ASSERT_TRUE(lock_->try_to_take());
+    EXPECT_EQ(loss(), "");
+  }
+
+  std::optional<RunLock> lock_;
+};
+
+TEST_F(SlowRunLockTest, SeesAtOnceThatItsFolderWasRemovedAndIsAnotherRuns) {
+  fs::remove_all(folder_);
+  fs::create_directories(folder_);
+  OwnedFiles files(&*lock_);
+  {
+    RunLock other(folder_, parts());
+    ASSERT_TRUE(other.try_to_take());
+    std::ofstream(folder_ + "/other") << "another run's";
+    EXPECT_THROW(files.remove(folder_ + "/other"), Error);
+    EXPECT_THROW(files.rename(folder_ + "/other", folder_ + "/mine"), Error);
+    EXPECT_THROW(files.create(folder_ + "/other"), Error);
+    EXPECT_THROW(files.make_directories(folder_ + "/mine"), Error);
+    EXPECT_EQ(fs::file_size(folder_ + "/other"), 13U);
+    EXPECT_THAT(loss(), HasSubstr("belongs to another run now: process"));
+    EXPECT_TRUE(belongs_to_another(folder_, lock_->token()));
+  }
+  // It stays lost when the other one has ended, and is not taken again.
+  EXPECT_THAT(loss(), HasSubstr("belongs to another run now: process"));
+  EXPECT_FALSE(fs::exists(path_));
+  EXPECT_FALSE(belongs_to_another(folder_, lock_->token()));
+}
+
+TEST_F(SlowRunLockTest, MakesTheLockOfARemovedFolderAnewAtOnce) {
+  fs::remove_all(folder_);
+  EXPECT_EQ(loss(), "");
+  EXPECT_THAT(content(), HasSubstr(lock_->token()));
+  EXPECT_THAT(refusal(parts()), HasSubstr("belongs to another run"));
+  EXPECT_THAT(lock_->take_warning(), HasSubstr("was removed"));
+  EXPECT_EQ(loss(), "");
+  EXPECT_EQ(lock_->take_warning(), "");
+}
+
+TEST_F(SlowRunLockTest, SeesAtOnceThatAnotherRunHasWrittenIntoItsLock) {
+  const std::string mine = content();
+  std::string other = mine;
+  other.replace(other.find(lock_->token()), lock_->token().size(), "another");
+  write(other);
+  EXPECT_THAT(loss(), HasSubstr("belongs to another run now"));
+}
+
+TEST_F(SlowRunLockTest, AFileThatAnotherRunHasLockedAndNotYetWrittenIsThatRuns) {
+  fs::remove(path_);
+  const FileDescriptor file = lock_file::open(path_, O_RDWR | O_CREAT | O_EXCL);
+  ASSERT_EQ(::flock(file.get(), LOCK_EX), 0);
+  EXPECT_THAT(loss(), HasSubstr("belongs to another run now: it has locked"));
+  EXPECT_EQ(fs::file_size(path_), 0U);
+}
+
 TEST_F(RunLockTest, LeavesAnotherRunsLockWhereItIs) {
   {
     RunLockParts slow = parts();
@@ -397,14 +518,17 @@ std::vector<std::string> take_together(const std::vector<std::string>& folders,
             [&](std::unique_ptr<Communicator> communicator) {
               const auto rank = static_cast<std::size_t>(communicator->rank());
               try {
-                const auto lock = take_run_lock(
-                    *communicator, folders[rank], parts,
-                    [&](const std::string& line) {
-                      EXPECT_EQ(rank, 0U);
-                      if (said) said->push_back(line);
-                    },
-                    [] { return false; });
-                EXPECT_EQ(lock != nullptr, rank == 0);
+                const HeldFolder held = take_run_lock(*communicator, folders[rank], parts,
+                                                      {.say =
+                                                           [&](const std::string& line) {
+                                                             EXPECT_EQ(rank, 0U);
+                                                             if (said) said->push_back(line);
+                                                           },
+                                                       .stop_requested = [] { return false; },
+                                                       .have = ""});
+                EXPECT_EQ(held.lock != nullptr, rank == 0);
+                EXPECT_EQ(held.token, parts.self.token);
+                EXPECT_FALSE(belongs_to_another(folders[rank], held.token));
                 results[rank] = "taken";
                 communicator->barrier()->wait();
               } catch (const AgreedError& error) {
@@ -419,9 +543,9 @@ std::vector<std::string> take_together(const std::vector<std::string>& folders,
 TEST_F(RunLockTest, RanksWaitWithRankZeroLongerThanACollectiveMayTake) {
   leave_lock_of(parts_elsewhere());
   RunLockParts mine = parts();
-  mine.dead_after = milliseconds(2500);
+  mine.dead_after = milliseconds(5000);
   std::vector<std::string> said;
-  const auto results = take_together({folder_, folder_, folder_}, mine, milliseconds(1000), &said);
+  const auto results = take_together({folder_, folder_, folder_}, mine, milliseconds(4000), &said);
   EXPECT_THAT(results, ::testing::Each("taken"));
   ASSERT_FALSE(said.empty());
   EXPECT_THAT(said[0], HasSubstr("waiting"));
@@ -435,9 +559,40 @@ TEST_F(RunLockTest, AllRanksAreRefusedAlike) {
   EXPECT_THAT(results, ::testing::Each(HasSubstr("belongs to another run")));
 }
 
+TEST_F(RunLockTest, AnyRankThatIsAskedToStopEndsTheWait) {
+  leave_lock_of(parts_elsewhere());
+  for (int asked = 0; asked < 3; ++asked) {
+    std::atomic<int> stopped{0};
+    run_ranks(3,
+              [&](std::unique_ptr<Communicator> communicator) {
+                try {
+                  take_run_lock(*communicator, folder_, parts(),
+                                {.say = [](const std::string&) {},
+                                 .stop_requested = [&] { return communicator->rank() == asked; },
+                                 .have = "no new checkpoint"});
+                } catch (const AgreedError& error) {
+                  EXPECT_EQ(error.code(), ExitCode::stopped_with_checkpoint);
+                  EXPECT_THAT(error.what(), HasSubstr("waiting for '" + folder_ +
+                                                      "': no new checkpoint; the same"));
+                  ++stopped;
+                }
+              },
+              {.timeout = seconds(20), .link = {}});
+    EXPECT_EQ(stopped, 3) << "rank " << asked;
+  }
+}
+
+TEST_F(RunLockTest, RanksThatCannotReadTheLockSayWhy) {
+  const std::string other = folder_ + "/other";
+  fs::create_directories(other + "/run.lock");  // to read it is an error
+  const auto results = take_together({folder_, other}, parts(), milliseconds(4000));
+  EXPECT_THAT(results, ::testing::Each(AllOf(HasSubstr("rank 1 cannot read '"),
+                                             HasSubstr("Is a directory; check who may read"))));
+}
+
 TEST_F(RunLockTest, RanksWithAnotherFolderAreNamed) {
   const std::string other = folder_ + "/other";
-  const auto results = take_together({folder_, other, folder_, other}, parts(), milliseconds(2000));
+  const auto results = take_together({folder_, other, folder_, other}, parts(), milliseconds(4000));
   EXPECT_THAT(results, ::testing::Each(AllOf(HasSubstr("ranks 1, 3 do not see in '"),
                                              HasSubstr("all machines share"))));
   EXPECT_FALSE(fs::exists(path_));
