@@ -253,7 +253,7 @@ TEST_F(RunLockTest, HowLongTheWritingTookIsNoTimeToSettle) {
     return lock_file::write(descriptor, owner);
   };
   RunLock lock(folder_, mine);
-  EXPECT_FALSE(lock.try_to_take());
+  ASSERT_FALSE(lock.try_to_take());
   EXPECT_EQ(refusal(lock), "");
 }
 
@@ -561,12 +561,14 @@ TEST_F(RunLockTest, AllRanksAreRefusedAlike) {
 
 TEST_F(RunLockTest, AnyRankThatIsAskedToStopEndsTheWait) {
   leave_lock_of(parts_elsewhere());
+  RunLockParts mine = parts();
+  mine.dead_after = seconds(10);
   for (int asked = 0; asked < 3; ++asked) {
     std::atomic<int> stopped{0};
     run_ranks(3,
               [&](std::unique_ptr<Communicator> communicator) {
                 try {
-                  take_run_lock(*communicator, folder_, parts(),
+                  take_run_lock(*communicator, folder_, mine,
                                 {.say = [](const std::string&) {},
                                  .stop_requested = [&] { return communicator->rank() == asked; },
                                  .have = "no new checkpoint"});
