@@ -31,6 +31,7 @@ HAS_MPI = mpirun() is not None and "Open MPI" in PROGRAM.run("info").stdout
 
 class Run:
     """One run of two ranks, as however many processes."""
+    started = []
 
     def __init__(self, kind, folder, seed, steps=1000000):
         arguments = ["train", *JOB, "--seed", str(seed), "--steps", str(steps), "--output",
@@ -54,6 +55,7 @@ class Run:
         readers = concurrent.futures.ThreadPoolExecutor()
         self.texts = [readers.submit(process.communicate) for process in self.processes]
         readers.shutdown(wait=False)
+        Run.started.append(self)
 
     def has_ended(self):
         return all(process.poll() is not None for process in self.processes)
@@ -153,7 +155,7 @@ def removed_folder(folder, kinds, stands_still):
         wait_until(lambda: len(lines_of(folder)) > 25, "the second one does not train")
         first.signal(signal.SIGCONT)
     loser, winner = (first, second) if stands_still else (second, first)
-    wait_until(lambda: first.has_ended() or second.has_ended(), "both go on")
+    wait_until(loser.has_ended, "the one without the folder goes on", 60)
     codes, text = loser.result()
     # Of a job that has begun, the other ranks lose rank 0.
     assert 73 in codes and set(codes) <= {73, 71}, f"{codes}\n{text}"
@@ -190,4 +192,8 @@ def main():
     shutil.rmtree(base)
 
 
-main()
+try:
+    main()
+finally:
+    for started in Run.started:
+        started.signal(signal.SIGKILL)
