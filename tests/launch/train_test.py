@@ -416,7 +416,7 @@ class Folder(Case):
                                     MASTER_PORT=port)
             ranks.append(subprocess.Popen(
                 [os.path.abspath(PROGRAM.path), "train", *SMALL, "--steps", "20", "--timeout", "4",
-                 "--output", "run"], cwd=self.folder / str(rank), env=variables, text=True,
+                 "--output", "run", "--job-id", "one"], cwd=self.folder / str(rank), env=variables, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE))
         texts = []
         for process in ranks:
