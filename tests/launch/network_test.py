@@ -82,14 +82,16 @@ class Network(unittest.TestCase):
                 self.check_end(process, 71, r"rank 1 cannot meet rank 0 at 127\.0\.0\.1 port \d+: ")
 
     def test_a_launchers_store_is_not_waited_for(self):
+        ranks = {}
         for name, answer in {"silent": lambda connection: None,
                              "closes": lambda connection: connection.close()}.items():
-            with self.subTest(name):
-                imposter = Imposter(answer)
-                self.addCleanup(imposter.close)
-                process = self.rank(1, imposter.port, TORCHELASTIC_RUN_ID="1",
+            imposter = Imposter(answer)
+            self.addCleanup(imposter.close)
+            ranks[name] = self.rank(1, imposter.port, TORCHELASTIC_RUN_ID="1",
                                     TORCHELASTIC_RESTART_COUNT="0",
                                     TORCHELASTIC_USE_AGENT_STORE="True")
+        for name, process in ranks.items():
+            with self.subTest(name):
                 self.check_end(process, 71, r"the store at 127\.0\.0\.1:\d+ does not answer \(")
 
     def test_a_place_that_is_nobodys(self):
@@ -102,23 +104,26 @@ class Network(unittest.TestCase):
         self.check_end(nameless, 71, r"'no-such-host\.invalid' is no address")
 
     def test_few_open_files(self):
+        jobs = {}
         for files in (8, 13, 18, 24):
+            port = free_port()
+            jobs[files] = Output([self.rank(rank, port, "--output", self.folder / str(files),
+                                            files=files) for rank in (0, 1)])
+        for files, output in jobs.items():
             with self.subTest(files):
-                port = free_port()
-                ranks = [self.rank(rank, port, files=files) for rank in (0, 1)]
-                output = Output(ranks)
                 codes = output.end(LIMIT)
                 self.assertTrue(set(codes) <= {0, 65, 71, 73, 74, 127}, f"{codes}\n{output.text()}")
                 self.assertNotRegex(output.text(), r"frame #|Exception raised|terminate called")
-                shutil.rmtree(self.folder / "run", ignore_errors=True)
 
     def test_a_stop_while_a_rank_is_missing(self):
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        ranks = {number: self.rank(0, free_port(), "--timeout", 100)
+                 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
+        for number, process in ranks.items():
+            while "launcher" not in process.stdout.readline():
+                pass
+            process.send_signal(number)
+        for number, process in ranks.items():
             with self.subTest(number):
-                process = self.rank(0, free_port(), "--timeout", 100)
-                while "launcher" not in process.stdout.readline():
-                    pass
-                process.send_signal(number)
                 self.check_end(process, 75, "rank 0 was asked to stop while rank 1 was missing; "
                                             "there is no checkpoint yet")
 
