@@ -57,8 +57,9 @@ class Console final : public TrainerObserver {
   // Once it is known what the run resumes from.
   void open_metrics(const TrainOptions& options, std::int64_t resumed_at, RunLock& lock) {
     lock_ = &lock;
-    metrics_.emplace(options.output + "/metrics.jsonl", resumed_at);
-    tensorboard_.emplace(options.output + "/tensorboard", resumed_at);
+    const auto require_mine = [&lock] { lock.require_mine(); };
+    metrics_.emplace(options.output + "/metrics.jsonl", resumed_at, require_mine);
+    tensorboard_.emplace(options.output + "/tensorboard", resumed_at, require_mine);
     warn();
   }
 

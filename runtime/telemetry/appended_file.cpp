@@ -52,7 +52,10 @@ bool AppendedFile::put_in_place() {
 
 void AppendedFile::append(std::string_view record, const std::function<std::string()>& head) {
   if (instead_ && !put_in_place()) return;
-  if (!is_in_place() && !make_anew()) return;
+  if (!is_in_place()) {
+    before_anew_();
+    if (!make_anew()) return;
+  }
   started_ = true;
   if (size_ == 0 && !write(head())) return;
   if (write(record)) failed_ = false;

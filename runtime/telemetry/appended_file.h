@@ -18,9 +18,10 @@ namespace thinwire {
 class AppendedFile {
  public:
   // `kind` and `loss` are what the warnings call its contents, "metrics", and what is missing of
-  // them, "numbers are missing".
-  AppendedFile(std::string kind, std::string loss)
-      : kind_(std::move(kind)), loss_(std::move(loss)) {}
+  // them, "numbers are missing". `before_anew` is asked before a file that was removed or replaced
+  // is made anew, and throws where its place is no longer this run's.
+  AppendedFile(std::string kind, std::string loss, std::function<void()> before_anew)
+      : kind_(std::move(kind)), loss_(std::move(loss)), before_anew_(std::move(before_anew)) {}
 
   // A file at `path`, where there is none.
   void create(const std::string& path);
@@ -44,6 +45,7 @@ class AppendedFile {
 
   std::string kind_;
   std::string loss_;
+  std::function<void()> before_anew_;
   std::string path_;
   FileDescriptor file_;
   std::optional<std::string> instead_;  // what is to be at the path and is not yet

@@ -114,8 +114,12 @@ bool holds_only_metrics(const std::string& path) {
   });
 }
 
-MetricsFile::MetricsFile(const std::string& path, std::int64_t resumed_at)
-    : path_(path), resumed_at_(resumed_at), is_whole_(has_end_of(path, resumed_at)) {
+MetricsFile::MetricsFile(const std::string& path, std::int64_t resumed_at,
+                         std::function<void()> before_anew)
+    : path_(path),
+      resumed_at_(resumed_at),
+      is_whole_(has_end_of(path, resumed_at)),
+      file_("metrics", "numbers are missing", std::move(before_anew)) {
   if (!is_whole_) begin();
 }
 

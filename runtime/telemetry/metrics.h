@@ -23,7 +23,8 @@ class MetricsFile {
  public:
   // `resumed_at`: the step that the run goes on from; 0 starts an empty file. Nothing is written
   // into a file that was there, which may have another name: it gives up its place.
-  MetricsFile(const std::string& path, std::int64_t resumed_at);
+  MetricsFile(
+      const std::string& path, std::int64_t resumed_at, std::function<void()> before_anew = [] {});
 
   void write(const StepReport& report);
   void write(const EndReport& report);
@@ -39,7 +40,7 @@ class MetricsFile {
   std::int64_t resumed_at_;
   bool is_whole_;  // the file ends with the end of a run, of the step that this one resumed at
 
-  AppendedFile file_{"metrics", "numbers are missing"};
+  AppendedFile file_;
 };
 
 // Whether the file at `path` is one and holds nothing but what a `MetricsFile` writes. A last line

@@ -111,7 +111,9 @@ std::string head(std::int64_t step) {
 
 }  // namespace
 
-TensorBoardFile::TensorBoardFile(const std::string& folder, std::int64_t resumed_at) {
+TensorBoardFile::TensorBoardFile(const std::string& folder, std::int64_t resumed_at,
+                                 std::function<void()> before_anew)
+    : file_("TensorBoard events", "charts are missing", std::move(before_anew)) {
   std::error_code error;
   fs::create_directories(folder, error);
   std::array<char, 256> host{};

@@ -40,7 +40,9 @@ std::string record(std::string_view data);
 class TensorBoardFile {
  public:
   // `resumed_at`: the step that the run goes on from; 0 where it starts anew.
-  TensorBoardFile(const std::string& folder, std::int64_t resumed_at);
+  TensorBoardFile(
+      const std::string& folder, std::int64_t resumed_at,
+      std::function<void()> before_anew = [] {});
 
   void write(const StepReport& report);
   void write(std::int64_t step, const Evaluation& evaluation);
@@ -51,7 +53,7 @@ class TensorBoardFile {
   // Of a step; an empty one is none.
   void append(std::int64_t step, const std::string& event);
 
-  AppendedFile file_{"TensorBoard events", "charts are missing"};
+  AppendedFile file_;
 };
 
 }  // namespace thinwire

@@ -142,13 +142,25 @@ def remove(folder):
     shutil.rmtree(away, ignore_errors=True)
 
 
+def stand_still(run):
+    """Returns when no thread of the run does anything any more."""
+    run.signal(signal.SIGSTOP)
+
+    def states():
+        for process in run.processes:
+            for stat in pathlib.Path(f"/proc/{process.pid}/task").glob("*/stat"):
+                yield stat.read_text().rpartition(")")[2].split()[0]
+
+    wait_until(lambda: set(states()) <= {"T"}, "it does not stand still")
+
+
 def removed_folder(folder, kinds, stands_still):
     """The folder is removed under a run, and a second one started at once. If the first one stands
     still meanwhile, the second one has the folder."""
     first = Run(kinds[0], folder, 1)
     wait_until(lambda: len(lines_of(folder)) > 25, "it does not train")
     if stands_still:
-        first.signal(signal.SIGSTOP)
+        stand_still(first)
     remove(folder)
     second = Run(kinds[1], folder, 2)
     if stands_still:
