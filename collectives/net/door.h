@@ -20,7 +20,7 @@ namespace thinwire::net {
 // One rank's listener and the guests in front of it. Never blocks. What strangers can make it hold
 // is bounded: 64 guests more than the job has connections, one message of some dozen bytes each,
 // ten seconds. Where more come the oldest goes, first of those who have not named the job. A rank
-// that loses its place so calls again.
+// that is sent away in this way calls again.
 class Door {
  public:
   // Whether this rank is awaited for this; asked of guests who have proved that they are of the

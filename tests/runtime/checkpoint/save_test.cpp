@@ -269,13 +269,17 @@ TEST(Save, ACompleteCheckpointOfAnotherRunIsNeitherKeptAsThisOnesNorRemoved) {
               ElementsAre("step-00000004", "step-00000006", "step-00000007"));
 }
 
+void copy_checkpoint(MemoryFileSystem& files, std::int64_t from, std::int64_t to) {
+  files.make_directories(checkpoint_folder(root, to));
+  for (const auto& name : files.list_directory(checkpoint_folder(root, from))) {
+    files.create(file_of(to, name))->write(files.read_file(file_of(from, name), 1 << 20));
+  }
+}
+
 TEST(Save, ACopyUnderTheNameOfTheStepIsNotKeptAsIt) {
   MemoryFileSystem files;
   save_run(files, root, 1, 4);
-  files.make_directories(checkpoint_folder(root, 9));
-  for (const auto& name : files.list_directory(checkpoint_folder(root, 4))) {
-    files.create(file_of(9, name))->write(files.read_file(file_of(4, name), 1 << 20));
-  }
+  copy_checkpoint(files, 4, 9);
   EXPECT_THAT(save_run(files, root, 1, 9)[0].warning,
               HasSubstr("another run's checkpoint, of step 4"));
   EXPECT_EQ(latest_step(files), 4);
@@ -310,10 +314,7 @@ TEST(MakeRoom, TakesTheOldestOfSeveralAndWhatIsUnfinished) {
 TEST(MakeRoom, LeavesWhatIsNotOfThisRun) {
   MemoryFileSystem files;
   save_run(files, root, 1, 4);
-  files.make_directories(checkpoint_folder(root, 9));
-  for (const auto& name : files.list_directory(checkpoint_folder(root, 4))) {
-    files.create(file_of(9, name))->write(files.read_file(file_of(4, name), 1 << 20));
-  }
+  copy_checkpoint(files, 4, 9);
   EXPECT_EQ(make_room(files, up_to(12)), "");
   EXPECT_EQ(latest_step(files), 4);
 }
