@@ -181,12 +181,19 @@ def sockets_job(thinwire, folder, steps, seconds, attacked, seed):
     if attacked:
         # Rank 2 comes late. Meanwhile ranks with another secret say that they are it, or others.
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+
+        def refused():
+            return [one for one in imposters if one.poll() is not None]
+
+        # On a busy machine the first of them may take longer to be heard than the attack shall last.
+        while time.monotonic() < end or not refused():
+            assert time.monotonic() < end + 120, "no imposter gets an answer"
             watch.look([rank.pid for rank in ranks])
-            if len(imposters) < 3 and all(one.poll() is not None for one in imposters):
+            if len(imposters) < 3 and len(refused()) == len(imposters):
                 imposters.append(start_rank(thinwire, 2 - len(imposters) % 2, RANKS, port, arguments,
                                             THINWIRE_SECRET="another secret, of a stranger"))
             time.sleep(0.02)
+        answered = refused()
     ranks.append(start_rank(thinwire, 2, RANKS, port, arguments, **keywords))
     outputs.append(Output(ranks[2:]))
     pids = [rank.pid for rank in ranks]
@@ -208,7 +215,8 @@ def sockets_job(thinwire, folder, steps, seconds, attacked, seed):
     assert "strangers kept out by the secret" in said, said
     for one in imposters:
         text = one.communicate()[0]
-        assert one.returncode != 0 and "another secret" in text, text
+        # One that was still calling when the ranks had met finds nobody any more.
+        assert one not in answered or (one.returncode != 0 and "another secret" in text), text
     return end_of(folder), watch.peaks, struck
 
 
