@@ -3,8 +3,8 @@
 #include <ATen/ops/empty.h>
 #include <fmt/format.h>
 
+#include "collectives/base/error.h"
 #include "collectives/operation.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -6,7 +6,7 @@
 #include <initializer_list>
 #include <numeric>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -6,7 +6,7 @@
 #include <source_location>
 
 #include "collectives/communicator.h"
-#include "collectives/compression/kernels/stream.h"
+#include "collectives/stream.h"
 
 namespace thinwire {
 

@@ -8,9 +8,9 @@
 #include <array>
 #include <cerrno>
 
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
 #include "collectives/net/socket.h"
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
 
 namespace thinwire {
 namespace {

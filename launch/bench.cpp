@@ -9,6 +9,7 @@
 #include <numeric>
 #include <optional>
 
+#include "collectives/base/error.h"
 #include "collectives/compression/options.h"
 #include "collectives/metered.h"
 #include "launch/bench_shapes.h"
@@ -16,7 +17,6 @@
 #include "launch/job.h"
 #include "launch/output.h"
 #include "launch/version.h"
-#include "runtime/base/error.h"
 #include "runtime/buckets/gradient_buckets.h"
 
 namespace thinwire {

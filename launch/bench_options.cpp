@@ -6,10 +6,10 @@
 #include <set>
 #include <variant>
 
-#include "runtime/base/error.h"
-#include "runtime/base/memory.h"
-#include "runtime/base/spec.h"
-#include "runtime/base/text.h"
+#include "collectives/base/error.h"
+#include "collectives/base/memory.h"
+#include "collectives/base/spec.h"
+#include "collectives/base/text.h"
 
 namespace thinwire {
 namespace {

@@ -9,10 +9,10 @@
 #include <set>
 #include <sstream>
 
+#include "collectives/base/error.h"
+#include "collectives/base/spec.h"
+#include "collectives/base/text.h"
 #include "launch/exit.h"
-#include "runtime/base/error.h"
-#include "runtime/base/spec.h"
-#include "runtime/base/text.h"
 
 namespace po = boost::program_options;
 

@@ -10,7 +10,7 @@
 #include "launch/environment.h"
 #include "launch/signals.h"
 #include "runtime/data/dataset.h"
-#include "runtime/trainer/model.h"
+#include "runtime/model/model.h"
 
 namespace thinwire {
 

@@ -14,9 +14,9 @@
 #include <system_error>
 #include <vector>
 
-#include "runtime/base/error.h"
-#include "runtime/base/spec.h"
-#include "runtime/base/text.h"
+#include "collectives/base/error.h"
+#include "collectives/base/spec.h"
+#include "collectives/base/text.h"
 
 namespace thinwire {
 namespace {

@@ -7,7 +7,7 @@
 #include <functional>
 #include <map>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 

@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "runtime/base/error.h"
-#include "runtime/base/spec.h"
+#include "collectives/base/error.h"
+#include "collectives/base/spec.h"
 
 namespace thinwire {
 namespace {

@@ -9,7 +9,7 @@
 #include <thread>
 #include <utility>
 
-#include "runtime/base/text.h"
+#include "collectives/base/text.h"
 
 namespace thinwire {
 

@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 

@@ -7,9 +7,9 @@
 
 #include <set>
 
+#include "collectives/base/error.h"
 #include "collectives/cuda/cuda_queue.h"
 #include "collectives/staged.h"
-#include "runtime/base/error.h"
 
 #if THINWIRE_HAVE_NCCL
 #include "collectives/nccl/nccl_communicator.h"

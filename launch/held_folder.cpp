@@ -13,9 +13,9 @@
 #include <utility>
 #include <vector>
 
+#include "collectives/agreement.h"
+#include "collectives/base/error.h"
 #include "launch/output_folder.h"
-#include "runtime/agreement.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -7,14 +7,14 @@
 #include <atomic>
 #include <thread>
 
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
+#include "collectives/base/thread.h"
 #include "collectives/net/socket.h"
 #include "collectives/sockets/rendezvous.h"
 #include "collectives/threads/thread_communicator.h"
 #include "launch/exit.h"
 #include "launch/mpi_job.h"
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
-#include "runtime/base/thread.h"
 
 namespace thinwire {
 namespace {

@@ -7,9 +7,9 @@
 #include <cstdlib>
 #include <optional>
 
+#include "collectives/base/error.h"
+#include "collectives/base/spec.h"
 #include "launch/exit.h"
-#include "runtime/base/error.h"
-#include "runtime/base/spec.h"
 
 namespace thinwire {
 namespace {

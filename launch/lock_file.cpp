@@ -20,7 +20,7 @@
 #include <utility>
 #include <vector>
 
-#include "runtime/base/text.h"
+#include "collectives/base/text.h"
 
 namespace thinwire {
 namespace {

@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "runtime/base/file_descriptor.h"
+#include "collectives/base/file_descriptor.h"
 
 namespace thinwire {
 

@@ -5,13 +5,13 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/error.h"
 #include "examples/models/models.h"
 #include "launch/commands.h"
 #include "launch/info.h"
 #include "launch/launch.h"
 #include "launch/output.h"
 #include "launch/signals.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

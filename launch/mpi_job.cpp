@@ -2,9 +2,9 @@
 
 #include <fmt/format.h>
 
+#include "collectives/base/error.h"
 #include "collectives/mpi/mpi_communicator.h"
 #include "launch/exit.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 

@@ -1,6 +1,6 @@
 // launch/gpu.h where thinwire is built without CUDA.
+#include "collectives/base/error.h"
 #include "launch/gpu.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 

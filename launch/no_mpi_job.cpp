@@ -1,6 +1,6 @@
 // launch/mpi_job.h for programs without MPI.
+#include "collectives/base/error.h"
 #include "launch/mpi_job.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 

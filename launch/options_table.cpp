@@ -4,9 +4,9 @@
 
 #include <limits>
 
-#include "runtime/base/error.h"
-#include "runtime/base/spec.h"
-#include "runtime/base/text.h"
+#include "collectives/base/error.h"
+#include "collectives/base/spec.h"
+#include "collectives/base/text.h"
 
 namespace thinwire {
 namespace {

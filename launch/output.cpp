@@ -9,7 +9,7 @@
 #include <cstring>
 #include <string_view>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -8,7 +8,7 @@
 #include <set>
 #include <vector>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 #include "runtime/checkpoint/manifest.h"
 #include "runtime/telemetry/metrics.h"
 

@@ -4,8 +4,8 @@
 
 #include <cstdio>
 
+#include "collectives/base/error.h"
 #include "launch/exit.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

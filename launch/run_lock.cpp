@@ -15,10 +15,10 @@
 #include <system_error>
 #include <utility>
 
-#include "runtime/base/error.h"
-#include "runtime/base/file_descriptor.h"
-#include "runtime/base/text.h"
-#include "runtime/base/thread.h"
+#include "collectives/base/error.h"
+#include "collectives/base/file_descriptor.h"
+#include "collectives/base/text.h"
+#include "collectives/base/thread.h"
 
 namespace thinwire {
 namespace {

@@ -5,8 +5,8 @@
 #include <cstring>
 #include <utility>
 
-#include "runtime/base/error.h"
-#include "runtime/base/thread.h"
+#include "collectives/base/error.h"
+#include "collectives/base/thread.h"
 
 namespace thinwire {
 namespace {

@@ -7,6 +7,9 @@
 #include <fstream>
 #include <optional>
 
+#include "collectives/agreement.h"
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
 #include "examples/models/initialize.h"
 #include "examples/models/models.h"
 #include "launch/commands.h"
@@ -24,17 +27,14 @@
 #include "launch/version.h"
 #include "optimizers/factory.h"
 #include "optimizers/schedule.h"
-#include "runtime/agreement.h"
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
 #include "runtime/data/load.h"
 #include "runtime/data/partition.h"
 #include "runtime/data_parallel.h"
+#include "runtime/model/buffers.h"
+#include "runtime/report/pay_off.h"
 #include "runtime/telemetry/metrics.h"
 #include "runtime/telemetry/tensorboard.h"
 #include "runtime/trainer/compression.h"
-#include "runtime/trainer/model_state.h"
-#include "runtime/trainer/pay_off.h"
 #include "runtime/trainer/precision.h"
 #include "runtime/trainer/trainer.h"
 

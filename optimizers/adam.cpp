@@ -4,8 +4,8 @@
 
 #include <cmath>
 
+#include "collectives/base/error.h"
 #include "optimizers/kernels/kernels.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -1,8 +1,8 @@
 #include "optimizers/factory.h"
 
+#include "collectives/base/spec.h"
 #include "optimizers/adam.h"
 #include "optimizers/sgd.h"
-#include "runtime/base/spec.h"
 
 namespace thinwire {
 namespace {

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/state.h"
 #include "collectives/bucket.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
-#include "runtime/base/state.h"
 
 namespace thinwire {
 

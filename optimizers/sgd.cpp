@@ -2,8 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "collectives/base/error.h"
 #include "optimizers/kernels/kernels.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -2,8 +2,8 @@
 
 #include <cmath>
 
+#include "collectives/base/error.h"
 #include "collectives/compression/reducer/coded_gradient.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

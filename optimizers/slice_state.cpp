@@ -5,7 +5,7 @@
 
 #include <utility>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

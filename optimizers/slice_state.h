@@ -11,13 +11,13 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/state.h"
 #include "collectives/bucket.h"
 #include "collectives/compression/reducer/coded_gradient.h"
 #include "collectives/queue_table.h"
 #include "optimizers/groups.h"
 #include "optimizers/kernels/kernels.h"
 #include "optimizers/optimizer.h"
-#include "runtime/base/state.h"
 
 namespace thinwire {
 

@@ -8,10 +8,10 @@
 #include <algorithm>
 #include <set>
 
-#include "runtime/agreement.h"
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
-#include "runtime/trainer/compression.h"
+#include "collectives/agreement.h"
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
+#include "runtime/report/describe_compression.h"
 
 namespace thinwire {
 namespace {
@@ -95,28 +95,6 @@ void require_own_memory(const std::string& what, const at::Tensor& tensor) {
 }
 
 }  // namespace
-
-std::vector<Parameter> parameters_of(const torch::nn::Module& module) {
-  std::vector<Parameter> parameters;
-  std::set<const void*> seen;
-  for (const auto& item : module.named_parameters()) {
-    if (!seen.insert(item.value().unsafeGetTensorImpl()).second) continue;
-    parameters.push_back({item.key(), item.value()});
-  }
-  return parameters;
-}
-
-void broadcast_tensors(Communicator& communicator, const std::vector<at::Tensor>& tensors,
-                       int root) {
-  const torch::NoGradGuard no_grad;
-  for (const at::Tensor& tensor : tensors) {
-    // As bytes: any dtype and any dense layout travels.
-    at::Tensor flat = tensor.detach().cpu().contiguous().flatten();
-    at::Tensor bytes = flat.view(at::kByte);
-    communicator.broadcast(bytes, root)->wait();
-    tensor.detach().copy_(flat.view(tensor.sizes()));
-  }
-}
 
 DataParallel::DataParallel(const torch::nn::Module& module, Communicator& communicator,
                            CompressionOptions compression, DataParallelOptions options)

@@ -13,10 +13,10 @@
 #include "collectives/metered.h"
 #include "runtime/buckets/gradient_buckets.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "runtime/model/buffers.h"
+#include "runtime/model/model.h"
 #include "runtime/step/arrival.h"
 #include "runtime/step/transaction.h"
-#include "runtime/trainer/model.h"
-#include "runtime/trainer/model_state.h"
 
 namespace torch::optim {
 class LBFGS;
@@ -24,9 +24,6 @@ class Optimizer;
 }  // namespace torch::optim
 
 namespace thinwire {
-
-// The parameters of a module under their names; a tied one once, under its first name.
-std::vector<Parameter> parameters_of(const torch::nn::Module& module);
 
 struct DataParallelOptions {
   std::int64_t bucket_bytes = BucketOptions{}.bucket_bytes;
@@ -169,9 +166,5 @@ class DataParallel {
   std::int64_t attempted_ = 0;
   std::int64_t skipped_ = 0;
 };
-
-// Collective: every rank's tensors become root's.
-void broadcast_tensors(Communicator& communicator, const std::vector<at::Tensor>& tensors,
-                       int root);
 
 }  // namespace thinwire

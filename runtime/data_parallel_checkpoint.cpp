@@ -7,11 +7,11 @@
 #include <tuple>
 #include <utility>
 
-#include "runtime/agreement.h"
-#include "runtime/base/error.h"
+#include "collectives/agreement.h"
+#include "collectives/base/error.h"
+#include "runtime/checkpoint/lineage.h"
 #include "runtime/checkpoint/load.h"
 #include "runtime/data_parallel.h"
-#include "runtime/trainer/resume.h"
 
 namespace thinwire {
 namespace {

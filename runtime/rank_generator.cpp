@@ -3,7 +3,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <fmt/format.h>
 
-#include "runtime/base/hash.h"
+#include "collectives/base/hash.h"
 
 namespace thinwire {
 

@@ -3,12 +3,12 @@
 
 #include <torch/version.h>
 
+#include "collectives/base/error.h"
 #include "collectives/communicator.h"
 #include "collectives/metered.h"
 #include "collectives/sockets/socket_communicator.h"
 #include "collectives/threads/thread_communicator.h"
 #include "launch/launch.h"
-#include "runtime/base/error.h"
 #include "runtime/data_parallel.h"
 #include "runtime/rank_generator.h"
 

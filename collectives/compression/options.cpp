@@ -6,6 +6,9 @@
 #include <array>
 #include <utility>
 
+#include "collectives/base/error.h"
+#include "collectives/base/spec.h"
+#include "collectives/base/text.h"
 #include "collectives/compression/codec/blocks.h"
 #include "collectives/compression/codec/cast.h"
 #include "collectives/compression/codec/quantize.h"
@@ -15,9 +18,6 @@
 #include "collectives/compression/reducer/fused.h"
 #include "collectives/compression/reducer/gradient_average.h"
 #include "collectives/compression/reducer/power_sgd.h"
-#include "runtime/base/error.h"
-#include "runtime/base/spec.h"
-#include "runtime/base/text.h"
 
 namespace thinwire {
 namespace {
@@ -280,6 +280,12 @@ CompressionOptions resolve(CompressionOptions options) {
   throw UsageError(fmt::format(
       "compressor x feedback x exchange {} makes no sense; with this compressor choose from {}",
       describe({options.codec.index(), options.feedback.kind, options.exchange}), valid));
+}
+
+Transmission transmission_of(const CompressionOptions& options, std::int64_t committed,
+                             Transmission planned) {
+  if (planned == Transmission::silent) return planned;
+  return committed < options.start_iter ? Transmission::dense : planned;
 }
 
 std::vector<CompressionOptions> valid_combinations() {

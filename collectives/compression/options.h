@@ -111,6 +111,11 @@ CompressionOptions parse_compression(const std::string& compressor, const std::s
 // a policy that cannot be.
 CompressionOptions resolve(CompressionOptions options);
 
+// How a step that follows `committed` committed ones travels where `planned` is what the optimizer
+// asks for: the first `start_iter` ones go uncompressed.
+Transmission transmission_of(const CompressionOptions& options, std::int64_t committed,
+                             Transmission planned);
+
 // Every combination that makes sense, with the codecs' default numbers.
 std::vector<CompressionOptions> valid_combinations();
 

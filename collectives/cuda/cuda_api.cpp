@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <thread>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -1,6 +1,6 @@
 #include "collectives/cuda/cuda_queue.h"
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

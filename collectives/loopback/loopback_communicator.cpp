@@ -6,8 +6,8 @@
 #include <deque>
 #include <functional>
 
+#include "collectives/base/error.h"
 #include "collectives/operation.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

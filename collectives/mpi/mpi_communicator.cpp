@@ -2,9 +2,9 @@
 
 #include <utility>
 
+#include "collectives/base/error.h"
 #include "collectives/mpi/link.h"
 #include "collectives/mpi/work.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -9,8 +9,8 @@
 #include <set>
 #include <thread>
 
+#include "collectives/base/error.h"
 #include "collectives/mpi/pending.h"
-#include "runtime/base/error.h"
 
 namespace thinwire::mpi {
 namespace {

@@ -10,7 +10,7 @@
 #include <mutex>
 #include <optional>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -10,7 +10,7 @@
 #include <string>
 #include <utility>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire::net {
 namespace {

@@ -6,9 +6,9 @@
 #include <bit>
 #include <cstring>
 
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
-#include "runtime/base/text.h"
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
+#include "collectives/base/text.h"
 
 namespace thinwire::net {
 namespace {

@@ -15,7 +15,7 @@
 #include <memory>
 #include <system_error>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire::net {
 namespace {

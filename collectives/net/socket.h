@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/file_descriptor.h"
 #include "collectives/communicator.h"
-#include "runtime/base/file_descriptor.h"
 
 namespace thinwire::net {
 

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire::sockets {
 namespace {

@@ -15,8 +15,8 @@
 #include <set>
 #include <thread>
 
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
 
 namespace thinwire::sockets {
 namespace {

@@ -12,10 +12,10 @@
 #include <tuple>
 #include <utility>
 
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
 #include "collectives/net/call.h"
 #include "collectives/net/door.h"
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
 
 namespace thinwire::sockets {
 namespace {

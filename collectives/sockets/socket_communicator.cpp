@@ -5,10 +5,10 @@
 
 #include <algorithm>
 
+#include "collectives/base/error.h"
 #include "collectives/operation.h"
 #include "collectives/sockets/mesh.h"
 #include "collectives/sockets/store_directory.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

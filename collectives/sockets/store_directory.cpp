@@ -13,9 +13,9 @@
 #include <thread>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
-#include "runtime/base/thread.h"
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
+#include "collectives/base/thread.h"
 
 namespace thinwire::sockets {
 namespace {

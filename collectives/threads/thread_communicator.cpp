@@ -15,11 +15,11 @@
 #include <optional>
 #include <thread>
 
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
+#include "collectives/base/thread.h"
 #include "collectives/failure.h"
 #include "collectives/operation.h"
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
-#include "runtime/base/thread.h"
 
 namespace thinwire {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -6,10 +6,10 @@
 #include <numbers>
 #include <string>
 
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
+#include "collectives/base/philox.h"
 #include "examples/models/gpt.h"
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
-#include "runtime/base/philox.h"
 
 namespace thinwire {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "runtime/trainer/model.h"
+#include "runtime/model/model.h"
 
 namespace thinwire {
 

@@ -8,11 +8,11 @@
 #include <numeric>
 #include <utility>
 
+#include "collectives/base/error.h"
+#include "collectives/base/memory.h"
+#include "collectives/base/spec.h"
 #include "examples/models/gpt.h"
 #include "examples/models/networks.h"
-#include "runtime/base/error.h"
-#include "runtime/base/memory.h"
-#include "runtime/base/spec.h"
 
 namespace thinwire {
 namespace {

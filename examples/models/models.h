@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "runtime/data/dataset.h"
-#include "runtime/trainer/model.h"
+#include "runtime/model/model.h"
 
 namespace thinwire {
 

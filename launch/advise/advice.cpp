@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "runtime/trainer/pay_off.h"
+#include "runtime/report/pay_off.h"
 
 namespace thinwire {
 namespace {

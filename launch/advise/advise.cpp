@@ -7,6 +7,8 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 
+#include "collectives/agreement.h"
+#include "collectives/base/error.h"
 #include "examples/models/initialize.h"
 #include "launch/advise/advice.h"
 #include "launch/advise/profile.h"
@@ -16,12 +18,10 @@
 #include "launch/job.h"
 #include "launch/output.h"
 #include "launch/version.h"
-#include "runtime/agreement.h"
-#include "runtime/base/error.h"
 #include "runtime/data/load.h"
 #include "runtime/data_parallel.h"
+#include "runtime/report/pay_off.h"
 #include "runtime/trainer/compression.h"
-#include "runtime/trainer/pay_off.h"
 
 namespace thinwire {
 namespace {

@@ -8,7 +8,7 @@
 #include <limits>
 #include <thread>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

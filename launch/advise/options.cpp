@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <optional>
 
-#include "runtime/base/error.h"
-#include "runtime/base/spec.h"
-#include "runtime/base/text.h"
+#include "collectives/base/error.h"
+#include "collectives/base/spec.h"
+#include "collectives/base/text.h"
 
 namespace thinwire {
 namespace {

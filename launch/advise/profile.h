@@ -7,7 +7,7 @@
 #include "collectives/communicator.h"
 #include "launch/advise/timeline.h"
 #include "runtime/data/dataset.h"
-#include "runtime/trainer/model.h"
+#include "runtime/model/model.h"
 #include "runtime/trainer/options.h"
 
 namespace thinwire {

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "collectives/compression/kernels/stream.h"
+#include "collectives/stream.h"
 
 namespace thinwire {
 

@@ -11,7 +11,7 @@
 #include <set>
 #include <tuple>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

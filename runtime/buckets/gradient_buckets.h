@@ -9,14 +9,9 @@
 #include <vector>
 
 #include "collectives/bucket.h"
+#include "runtime/model/parameters.h"
 
 namespace thinwire {
-
-// A leaf tensor under its stable name.
-struct Parameter {
-  std::string name;
-  at::Tensor tensor;
-};
 
 // Where the weights live.
 enum class WeightStorage {

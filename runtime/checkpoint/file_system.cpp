@@ -12,9 +12,9 @@
 #include <system_error>
 #include <utility>
 
-#include "runtime/base/error.h"
-#include "runtime/base/file_descriptor.h"
-#include "runtime/base/memory.h"
+#include "collectives/base/error.h"
+#include "collectives/base/file_descriptor.h"
+#include "collectives/base/memory.h"
 
 namespace thinwire {
 namespace {

@@ -12,8 +12,8 @@
 #include <string_view>
 #include <tuple>
 
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
 #include "runtime/checkpoint/state_file.h"
 
 namespace thinwire {

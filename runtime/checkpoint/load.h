@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/base/state.h"
+#include "collectives/base/state.h"
 #include "runtime/checkpoint/file_system.h"
 #include "runtime/checkpoint/manifest.h"
 

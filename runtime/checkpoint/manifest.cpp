@@ -7,9 +7,9 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
-#include "runtime/base/text.h"
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
+#include "collectives/base/text.h"
 #include "runtime/checkpoint/safetensors.h"
 #include "runtime/checkpoint/strict_json.h"
 

@@ -11,9 +11,9 @@
 #include <optional>
 #include <utility>
 
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
-#include "runtime/base/text.h"
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
+#include "collectives/base/text.h"
 #include "runtime/checkpoint/strict_json.h"
 
 namespace thinwire {

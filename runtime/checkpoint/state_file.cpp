@@ -4,8 +4,8 @@
 
 #include <sstream>
 
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
 #include "runtime/checkpoint/safetensors.h"
 
 namespace thinwire {

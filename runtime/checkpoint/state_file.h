@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "runtime/base/state.h"
+#include "collectives/base/state.h"
 
 namespace thinwire {
 

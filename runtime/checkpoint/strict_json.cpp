@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
 
 namespace thinwire {
 namespace {

@@ -8,8 +8,8 @@
 #include <memory>
 #include <span>
 
-#include "runtime/base/error.h"
-#include "runtime/base/memory.h"
+#include "collectives/base/error.h"
+#include "collectives/base/memory.h"
 
 namespace thinwire {
 namespace {

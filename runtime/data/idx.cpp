@@ -7,7 +7,7 @@
 #include <string>
 #include <utility>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 #include "runtime/data/file_bytes.h"
 #include "runtime/data/image_dataset.h"
 

@@ -5,9 +5,9 @@
 #include <string>
 #include <string_view>
 
-#include "runtime/base/error.h"
-#include "runtime/base/memory.h"
-#include "runtime/base/spec.h"
+#include "collectives/base/error.h"
+#include "collectives/base/memory.h"
+#include "collectives/base/spec.h"
 #include "runtime/data/idx.h"
 #include "runtime/data/synthetic.h"
 #include "runtime/data/text.h"

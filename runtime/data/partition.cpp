@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "runtime/base/error.h"
-#include "runtime/base/spec.h"
+#include "collectives/base/error.h"
+#include "collectives/base/spec.h"
 
 namespace thinwire {
 namespace {

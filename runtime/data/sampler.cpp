@@ -4,8 +4,8 @@
 #include <numeric>
 #include <utility>
 
-#include "runtime/base/error.h"
-#include "runtime/base/philox.h"
+#include "collectives/base/error.h"
+#include "collectives/base/philox.h"
 
 namespace thinwire {
 

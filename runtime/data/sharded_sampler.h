@@ -9,7 +9,7 @@
 #include <optional>
 #include <vector>
 
-#include "runtime/base/state.h"
+#include "collectives/base/state.h"
 #include "runtime/data/sampler.h"
 
 namespace thinwire {

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "runtime/base/philox.h"
+#include "collectives/base/philox.h"
 #include "runtime/data/image_dataset.h"
 
 namespace thinwire {

@@ -7,8 +7,8 @@
 #include <array>
 #include <utility>
 
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
 #include "runtime/data/file_bytes.h"
 
 namespace thinwire {

@@ -6,8 +6,8 @@
 #include <array>
 #include <cmath>
 
-#include "runtime/base/error.h"
-#include "runtime/base/philox.h"
+#include "collectives/base/error.h"
+#include "collectives/base/philox.h"
 
 namespace thinwire {
 namespace {

@@ -5,8 +5,8 @@
 #include <array>
 #include <string>
 
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
 
 namespace thinwire {
 namespace {

@@ -13,7 +13,7 @@
 #include <cmath>
 #include <limits>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "runtime/base/thread.h"
+#include "collectives/base/thread.h"
 
 namespace thinwire {
 

@@ -6,10 +6,10 @@
 
 #include <algorithm>
 
-#include "runtime/agreement.h"
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
-#include "runtime/base/text.h"
+#include "collectives/agreement.h"
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
+#include "collectives/base/text.h"
 
 namespace thinwire {
 namespace {

@@ -6,8 +6,8 @@
 
 #include <cstring>
 
-#include "runtime/agreement.h"
-#include "runtime/base/error.h"
+#include "collectives/agreement.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

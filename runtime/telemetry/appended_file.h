@@ -7,7 +7,7 @@
 #include <string>
 #include <string_view>
 
-#include "runtime/base/file_descriptor.h"
+#include "collectives/base/file_descriptor.h"
 
 namespace thinwire {
 

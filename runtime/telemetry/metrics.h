@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "runtime/report/report.h"
 #include "runtime/telemetry/appended_file.h"
-#include "runtime/trainer/trainer.h"
 
 namespace thinwire {
 

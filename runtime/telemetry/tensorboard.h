@@ -6,8 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "runtime/report/report.h"
 #include "runtime/telemetry/appended_file.h"
-#include "runtime/trainer/trainer.h"
 
 namespace thinwire {
 

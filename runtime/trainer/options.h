@@ -7,7 +7,7 @@
 namespace thinwire {
 
 // Everything `thinwire train` can be told; each field is the flag of the same name with '-' for
-// '_'. Choices with options of their own are specs, "name:key=value,..." (runtime/base/spec.h).
+// '_'. Choices with options of their own are specs, "name:key=value,..." (collectives/base/spec.h).
 struct TrainOptions {
   // Data and model
   std::string model = "convnet";       // mlp | convnet | resnet8 | resnet18 | gpt

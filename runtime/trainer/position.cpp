@@ -6,8 +6,8 @@
 #include <initializer_list>
 #include <string>
 
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
 
 namespace thinwire {
 namespace {

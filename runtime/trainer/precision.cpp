@@ -2,7 +2,7 @@
 
 #include <ATen/autocast_mode.h>
 
-#include "runtime/base/spec.h"
+#include "collectives/base/spec.h"
 
 namespace thinwire {
 

@@ -5,44 +5,14 @@
 #include <algorithm>
 #include <array>
 
-#include "runtime/agreement.h"
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
-#include "runtime/trainer/trainer.h"
+#include "collectives/agreement.h"
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
+#include "runtime/report/report.h"
 
 namespace thinwire {
-namespace {
-
-// "adam" of "adam:beta1=0.8".
-std::string kind_of(const std::string& spec) {
-  return spec.substr(0, spec.find(':'));
-}
-
-}  // namespace
-
 std::string checkpoint_root(const TrainOptions& options) {
   return options.output + "/checkpoints";
-}
-
-void visit_parameters(const std::vector<Parameter>& parameters, StateVisitor& visitor) {
-  for (const auto& parameter : parameters) {
-    visitor.tensor({.name = parameter.name,
-                    .kind = StateKind::replicated,
-                    .tensor = parameter.tensor.detach()});
-  }
-}
-
-std::string describe_other_lineage(const Manifest& manifest, const Lineage& lineage) {
-  for (const auto& [key, now] : lineage) {
-    const auto before = manifest.info.find(key);
-    if (before == manifest.info.end() || before->second == now) continue;
-    // Options of a model or an optimizer that matter show in its parameters and its state.
-    const bool only_kind = key == "model" || key == "optimizer";
-    if (only_kind && kind_of(before->second) == kind_of(now)) continue;
-    return fmt::format("was made with {} {}, this run has {}", key, printable(before->second),
-                       printable(now));
-  }
-  return {};
 }
 
 std::string describe_changes(const std::map<std::string, std::string>& before,

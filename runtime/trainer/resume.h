@@ -7,9 +7,8 @@
 #include <vector>
 
 #include "collectives/communicator.h"
-#include "runtime/base/state.h"
-#include "runtime/buckets/gradient_buckets.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "runtime/checkpoint/lineage.h"
 #include "runtime/trainer/options.h"
 
 namespace thinwire {
@@ -18,19 +17,6 @@ class TrainerObserver;
 
 // The folder of all checkpoints of a run.
 std::string checkpoint_root(const TrainOptions& options);
-
-// Shows every parameter as replicated state under its name.
-void visit_parameters(const std::vector<Parameter>& parameters, StateVisitor& visitor);
-
-// What a checkpoint and the run that goes on from it must have in common: names and values as a
-// manifest's `info` has them.
-using Lineage = std::map<std::string, std::string>;
-
-// "was made with seed 1, this run has 2" where the checkpoint was made with another seed, other
-// data or another partition of them (its position in the data would mean other samples), with other
-// parameters or another kind of model or optimizer. What a manifest does not say is no difference.
-// Empty if nothing differs.
-std::string describe_other_lineage(const Manifest& manifest, const Lineage& lineage);
 
 // "lr 0.1, was 0.05; ..." for what differs between two configurations, empty if nothing does. Where
 // a run writes and how long it goes on are no differences.

@@ -7,12 +7,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
 #include "optimizers/clipping.h"
 #include "optimizers/factory.h"
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
-#include "runtime/data_parallel.h"
 #include "runtime/layers/dropout_mask.h"
+#include "runtime/report/describe_compression.h"
+#include "runtime/report/slowest_rank.h"
 #include "runtime/trainer/compression.h"
 
 namespace thinwire {
@@ -96,18 +97,6 @@ struct SquaredResiduals final : StateVisitor {
 };
 
 }  // namespace
-
-SlowestRank slowest_rank(const std::vector<double>& seconds) {
-  const auto slowest = std::max_element(seconds.begin(), seconds.end());
-  SlowestRank result{static_cast<int>(slowest - seconds.begin()), 1};
-  std::vector<double> others(seconds.begin(), slowest);
-  others.insert(others.end(), slowest + 1, seconds.end());
-  std::sort(others.begin(), others.end());
-  if (others.empty()) return result;
-  const double median = (others[(others.size() - 1) / 2] + others[others.size() / 2]) / 2;
-  if (median > 0) result.ratio = *slowest / median;
-  return result;
-}
 
 struct Trainer::Step {
   std::int64_t samples = 0;  // of all ranks

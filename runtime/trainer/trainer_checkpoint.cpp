@@ -3,12 +3,12 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include "runtime/agreement.h"
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
+#include "collectives/agreement.h"
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/load.h"
-#include "runtime/data_parallel.h"
+#include "runtime/model/parameters.h"
 #include "runtime/trainer/position.h"
 #include "runtime/trainer/trainer.h"
 

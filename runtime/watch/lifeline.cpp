@@ -16,11 +16,11 @@
 #include <thread>
 #include <utility>
 
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
+#include "collectives/base/thread.h"
 #include "collectives/net/call.h"
 #include "collectives/net/door.h"
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
-#include "runtime/base/thread.h"
 #include "runtime/watch/messages.h"
 #include "runtime/watch/wire.h"
 

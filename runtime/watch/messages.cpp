@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <optional>
 
-#include "runtime/base/text.h"
+#include "collectives/base/text.h"
 
 namespace thinwire::watch {
 namespace {

@@ -6,8 +6,8 @@
 #include <set>
 #include <sstream>
 
+#include "collectives/base/error.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/error.h"
 #include "runtime/data/sharded_sampler.h"
 #include "runtime/rank_generator.h"
 

@@ -9,7 +9,7 @@
 #include <filesystem>
 #include <limits>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 #include "runtime/data_parallel.h"
 
 namespace thinwire::testing {

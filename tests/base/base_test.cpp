@@ -2,12 +2,12 @@
 
 #include <cmath>
 
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
-#include "runtime/base/philox.h"
-#include "runtime/base/spec.h"
-#include "runtime/base/text.h"
-#include "runtime/base/thread.h"
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
+#include "collectives/base/philox.h"
+#include "collectives/base/spec.h"
+#include "collectives/base/text.h"
+#include "collectives/base/thread.h"
 #include "tests/support/few_threads.h"
 
 namespace thinwire {

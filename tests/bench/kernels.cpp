@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/philox.h"
 #include "collectives/compression/kernels/host.h"
-#include "runtime/base/philox.h"
 #include "tests/bench/rounds.h"
 
 namespace thinwire {

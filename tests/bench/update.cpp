@@ -13,10 +13,10 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/philox.h"
 #include "collectives/compression/reducer/coded_gradient.h"
 #include "optimizers/clipping.h"
 #include "optimizers/factory.h"
-#include "runtime/base/philox.h"
 #include "tests/bench/rounds.h"
 
 namespace thinwire {

@@ -17,8 +17,8 @@
 #include <thread>
 #include <vector>
 
+#include "collectives/base/error.h"
 #include "collectives/mpi/mpi_communicator.h"
-#include "runtime/base/error.h"
 
 namespace {
 

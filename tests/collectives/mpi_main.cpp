@@ -7,8 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include "collectives/base/error.h"
 #include "collectives/mpi/mpi_communicator.h"
-#include "runtime/base/error.h"
 #include "tests/conformance/groups.h"
 #include "tests/support/hang_watchdog.h"
 

@@ -10,7 +10,7 @@
 #include <thread>
 #include <utility>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 #include "tests/collectives/nccl_scenario.h"
 #include "tests/conformance/suite.h"
 #include "tests/support/simulator/ranks.h"

@@ -10,10 +10,10 @@
 #include <set>
 #include <thread>
 
+#include "collectives/base/error.h"
 #include "collectives/net/call.h"
 #include "collectives/net/door.h"
 #include "collectives/net/socket.h"
-#include "runtime/base/error.h"
 #include "tests/support/notebook.h"
 #include "tests/support/store.h"
 

@@ -8,9 +8,9 @@
 #include <filesystem>
 #include <fstream>
 
+#include "collectives/base/error.h"
 #include "collectives/sockets/rendezvous.h"
 #include "collectives/sockets/socket_communicator.h"
-#include "runtime/base/error.h"
 
 namespace {
 

@@ -15,8 +15,8 @@
 #include <functional>
 #include <thread>
 
+#include "collectives/base/error.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/error.h"
 #include "tests/conformance/groups.h"
 #include "tests/support/notebook.h"
 

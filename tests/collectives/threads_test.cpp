@@ -6,11 +6,11 @@
 #include <atomic>
 #include <thread>
 
+#include "collectives/base/error.h"
 #include "collectives/checked.h"
 #include "collectives/metered.h"
 #include "collectives/operation.h"
 #include "collectives/staged.h"
-#include "runtime/base/error.h"
 #include "tests/conformance/groups.h"
 #include "tests/support/few_threads.h"
 

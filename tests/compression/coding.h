@@ -6,8 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "collectives/base/philox.h"
 #include "collectives/compression/codec/codec.h"
-#include "runtime/base/philox.h"
 
 namespace thinwire::testing {
 

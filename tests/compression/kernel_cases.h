@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/philox.h"
 #include "collectives/compression/kernels/kernels.h"
-#include "runtime/base/philox.h"
 
 namespace thinwire::kernel_cases {
 

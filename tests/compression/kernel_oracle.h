@@ -11,8 +11,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "collectives/base/philox.h"
 #include "collectives/compression/kernels/kernels.h"
-#include "runtime/base/philox.h"
 
 namespace thinwire::kernel_oracle {
 

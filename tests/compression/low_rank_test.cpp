@@ -10,9 +10,9 @@
 #include <utility>
 #include <vector>
 
+#include "collectives/base/philox.h"
 #include "collectives/compression/kernels/low_rank.h"
 #include "collectives/compression/kernels/orthonormal.h"
-#include "runtime/base/philox.h"
 
 namespace thinwire {
 namespace {

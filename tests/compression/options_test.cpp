@@ -1,9 +1,9 @@
 // Words to options, and the advice for those that cannot be.
 #include <gtest/gtest.h>
 
+#include "collectives/base/error.h"
 #include "collectives/compression/feedback/eta.h"
 #include "collectives/compression/options.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -3,9 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include "collectives/base/error.h"
 #include "collectives/compression/options.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/error.h"
 #include "tests/compression/support.h"
 
 namespace thinwire {

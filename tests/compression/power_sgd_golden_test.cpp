@@ -5,8 +5,8 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 
+#include "collectives/base/error.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/error.h"
 #include "tests/compression/power_sgd_support.h"
 
 namespace thinwire {

@@ -5,8 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "collectives/base/error.h"
 #include "collectives/compression/options.h"
-#include "runtime/base/error.h"
 #include "tests/compression/support.h"
 
 namespace thinwire::testing {

@@ -3,8 +3,8 @@
 
 #include <mutex>
 
+#include "collectives/base/error.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/error.h"
 #include "tests/compression/power_sgd_support.h"
 
 namespace thinwire {

@@ -4,7 +4,7 @@
 
 #include <fmt/format.h>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 #include "tests/compression/coding.h"
 
 namespace thinwire {

@@ -3,13 +3,13 @@
 #include <limits>
 #include <mutex>
 
+#include "collectives/base/error.h"
 #include "collectives/checked.h"
 #include "collectives/compression/codec/sign.h"
 #include "collectives/compression/exchange/layout.h"
 #include "collectives/compression/options.h"
 #include "collectives/metered.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/error.h"
 #include "tests/compression/support.h"
 
 namespace thinwire {

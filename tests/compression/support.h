@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/philox.h"
+#include "collectives/base/state.h"
 #include "collectives/bucket.h"
-#include "runtime/base/philox.h"
-#include "runtime/base/state.h"
 
 namespace thinwire::testing {
 

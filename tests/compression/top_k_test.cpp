@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 #include "tests/compression/coding.h"
 
 namespace thinwire {

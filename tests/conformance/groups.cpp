@@ -7,8 +7,8 @@
 #include <random>
 #include <thread>
 
+#include "collectives/base/error.h"
 #include "collectives/operation.h"
-#include "runtime/base/error.h"
 
 namespace thinwire::testing {
 namespace {

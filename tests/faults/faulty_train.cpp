@@ -18,12 +18,12 @@
 #include <optional>
 #include <thread>
 
+#include "collectives/base/error.h"
+#include "collectives/base/spec.h"
 #include "examples/models/models.h"
 #include "launch/command_line.h"
 #include "launch/commands.h"
 #include "launch/exit.h"
-#include "runtime/base/error.h"
-#include "runtime/base/spec.h"
 
 namespace thinwire {
 namespace {

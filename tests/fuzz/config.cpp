@@ -3,8 +3,8 @@
 #include <cstring>
 #include <string_view>
 
+#include "collectives/base/error.h"
 #include "launch/config.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

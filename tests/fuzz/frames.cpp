@@ -10,10 +10,10 @@
 #include <cstdint>
 #include <string>
 
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
 #include "collectives/net/socket.h"
 #include "collectives/sockets/mesh.h"
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
 
 namespace thinwire {
 namespace {

@@ -12,9 +12,9 @@
 #include <cmath>
 #include <limits>
 
+#include "collectives/base/error.h"
 #include "collectives/compression/codec/typed.h"
 #include "collectives/compression/kernels/host.h"
-#include "runtime/base/error.h"
 #include "tests/fuzz/codecs.h"
 
 namespace thinwire {

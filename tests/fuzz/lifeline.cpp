@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <string>
 
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
 #include "runtime/watch/messages.h"
 #include "runtime/watch/wire.h"
 

@@ -5,8 +5,8 @@
 #include <cstring>
 #include <string>
 
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
 #include "runtime/checkpoint/manifest.h"
 
 namespace thinwire {

@@ -5,9 +5,9 @@
 #include <cstring>
 #include <string>
 
+#include "collectives/base/error.h"
 #include "collectives/net/handshake.h"
 #include "collectives/sockets/rendezvous.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -4,8 +4,8 @@
 // again as such, of the values.
 #include <cmath>
 
+#include "collectives/base/error.h"
 #include "collectives/compression/codec/typed.h"
-#include "runtime/base/error.h"
 #include "tests/fuzz/codecs.h"
 
 namespace thinwire {

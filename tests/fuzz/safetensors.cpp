@@ -7,7 +7,7 @@
 #include <cstring>
 #include <string>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 #include "runtime/checkpoint/state_file.h"
 
 namespace thinwire {

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <thread>
 
+#include "collectives/base/error.h"
 #include "collectives/nccl/nccl_communicator.h"
-#include "runtime/base/error.h"
 #include "tests/conformance/suite.h"
 #include "tests/support/hang_watchdog.h"
 

@@ -8,8 +8,8 @@
 
 #include <fstream>
 
+#include "collectives/base/error.h"
 #include "launch/job.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

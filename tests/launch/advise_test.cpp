@@ -4,12 +4,12 @@
 
 #include <limits>
 
+#include "collectives/base/error.h"
 #include "launch/advise/advice.h"
 #include "launch/advise/link.h"
 #include "launch/advise/options.h"
 #include "launch/advise/timeline.h"
 #include "launch/command_line.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -1,11 +1,11 @@
-#include "runtime/agreement.h"
+#include "collectives/agreement.h"
 
 #include <gtest/gtest.h>
 
 #include <thread>
 
+#include "collectives/base/error.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

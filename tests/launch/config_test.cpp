@@ -9,8 +9,8 @@
 #include <functional>
 #include <thread>
 
+#include "collectives/base/error.h"
 #include "launch/config.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/error.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

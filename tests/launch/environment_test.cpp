@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

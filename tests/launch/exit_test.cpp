@@ -7,8 +7,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "collectives/base/error.h"
 #include "launch/info.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/error.h"
 #include "launch/launch.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

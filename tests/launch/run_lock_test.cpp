@@ -17,10 +17,10 @@
 #include <thread>
 #include <vector>
 
+#include "collectives/base/error.h"
 #include "collectives/threads/thread_communicator.h"
 #include "launch/held_folder.h"
 #include "launch/owned_files.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -11,7 +11,7 @@
 #include <cstdlib>
 #include <thread>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

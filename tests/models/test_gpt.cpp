@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/error.h"
 #include "collectives/threads/thread_communicator.h"
 #include "examples/models/gpt.h"
 #include "examples/models/initialize.h"
 #include "examples/models/models.h"
-#include "runtime/base/error.h"
 #include "runtime/data/load.h"
 #include "runtime/data_parallel.h"
 

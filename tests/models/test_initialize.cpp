@@ -7,9 +7,9 @@
 #include <thread>
 #include <vector>
 
+#include "collectives/base/error.h"
 #include "examples/models/initialize.h"
 #include "examples/models/models.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/error.h"
 #include "examples/models/models.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

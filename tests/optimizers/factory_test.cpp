@@ -4,9 +4,9 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include "collectives/base/error.h"
 #include "optimizers/adam.h"
 #include "optimizers/sgd.h"
-#include "runtime/base/error.h"
 #include "tests/optimizers/support.h"
 
 namespace thinwire {

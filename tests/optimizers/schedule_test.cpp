@@ -7,7 +7,7 @@
 #include <cmath>
 #include <numbers>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

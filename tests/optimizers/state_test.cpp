@@ -6,9 +6,9 @@
 #include <map>
 #include <string>
 
+#include "collectives/base/error.h"
 #include "optimizers/adam.h"
 #include "optimizers/sgd.h"
-#include "runtime/base/error.h"
 #include "tests/optimizers/support.h"
 
 namespace thinwire {

@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/state.h"
 #include "collectives/bucket.h"
 #include "optimizers/optimizer.h"
-#include "runtime/base/state.h"
 
 namespace thinwire {
 

@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/hash.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/hash.h"
 #include "runtime/data_parallel.h"
 
 namespace {

@@ -4,9 +4,9 @@
 
 #include <cmath>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
+#include "runtime/report/pay_off.h"
 #include "runtime/trainer/compression.h"
-#include "runtime/trainer/pay_off.h"
 
 namespace thinwire {
 namespace {

@@ -9,9 +9,9 @@
 #include <limits>
 #include <mutex>
 
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
 #include "tests/compression/support.h"
 
 namespace thinwire {

@@ -4,9 +4,9 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include "collectives/base/error.h"
 #include "examples/models/initialize.h"
 #include "examples/models/models.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

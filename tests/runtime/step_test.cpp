@@ -10,10 +10,10 @@
 #include <cmath>
 #include <limits>
 
+#include "collectives/base/error.h"
 #include "collectives/checked.h"
 #include "collectives/compression/options.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/error.h"
 #include "runtime/step/communication_thread.h"
 #include "tests/compression/support.h"
 #include "tests/support/few_threads.h"

@@ -10,10 +10,10 @@
 #include <mutex>
 #include <thread>
 
+#include "collectives/base/error.h"
 #include "collectives/threads/thread_communicator.h"
 #include "examples/models/initialize.h"
 #include "examples/models/models.h"
-#include "runtime/base/error.h"
 #include "runtime/checkpoint/manifest.h"
 #include "runtime/data/load.h"
 #include "tests/compression/support.h"

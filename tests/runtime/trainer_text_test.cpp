@@ -10,10 +10,10 @@
 #include <mutex>
 #include <set>
 
+#include "collectives/base/philox.h"
 #include "collectives/threads/thread_communicator.h"
 #include "examples/models/initialize.h"
 #include "examples/models/models.h"
-#include "runtime/base/philox.h"
 #include "runtime/data/load.h"
 #include "runtime/layers/philox_dropout.h"
 #include "runtime/trainer/trainer.h"

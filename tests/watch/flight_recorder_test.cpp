@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "collectives/base/error.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -11,9 +11,9 @@
 #include <thread>
 #include <vector>
 
+#include "collectives/base/error.h"
 #include "collectives/net/socket.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

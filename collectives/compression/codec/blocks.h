@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "collectives/base/philox.h"
 #include "collectives/compression/codec/codec.h"
-#include "runtime/base/philox.h"
 
 namespace thinwire {
 

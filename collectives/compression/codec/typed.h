@@ -3,7 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 

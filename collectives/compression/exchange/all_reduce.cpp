@@ -1,9 +1,9 @@
 #include <ATen/ops/cat.h>
 
+#include "collectives/base/error.h"
 #include "collectives/compression/codec/identity.h"
 #include "collectives/compression/exchange/exchange.h"
 #include "collectives/compression/exchange/layout.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

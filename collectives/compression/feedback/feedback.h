@@ -8,10 +8,10 @@
 #include <memory>
 #include <optional>
 
+#include "collectives/base/state.h"
 #include "collectives/bucket.h"
 #include "collectives/communicator.h"
 #include "collectives/compression/codec/codec.h"
-#include "runtime/base/state.h"
 
 namespace thinwire {
 

@@ -161,7 +161,7 @@ struct Draws {
   }
 
  private:
-  // philox(key, 0, first + lane), as runtime/base/philox.h has it for one counter.
+  // philox(key, 0, first + lane), as collectives/base/philox.h has it for one counter.
   THINWIRE_BODY void draw(std::int64_t first) {
     const auto counter = static_cast<std::uint64_t>(first);
     const auto low = fill(static_cast<std::uint32_t>(counter));

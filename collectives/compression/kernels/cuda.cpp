@@ -1,9 +1,9 @@
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
+#include "collectives/base/error.h"
 #include "collectives/compression/kernels/launch.h"
 #include "collectives/compression/kernels/low_rank_launch.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 

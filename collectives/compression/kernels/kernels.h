@@ -19,7 +19,7 @@
 #include <cstdint>
 
 #include "collectives/compression/kernels/format.h"
-#include "collectives/compression/kernels/stream.h"
+#include "collectives/stream.h"
 
 namespace thinwire {
 

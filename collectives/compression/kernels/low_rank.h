@@ -16,8 +16,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "collectives/compression/kernels/stream.h"
-#include "runtime/base/philox.h"
+#include "collectives/base/philox.h"
+#include "collectives/stream.h"
 
 namespace thinwire {
 

@@ -1,9 +1,9 @@
 // What comes between a gradient and its reduction.
 #pragma once
 
+#include "collectives/base/state.h"
 #include "collectives/bucket.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
-#include "runtime/base/state.h"
 
 namespace thinwire {
 

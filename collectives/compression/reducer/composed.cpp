@@ -1,8 +1,8 @@
 #include "collectives/compression/reducer/composed.h"
 
+#include "collectives/base/error.h"
 #include "collectives/compression/feedback/eta.h"
 #include "collectives/compression/reducer/rounding.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 

@@ -10,11 +10,11 @@
 #include <functional>
 #include <numeric>
 
+#include "collectives/base/error.h"
 #include "collectives/compression/codec/typed.h"
 #include "collectives/compression/feedback/eta.h"
 #include "collectives/compression/reducer/absent.h"
 #include "collectives/compression/reducer/rounding.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

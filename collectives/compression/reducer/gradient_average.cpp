@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "collectives/base/error.h"
 #include "collectives/compression/codec/typed.h"
 #include "collectives/compression/reducer/absent.h"
-#include "runtime/base/error.h"
 
 namespace thinwire {
 namespace {

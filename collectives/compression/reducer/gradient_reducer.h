@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/state.h"
 #include "collectives/bucket.h"
 #include "collectives/communicator.h"
-#include "runtime/base/state.h"
 
 namespace thinwire {
 

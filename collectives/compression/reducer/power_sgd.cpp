@@ -9,11 +9,11 @@
 #include <limits>
 #include <utility>
 
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
+#include "collectives/base/philox.h"
 #include "collectives/compression/codec/typed.h"
 #include "collectives/compression/reducer/absent.h"
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
-#include "runtime/base/philox.h"
 
 namespace thinwire {
 namespace {

@@ -6,11 +6,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "collectives/base/philox.h"
 #include "collectives/compression/codec/typed.h"
 #include "collectives/compression/kernels/orthonormal.h"
 #include "collectives/compression/reducer/orthonormal_batch.h"
 #include "collectives/compression/reducer/power_sgd.h"
-#include "runtime/base/philox.h"
 
 namespace thinwire {
 namespace {

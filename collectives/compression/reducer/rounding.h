@@ -1,9 +1,9 @@
 // Which random draws a rank's messages are rounded with.
 #pragma once
 
+#include "collectives/base/philox.h"
 #include "collectives/compression/exchange/exchange.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
-#include "runtime/base/philox.h"
 
 namespace thinwire {
 

@@ -1,6 +1,6 @@
 // Ranks that some launcher starts. The first argument says what they do.
+#include <collectives/base/error.h>
 #include <launch/launch.h>
-#include <runtime/base/error.h>
 
 #include <ATen/ops/ones.h>
 

@@ -1,6 +1,6 @@
 // A program that starts and ends MPI itself. The argument says how.
+#include <collectives/base/error.h>
 #include <collectives/mpi/mpi_communicator.h>
-#include <runtime/base/error.h>
 
 #include <ATen/ops/ones.h>
 

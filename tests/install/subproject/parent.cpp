@@ -1,4 +1,4 @@
-#include <runtime/base/spec.h>
+#include <collectives/base/spec.h>
 
 #include <cstdio>
 

@@ -3,8 +3,8 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include "collectives/base/error.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/error.h"
 #include "tests/runtime/checkpoint/fake_file_system.h"
 #include "tests/runtime/checkpoint/run_state.h"
 

@@ -9,9 +9,9 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
 #include "runtime/checkpoint/safetensors.h"
 #include "runtime/checkpoint/strict_json.h"
 #include "tests/runtime/checkpoint/fake_file_system.h"

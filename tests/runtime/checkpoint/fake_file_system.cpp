@@ -2,7 +2,7 @@
 
 #include <filesystem>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire::testing {
 namespace {

@@ -15,7 +15,7 @@
 #include <iterator>
 #include <thread>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/base/state.h"
+#include "collectives/base/state.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/load.h"
 

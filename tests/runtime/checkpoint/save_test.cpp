@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "collectives/base/error.h"
 #include "collectives/threads/thread_communicator.h"
-#include "runtime/base/error.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/safetensors.h"
 #include "tests/runtime/checkpoint/fake_file_system.h"

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 #include "tests/runtime/data/idx_files.h"
 
 namespace thinwire {

@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

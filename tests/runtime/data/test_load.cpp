@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 #include "tests/runtime/data/idx_files.h"
 
 namespace thinwire {

@@ -8,7 +8,7 @@
 #include <numeric>
 #include <set>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 #include "runtime/data/image_dataset.h"
 
 namespace thinwire {

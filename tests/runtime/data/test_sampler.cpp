@@ -8,7 +8,7 @@
 #include <numeric>
 #include <vector>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

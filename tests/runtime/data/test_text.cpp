@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 #include "runtime/data/load.h"
 #include "tests/runtime/data/idx_files.h"
 

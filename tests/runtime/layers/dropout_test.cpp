@@ -4,8 +4,8 @@
 #include <cmath>
 #include <set>
 
-#include "runtime/base/error.h"
-#include "runtime/base/philox.h"
+#include "collectives/base/error.h"
+#include "collectives/base/philox.h"
 #include "runtime/layers/dropout_mask.h"
 #include "runtime/layers/philox_dropout.h"
 

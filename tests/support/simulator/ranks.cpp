@@ -5,7 +5,7 @@
 
 #include <thread>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire::testing {
 namespace {

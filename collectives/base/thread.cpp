@@ -1,11 +1,11 @@
-#include "runtime/base/thread.h"
+#include "collectives/base/thread.h"
 
 #include <fmt/format.h>
 
 #include <future>
 #include <vector>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 

@@ -1,4 +1,4 @@
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire::detail {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/trainer/trainer.h"
+#include "runtime/report/report.h"
 
 namespace thinwire {
 

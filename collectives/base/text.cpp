@@ -1,4 +1,4 @@
-#include "runtime/base/text.h"
+#include "collectives/base/text.h"
 
 #include <fmt/format.h>
 

@@ -1,4 +1,4 @@
-#include "runtime/agreement.h"
+#include "collectives/agreement.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -8,7 +8,7 @@
 #include <optional>
 #include <set>
 
-#include "runtime/base/error.h"
+#include "collectives/base/error.h"
 
 namespace thinwire {
 namespace {

@@ -1,4 +1,4 @@
-#include "runtime/base/spec.h"
+#include "collectives/base/spec.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -8,8 +8,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "runtime/base/error.h"
-#include "runtime/base/text.h"
+#include "collectives/base/error.h"
+#include "collectives/base/text.h"
 
 namespace thinwire {
 namespace {

@@ -1,4 +1,4 @@
-#include "runtime/trainer/pay_off.h"
+#include "runtime/report/pay_off.h"
 
 #include <fmt/format.h>
 

@@ -1,4 +1,4 @@
-// A module's parameters and buffers as state of a run.
+// A module's buffers as state of a run.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,10 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/state.h"
 #include "collectives/communicator.h"
-#include "runtime/base/state.h"
-#include "runtime/buckets/gradient_buckets.h"
-#include "runtime/trainer/model.h"
+#include "runtime/model/model.h"
 
 namespace thinwire {
 
@@ -43,15 +42,5 @@ class ModelBuffers {
   std::vector<std::string> names_;
   std::vector<at::Tensor> buffers_;
 };
-
-// Parameters and buffers go to `device`; before they are laid out into buckets.
-void move_to(torch::nn::Module& module, at::Device device);
-
-// The hash of every parameter's bytes, in the order given.
-std::uint64_t hash_parameters(const std::vector<Parameter>& parameters);
-
-// Collective: throws `RanksDisagree`, naming the first parameter that differs and the ranks that
-// differ from most of the others, on every rank.
-void require_equal_replicas(Communicator& communicator, const std::vector<Parameter>& parameters);
 
 }  // namespace thinwire

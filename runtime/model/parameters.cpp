@@ -1,76 +1,16 @@
-#include "runtime/trainer/model_state.h"
+#include "runtime/model/parameters.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <set>
 
-#include "runtime/base/error.h"
-#include "runtime/base/hash.h"
+#include "collectives/base/error.h"
+#include "collectives/base/hash.h"
 
 namespace thinwire {
-
-ModelBuffers::ModelBuffers(const torch::nn::Module& module) {
-  for (const auto& item : module.named_buffers()) {
-    names_.push_back(item.key());
-    buffers_.push_back(item.value());
-  }
-}
-
-std::vector<at::Tensor> ModelBuffers::mean(Communicator& communicator) const {
-  const torch::NoGradGuard no_grad;
-  std::vector<at::Tensor> values = clone();
-  if (communicator.size() == 1) return values;
-  for (at::Tensor& value : values) {
-    if (value.is_floating_point()) {
-      at::Tensor sum = value.cpu().to(at::kDouble).contiguous();
-      communicator.all_reduce(sum, ReduceOp::sum)->wait();
-      value.copy_(sum / communicator.size());
-    } else {
-      const at::Tensor flat = value.cpu().flatten();
-      communicator.broadcast(flat.view(at::kByte), 0)->wait();
-      value.copy_(flat.view(value.sizes()));
-    }
-  }
-  return values;
-}
-
-void ModelBuffers::visit_mean(StateVisitor& visitor, const std::vector<at::Tensor>& values) const {
-  for (std::size_t i = 0; i < names_.size(); ++i) {
-    visitor.tensor({.name = names_[i], .kind = StateKind::replicated, .tensor = values[i]});
-  }
-}
-
-void ModelBuffers::visit_own(StateVisitor& visitor) const {
-  for (std::size_t i = 0; i < names_.size(); ++i) {
-    visitor.tensor(
-        {.name = "buffer/" + names_[i], .kind = StateKind::averaged, .tensor = buffers_[i]});
-  }
-}
-
-std::vector<at::Tensor> ModelBuffers::clone() const {
-  std::vector<at::Tensor> copies;
-  for (const at::Tensor& buffer : buffers_) copies.push_back(buffer.detach().clone());
-  return copies;
-}
-
-void ModelBuffers::assign(const std::vector<at::Tensor>& values) {
-  const torch::NoGradGuard no_grad;
-  for (std::size_t i = 0; i < buffers_.size(); ++i) buffers_[i].copy_(values[i]);
-}
-
-void ModelBuffers::take_back(const std::vector<at::Tensor>& before) {
-  const torch::NoGradGuard no_grad;
-  for (std::size_t i = 0; i < buffers_.size(); ++i) {
-    const bool is_statistic = names_[i].ends_with("running_mean") ||
-                              names_[i].ends_with("running_var") ||
-                              names_[i].ends_with("num_batches_tracked");
-    if (!is_statistic && buffers_[i].isfinite().all().item<bool>()) continue;
-    buffers_[i].copy_(before[i]);
-  }
-}
-
 namespace {
 
 std::uint64_t hash_parameter(const Parameter& parameter, std::uint64_t seed) {
@@ -90,6 +30,24 @@ std::size_t most_frequent(const std::vector<std::string>& values) {
 }
 
 }  // namespace
+
+std::vector<Parameter> parameters_of(const torch::nn::Module& module) {
+  std::vector<Parameter> parameters;
+  std::set<const void*> seen;
+  for (const auto& item : module.named_parameters()) {
+    if (!seen.insert(item.value().unsafeGetTensorImpl()).second) continue;
+    parameters.push_back({item.key(), item.value()});
+  }
+  return parameters;
+}
+
+void visit_parameters(const std::vector<Parameter>& parameters, StateVisitor& visitor) {
+  for (const auto& parameter : parameters) {
+    visitor.tensor({.name = parameter.name,
+                    .kind = StateKind::replicated,
+                    .tensor = parameter.tensor.detach()});
+  }
+}
 
 void move_to(torch::nn::Module& module, at::Device device) {
   module.to(device);
@@ -124,6 +82,18 @@ void require_equal_replicas(Communicator& communicator, const std::vector<Parame
         "replicas differ: parameter {} on rank {} is not that of rank {}; go back to the last "
         "checkpoint and check the machines of these ranks",
         parameters[i].name, fmt::join(different, ", "), usual));
+  }
+}
+
+void broadcast_tensors(Communicator& communicator, const std::vector<at::Tensor>& tensors,
+                       int root) {
+  const torch::NoGradGuard no_grad;
+  for (const at::Tensor& tensor : tensors) {
+    // As bytes: any dtype and any dense layout travels.
+    at::Tensor flat = tensor.detach().cpu().contiguous().flatten();
+    at::Tensor bytes = flat.view(at::kByte);
+    communicator.broadcast(bytes, root)->wait();
+    tensor.detach().copy_(flat.view(tensor.sizes()));
   }
 }
 

@@ -1,4 +1,4 @@
-#include "runtime/base/hash.h"
+#include "collectives/base/hash.h"
 
 #include <xxhash.h>
 
