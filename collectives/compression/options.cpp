@@ -9,12 +9,10 @@
 #include "collectives/base/error.h"
 #include "collectives/base/spec.h"
 #include "collectives/base/text.h"
-#include "collectives/compression/codec/blocks.h"
 #include "collectives/compression/codec/cast.h"
 #include "collectives/compression/codec/quantize.h"
 #include "collectives/compression/codec/sign.h"
 #include "collectives/compression/codec/top_k.h"
-#include "collectives/compression/reducer/composed.h"
 #include "collectives/compression/reducer/fused.h"
 #include "collectives/compression/reducer/gradient_average.h"
 #include "collectives/compression/reducer/power_sgd.h"
@@ -97,27 +95,6 @@ constexpr std::array kCombinations = {
 std::string describe(const Combination& row) {
   return fmt::format("{} x {} x {}", kCodecNames[row.codec], name(row.feedback),
                      name(row.exchange));
-}
-
-// Null where there is nothing to code slice by slice. Throws `UsageError` for numbers that cannot
-// be.
-std::unique_ptr<Codec> make_codec(const CodecOptions& options) {
-  if (const auto* sign = std::get_if<Sign>(&options)) {
-    constexpr std::int64_t largest = std::int64_t{1} << 30;
-    if (sign->block < 8 || sign->block % 8 != 0 || sign->block > largest) {
-      throw UsageError(
-          fmt::format("compressor sign: block is {}; give a multiple of 8 from 8 on, at most {}",
-                      sign->block, largest));
-    }
-    return std::make_unique<SignCodec>(sign->block, sign->scale);
-  }
-  if (const auto* quantize = std::get_if<Quantize>(&options)) {
-    return std::make_unique<QuantizeCodec>(*quantize);
-  }
-  if (const auto* cast = std::get_if<Cast>(&options)) return std::make_unique<CastCodec>(*cast);
-  if (const auto* top_k = std::get_if<TopK>(&options)) return std::make_unique<TopKCodec>(*top_k);
-  if (const auto* power_sgd = std::get_if<PowerSgd>(&options)) check_power_sgd(*power_sgd);
-  return nullptr;
 }
 
 // One of a few words, as what it stands for.
@@ -237,6 +214,25 @@ void require_no_average(const CompressionOptions& options) {
 
 }  // namespace
 
+std::unique_ptr<Codec> make_codec(const CodecOptions& options) {
+  if (const auto* sign = std::get_if<Sign>(&options)) {
+    constexpr std::int64_t largest = std::int64_t{1} << 30;
+    if (sign->block < 8 || sign->block % 8 != 0 || sign->block > largest) {
+      throw UsageError(
+          fmt::format("compressor sign: block is {}; give a multiple of 8 from 8 on, at most {}",
+                      sign->block, largest));
+    }
+    return std::make_unique<SignCodec>(sign->block, sign->scale);
+  }
+  if (const auto* quantize = std::get_if<Quantize>(&options)) {
+    return std::make_unique<QuantizeCodec>(*quantize);
+  }
+  if (const auto* cast = std::get_if<Cast>(&options)) return std::make_unique<CastCodec>(*cast);
+  if (const auto* top_k = std::get_if<TopK>(&options)) return std::make_unique<TopKCodec>(*top_k);
+  if (const auto* power_sgd = std::get_if<PowerSgd>(&options)) check_power_sgd(*power_sgd);
+  return nullptr;
+}
+
 CompressionOptions resolve(CompressionOptions options) {
   make_codec(options.codec);  // throws for numbers that cannot be
   if (options.feedback.eta && !(*options.feedback.eta >= 0 && *options.feedback.eta <= 1)) {
@@ -331,7 +327,7 @@ std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
   const CompressionOptions chosen = resolve(options);
   require_no_average(chosen);
   if (std::holds_alternative<PowerSgd>(chosen.codec)) {
-    return std::make_unique<PowerSgdReducer>(chosen, launch, PowerSgdReducer::Arithmetic::kernels);
+    return std::make_unique<PowerSgdReducer>(chosen, launch);
   }
   return std::make_unique<FusedReducer>(chosen, make_codec(chosen.codec), launch);
 }
@@ -344,17 +340,6 @@ Reduction make_reduction(const CompressionOptions& options, const ReducerLaunch&
     reduction.before = std::make_unique<GradientAverage>(*reduction.reducer, momentum, launch);
   }
   return reduction;
-}
-
-std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions& options) {
-  const CompressionOptions chosen = resolve(options);
-  require_no_average(chosen);
-  if (std::holds_alternative<PowerSgd>(chosen.codec)) {
-    return std::make_unique<PowerSgdReducer>(chosen, ReducerLaunch{},
-                                             PowerSgdReducer::Arithmetic::tensor_operations);
-  }
-  return std::make_unique<ComposedReducer>(make_codec(chosen.codec), chosen.feedback,
-                                           chosen.exchange, chosen.policy);
 }
 
 }  // namespace thinwire

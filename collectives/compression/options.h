@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "collectives/compression/codec/codec.h"
 #include "collectives/compression/kernels/kernels.h"
 #include "collectives/compression/kernels/low_rank.h"
 #include "collectives/compression/policy.h"
@@ -106,6 +107,10 @@ struct CompressionOptions {
 CompressionOptions parse_compression(const std::string& compressor, const std::string& feedback,
                                      const std::string& exchange = "auto");
 
+// Null where there is nothing to code slice by slice. Throws `UsageError` for numbers that cannot
+// be.
+std::unique_ptr<Codec> make_codec(const CodecOptions& options);
+
 // The options with `automatic` replaced by what it stands for. Throws `UsageError` for a
 // combination that does not make sense, where the message lists those that do, and for a number or
 // a policy that cannot be.
@@ -167,8 +172,5 @@ struct Reduction {
   std::unique_ptr<BeforeReduce> before;  // null: gradients are reduced as they are
 };
 Reduction make_reduction(const CompressionOptions& options, const ReducerLaunch& launch = {});
-
-// The same in plain code, part by part: what the kernels are held to. Host memory only.
-std::unique_ptr<GradientReducer> make_reference_reducer(const CompressionOptions& options);
 
 }  // namespace thinwire

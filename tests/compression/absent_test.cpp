@@ -16,6 +16,7 @@
 #include "tests/compression/averaging.h"
 #include "tests/compression/combinations.h"
 #include "tests/compression/support.h"
+#include "tests/reference/reducer.h"
 
 namespace thinwire {
 namespace {
@@ -235,7 +236,7 @@ TEST_P(Absent, SlicesAreAsBeforeTheStepThroughTheKernels) {
 
 TEST_P(Absent, SlicesAreAsBeforeTheStepInThePlainComposition) {
   for (const NamedOptions& way : all_ways()) {
-    run(way, GetParam(), EstimateForm::values, make_reference_reducer);
+    run(way, GetParam(), EstimateForm::values, reference::make_reducer);
   }
 }
 

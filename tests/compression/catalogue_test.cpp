@@ -15,6 +15,7 @@
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/coding.h"
 #include "tests/compression/support.h"
+#include "tests/reference/reducer.h"
 
 namespace thinwire {
 namespace {
@@ -65,7 +66,7 @@ using MakeReducer = std::unique_ptr<GradientReducer> (*)(const CompressionOption
 // Trackers want to begin at the gradient: a dense first step.
 void descend(const Problem& problem, const CompressionOptions& options, double gamma, Start start,
              const std::function<bool(const Vector& x, int step)>& watch,
-             at::ScalarType dtype = at::kDouble, MakeReducer make = make_reference_reducer) {
+             at::ScalarType dtype = at::kDouble, MakeReducer make = reference::make_reducer) {
   run_ranks(problem.ranks, [&](auto communicator) {
     const auto d = static_cast<std::int64_t>(problem.start.size());
     Bucket bucket = testing::make_bucket({{1, d}}, dtype);

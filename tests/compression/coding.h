@@ -7,26 +7,32 @@
 #include <limits>
 
 #include "collectives/base/philox.h"
-#include "collectives/compression/codec/codec.h"
+#include "tests/reference/codec.h"
 
 namespace thinwire::testing {
 
+using reference::DrawKey;
+using reference::PlainCodec;
+
 // Into a payload that was full of something else.
-inline at::Tensor encode(const Codec& codec, const at::Tensor& values, const DrawKey& draws = {}) {
+inline at::Tensor encode(const PlainCodec& codec, const at::Tensor& values,
+                         const DrawKey& draws = {}) {
   at::Tensor payload =
       at::full({codec.payload_bytes(values.numel(), values.scalar_type())}, 0xA5, at::kByte);
   codec.encode(values, payload, draws);
   return payload;
 }
 
-inline at::Tensor decode(const Codec& codec, const at::Tensor& payload, const at::Tensor& like) {
+inline at::Tensor decode(const PlainCodec& codec, const at::Tensor& payload,
+                         const at::Tensor& like) {
   at::Tensor values = at::zeros_like(like);
   codec.decode_add(payload, 1, values);
   return values;
 }
 
 // C(x).
-inline at::Tensor coded(const Codec& codec, const at::Tensor& values, const DrawKey& draws = {}) {
+inline at::Tensor coded(const PlainCodec& codec, const at::Tensor& values,
+                        const DrawKey& draws = {}) {
   return decode(codec, encode(codec, values, draws), values);
 }
 

@@ -6,14 +6,16 @@
 #include <map>
 #include <mutex>
 
-#include "collectives/compression/codec/top_k.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/coding.h"
 #include "tests/compression/combinations.h"
 #include "tests/compression/support.h"
+#include "tests/reference/reducer.h"
 
 namespace thinwire {
 namespace {
+
+using reference::PlainCodec;
 
 using testing::combinations;
 using testing::make_bucket;
@@ -172,7 +174,7 @@ void conserve(const NamedOptions& named, int size,
 
 TEST_P(EveryCombination, ConservesWhatIsNotSentIn500Steps) {
   for (const auto& named : combinations(static_cast<std::size_t>(GetParam()))) {
-    conserve(named, GetParam(), make_reference_reducer);
+    conserve(named, GetParam(), reference::make_reducer);
   }
 }
 
@@ -188,11 +190,11 @@ INSTANTIATE_TEST_SUITE_P(Ranks, EveryCombination, ::testing::Values(1, 2, 3, 4, 
 // Without feedback every step stands alone: all-gather is the mean of the ranks' C(g).
 TEST(Combination, WithoutFeedbackAllGatherIsTheMeanOfCodes) {
   const TopK options{0.1, 64};
-  const TopKCodec codec(options);
+  const PlainCodec codec(options);
   run_ranks(3, [&](auto communicator) {
     Bucket bucket = make_bucket(small_shapes());
     const auto reducer =
-        make_reference_reducer({options, {FeedbackKind::none}, ExchangeKind::all_gather});
+        reference::make_reducer({options, {FeedbackKind::none}, ExchangeKind::all_gather});
     reducer->prepare(bucket, communicator->rank(), 3);
     for (int step = 0; step < 20; ++step) {
       bucket.gradient.copy_(random_gradient(bucket, step, communicator->rank()));
@@ -222,7 +224,7 @@ TEST(Combination, ANonFiniteValueOnOneRankRollsEverythingBack) {
       SCOPED_TRACE(name);
       run_ranks(3, [&, &options = options](auto communicator) {
         Bucket bucket = make_bucket(small_shapes());
-        const auto reducer = make_reference_reducer(options);
+        const auto reducer = reference::make_reducer(options);
         reducer->prepare(bucket, communicator->rank(), 3);
         std::int64_t step = 0;
         const auto run = [&](double bad, std::size_t slice, Transmission transmission) {
@@ -278,7 +280,7 @@ TEST(Combination, SumsThatOverflowAreSeen) {
   constexpr float kLargest = std::numeric_limits<float>::max();
   const std::pair<const char*, std::unique_ptr<GradientReducer> (*)(const CompressionOptions&)>
       makers[] = {{"kernels", [](const CompressionOptions& o) { return make_reducer(o); }},
-                  {"plain", make_reference_reducer}};
+                  {"plain", reference::make_reducer}};
   for (const std::size_t which : {0, 1}) {
     for (auto& [name, options] : combinations(which)) {
       options.policy.min_dimensions = 0;  // no slice goes uncompressed and shows it
@@ -348,12 +350,12 @@ TEST(Combination, AResumedRunIsTheUninterruptedOne) {
           ASSERT_FALSE(reducer.non_finite(into));
           reducer.commit(into);
         };
-        const auto first = make_reference_reducer(options);
+        const auto first = reference::make_reducer(options);
         first->prepare(bucket, communicator->rank(), 3);
         for (int i = 0; i < 10; ++i) step(*first, bucket, i);
         Snapshot saved;
         first->visit(bucket, saved);
-        const auto second = make_reference_reducer(options);
+        const auto second = reference::make_reducer(options);
         second->prepare(resumed, communicator->rank(), 3);
         Restore restore(saved);
         second->visit(resumed, restore);
@@ -416,7 +418,7 @@ TEST(Combination, ResidualsStayBoundedOnAHalfDeadEmbedding) {
       SCOPED_TRACE(name);
       run_ranks(2, [&, &options = options](auto communicator) {
         Bucket bucket = make_bucket({{32, 8}});
-        const auto reducer = make_reference_reducer(options);
+        const auto reducer = reference::make_reducer(options);
         reducer->prepare(bucket, communicator->rank(), 2);
         double early = 0;
         double late = 0;
@@ -442,7 +444,7 @@ TEST(Combination, ResidualsStayBoundedOnAHalfDeadEmbedding) {
 TEST(Combination, EtaIsMeasuredFromCommittedMessages) {
   run_ranks(1, [](auto communicator) {
     Bucket bucket = make_bucket({{8, 8}, {4}}, at::kDouble);
-    const auto reducer = make_reference_reducer({Sign{32}, {FeedbackKind::econtrol}});
+    const auto reducer = reference::make_reducer({Sign{32}, {FeedbackKind::econtrol}});
     reducer->prepare(bucket, 0, 1);
     const auto eta = [&] {
       Snapshot state;

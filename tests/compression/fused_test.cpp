@@ -14,6 +14,7 @@
 #include "collectives/metered.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/support.h"
+#include "tests/reference/reducer.h"
 
 namespace thinwire {
 namespace {
@@ -115,7 +116,7 @@ TEST_P(FusedReducers, DoWhatThePlainCompositionDoes) {
         launch.segment = segment;
         // The third leaves its estimates coded, but for every fourth step.
         constexpr int kSides = 3;
-        Side sides[kSides] = {{make_reference_reducer(options), make_buckets(dtype)},
+        Side sides[kSides] = {{reference::make_reducer(options), make_buckets(dtype)},
                               {make_reducer(options, launch), make_buckets(dtype)},
                               {make_reducer(options, launch), make_buckets(dtype)}};
         const CompressionOptions resolved = resolve(options);

@@ -214,7 +214,7 @@ void expect_owner_reduced(const Kernels<T>& kernels, Dice& dice, std::int32_t ra
     const Values values = dice.below(ranks + 1) == 0 ? Values::any : Values::finite;
     const std::vector<T> message = random_values<T>(dice, chunk, values);
     for (const Block& block : chunk.blocks) {
-      const std::vector<char> payload = kernel_oracle::encode_block(
+      const std::vector<char> payload = reference::encode_block(
           block.format, part(message, block.begin, block.count), 3, block.begin);
       std::copy(payload.begin(), payload.end(), arrived.begin() + rank * stride + block.payload);
     }

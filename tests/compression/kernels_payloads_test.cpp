@@ -30,7 +30,7 @@ Messages encoded_messages(Dice& dice, const Table& table, std::int32_t ranks) {
     const std::vector<T> all = random_values<T>(dice, table, values);
     for (const Block& block : table.blocks) {
       const std::vector<T> m(all.begin() + block.begin, all.begin() + block.begin + block.count);
-      const auto payload = kernel_oracle::encode_block(block.format, m, 5, block.begin);
+      const auto payload = reference::encode_block(block.format, m, 5, block.begin);
       std::copy(payload.begin(), payload.end(),
                 messages.bytes.begin() + rank * messages.stride + block.payload);
     }
@@ -53,7 +53,7 @@ void spoil(Dice& dice, const Table& table, Messages& messages) {
         payload[dice.below(bytes)] = static_cast<char>(dice.below(256));
       }
       if (kind <= 1 && block.format.coding == Coding::top_k) {
-        kernel_oracle::put(payload, static_cast<std::uint32_t>(dice.below(block.format.kept + 2)));
+        reference::put(payload, static_cast<std::uint32_t>(dice.below(block.format.kept + 2)));
       }
     }
   }
@@ -107,8 +107,8 @@ void expect_read(const Kernels<T>& kernels, Dice& dice, const Table& table,
     if (block.format.coding == Coding::held) continue;
     for (std::size_t i = 0; i < mean.size(); ++i) expected_integrated[begin + i] += mean[i];
     for (std::int32_t rank = 0; rank < messages.ranks; ++rank) {
-      if (!kernel_oracle::finite_block<T>(block.format, block.count,
-                                          payload + rank * messages.stride, messages.ranks)) {
+      if (!reference::finite_block<T>(block.format, block.count, payload + rank * messages.stride,
+                                      messages.ranks)) {
         expected_flag = std::min(expected_flag, block.slice);
       }
     }
@@ -167,9 +167,9 @@ TEST(KernelCastTest, EveryHalfIsExact) {
       const Format format{.coding = Coding::cast, .half = half};
       std::vector<float> values;
       for (std::uint32_t bits = 0; bits < 0x8000; ++bits) {
-        const auto here = static_cast<float>(kernel_oracle::half_value(half, bits));
+        const auto here = static_cast<float>(reference::half_value(half, bits));
         if (!std::isfinite(here)) continue;
-        const auto next = static_cast<float>(kernel_oracle::half_value(half, bits + 1));
+        const auto next = static_cast<float>(reference::half_value(half, bits + 1));
         const float middle = here / 2 + next / 2;
         for (const float x :
              {here, middle, std::nextafter(middle, 0.0f), std::nextafter(middle, INFINITY)}) {
@@ -177,7 +177,7 @@ TEST(KernelCastTest, EveryHalfIsExact) {
         }
       }
       const Block block{.count = static_cast<std::int32_t>(values.size()), .format = format};
-      const auto expected = kernel_oracle::encode_block(format, values, 0, 0);
+      const auto expected = reference::encode_block(format, values, 0, 0);
       std::vector<char> payload(expected.size());
       kernels.encode({.blocks = &block,
                       .block_count = 1,
@@ -186,8 +186,8 @@ TEST(KernelCastTest, EveryHalfIsExact) {
                       .payload = payload.data()},
                      nullptr);
       for (std::size_t i = 0; i < values.size(); ++i) {
-        ASSERT_EQ(kernel_oracle::get<std::uint16_t>(payload.data() + 2 * i),
-                  kernel_oracle::get<std::uint16_t>(expected.data() + 2 * i))
+        ASSERT_EQ(reference::get<std::uint16_t>(payload.data() + 2 * i),
+                  reference::get<std::uint16_t>(expected.data() + 2 * i))
             << values[i];
       }
     }

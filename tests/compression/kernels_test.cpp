@@ -13,15 +13,16 @@
 #include <string>
 #include <vector>
 
-#include "collectives/compression/codec/identity.h"
-#include "collectives/compression/codec/sign.h"
-#include "collectives/compression/feedback/feedback.h"
 #include "tests/compression/kernel_cases.h"
+#include "tests/reference/codec.h"
+#include "tests/reference/feedback.h"
 
 namespace thinwire {
 namespace {
 
 using namespace kernel_cases;
+using reference::Feedback;
+using reference::PlainCodec;
 
 template <typename T>
 constexpr at::ScalarType dtype_of = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
@@ -48,9 +49,9 @@ char* data_of(at::Tensor& guarded) {
   return static_cast<char*>(guarded.mutable_data_ptr()) + guard;
 }
 
-std::unique_ptr<Codec> codec_of(const Block& block) {
-  if (block.format.coding == Coding::raw) return std::make_unique<IdentityCodec>();
-  return std::make_unique<SignCodec>(std::max(1, block.count));
+PlainCodec codec_of(const Block& block) {
+  if (block.format.coding == Coding::raw) return PlainCodec(Uncompressed{});
+  return PlainCodec(Sign{(std::max(1, block.count) + 7) / 8 * 8});
 }
 
 template <typename T>
@@ -101,12 +102,12 @@ void plain_encode(const Table& table, Feedback& feedback, at::Tensor gradient,
       continue;
     }
     const auto codec = codec_of(block);
-    const std::int64_t bytes = codec->payload_bytes(block.count, dtype_of<T>);
+    const std::int64_t bytes = codec.payload_bytes(block.count, dtype_of<T>);
     ASSERT_EQ(bytes, payload_bytes<T>(block.format, block.count));
     const at::Tensor own = payload_of(payload, block, bytes);
     feedback.compensate(values, block.begin);
-    codec->encode(values, own, {});
-    feedback.absorb(values, block.begin, *codec, own);
+    codec.encode(values, own, {});
+    feedback.absorb(values, block.begin, codec.codec(), own);
   }
 }
 
@@ -127,7 +128,7 @@ TYPED_TEST(KernelsTest, EncodeEqualsThePlainComposition) {
     const at::Tensor residual = tensor_of(random_values<TypeParam>(dice, table, Values::finite));
 
     Bucket bucket = one_slice(start.clone());
-    const auto feedback = make_error_feedback(bucket, {});
+    const auto feedback = reference::make_error_feedback(bucket, {});
     state_of(*feedback, bucket, "residual/p").copy_(residual);
     const at::Tensor expected = guarded_bytes(table.bytes);
     plain_encode<TypeParam>(table, *feedback, bucket.gradient, expected);
@@ -153,7 +154,7 @@ TYPED_TEST(KernelsTest, EncodeWithoutFeedbackLeavesTheGradient) {
     at::Tensor gradient = tensor_of(random_values<TypeParam>(dice, table, Values::any));
     const at::Tensor before = gradient.clone();
     const at::Tensor expected = guarded_bytes(table.bytes);
-    plain_encode<TypeParam>(table, *make_no_feedback(), gradient, expected);
+    plain_encode<TypeParam>(table, *reference::make_no_feedback(), gradient, expected);
 
     at::Tensor payload = guarded_bytes(table.bytes);
     this->kernels.encode({.blocks = table.blocks.data(),
@@ -220,8 +221,8 @@ void expect_plain_owner_reduce(const Kernels<T>& kernels, Dice& dice, std::int32
     // Few non-finite ranks, or no mean would be finite.
     const Values values = dice.below(ranks + 1) == 0 ? Values::any : Values::finite;
     at::Tensor message = guarded_bytes(chunk.bytes);
-    plain_encode<T>(chunk, *make_no_feedback(), tensor_of(random_values<T>(dice, chunk, values)),
-                    message);
+    plain_encode<T>(chunk, *reference::make_no_feedback(),
+                    tensor_of(random_values<T>(dice, chunk, values)), message);
     arrived.narrow(0, rank * stride, chunk.bytes).copy_(message.narrow(0, guard, chunk.bytes));
   }
   const at::Tensor residual = tensor_of(random_values<T>(dice, chunk, Values::finite))
@@ -230,8 +231,8 @@ void expect_plain_owner_reduce(const Kernels<T>& kernels, Dice& dice, std::int32
 
   Bucket bucket = one_slice(at::zeros({chunk.numel}, dtype_of<T>));
   const auto feedback = kind == Feedbacks::none
-                            ? make_no_feedback()
-                            : make_error_feedback(bucket, {owned.begin, owned.end});
+                            ? reference::make_no_feedback()
+                            : reference::make_error_feedback(bucket, {owned.begin, owned.end});
   if (kind == Feedbacks::errors) {
     state_of(*feedback, bucket, "owner_residual/p").copy_(residual);
   }
@@ -243,16 +244,16 @@ void expect_plain_owner_reduce(const Kernels<T>& kernels, Dice& dice, std::int32
       continue;
     }
     const auto codec = codec_of(block);
-    const std::int64_t bytes = codec->payload_bytes(block.count, dtype_of<T>);
+    const std::int64_t bytes = codec.payload_bytes(block.count, dtype_of<T>);
     const at::Tensor values = mean.narrow(0, block.begin - owned.begin, block.count);
     for (std::int64_t rank = 0; rank < ranks; ++rank) {
-      codec->decode_add(arrived.narrow(0, rank * stride + block.payload, bytes), 1, values);
+      codec.decode_add(arrived.narrow(0, rank * stride + block.payload, bytes), 1, values);
     }
     if (ranks > 1) values.div_(ranks);
     feedback->owner_compensate(values, block.begin);
     const at::Tensor own = payload_of(expected, block, bytes);
-    codec->encode(values, own, {});
-    feedback->owner_absorb(values, block.begin, *codec, own);
+    codec.encode(values, own, {});
+    feedback->owner_absorb(values, block.begin, codec.codec(), own);
   }
 
   // Gaps stay as they are: those of the plain feedback are zero.
@@ -295,7 +296,7 @@ TYPED_TEST(KernelsTest, DecodeEqualsThePlainComposition) {
     const Table table = random_table<TypeParam>(dice);
     at::Tensor payload = guarded_bytes(table.bytes);
     const at::Tensor values = tensor_of(random_values<TypeParam>(dice, table, Values::any));
-    plain_encode<TypeParam>(table, *make_no_feedback(), values, payload);
+    plain_encode<TypeParam>(table, *reference::make_no_feedback(), values, payload);
 
     at::Tensor got = at::full({table.numel}, 7, dtype_of<TypeParam>);
     at::Tensor expected = got.clone();
@@ -303,7 +304,7 @@ TYPED_TEST(KernelsTest, DecodeEqualsThePlainComposition) {
       const at::Tensor into = expected.narrow(0, block.begin, block.count);
       into.zero_();
       if (block.format.coding == Coding::held) continue;
-      codec_of(block)->decode_add(
+      codec_of(block).decode_add(
           payload_of(payload, block, payload_bytes<TypeParam>(block.format, block.count)), 1, into);
     }
     this->kernels.decode({.blocks = table.blocks.data(),
@@ -324,14 +325,14 @@ TYPED_TEST(KernelsTest, FirstNonFiniteNamesTheLowestSlice) {
     at::Tensor payload = guarded_bytes(table.bytes);
     const at::Tensor values = tensor_of(
         random_values<TypeParam>(dice, table, seed % 4 == 0 ? Values::finite : Values::any));
-    plain_encode<TypeParam>(table, *make_no_feedback(), values, payload);
+    plain_encode<TypeParam>(table, *reference::make_no_feedback(), values, payload);
 
     std::int32_t expected = INT32_MAX;
     for (const Block& block : table.blocks) {
       if (block.format.coding == Coding::held) continue;
       const std::int64_t bytes = payload_bytes<TypeParam>(block.format, block.count);
-      const bool finite = codec_of(block)->finite(payload_of(payload, block, bytes), block.count,
-                                                  dtype_of<TypeParam>, 1);
+      const bool finite = codec_of(block).finite(payload_of(payload, block, bytes), block.count,
+                                                 dtype_of<TypeParam>, 1);
       if (!finite) expected = std::min(expected, block.slice);
     }
     finite_tables += expected == INT32_MAX ? 1 : 0;
@@ -363,7 +364,7 @@ TYPED_TEST(KernelsTest, MeanAndCheckEqualsThePlainComposition) {
       std::int32_t first = INT32_MAX;
       for (const Block& block : table.blocks) {
         const at::Tensor values = expected.narrow(0, block.begin, block.count);
-        if (!all_finite(values)) first = std::min(first, block.slice);
+        if (!reference::all_finite(values)) first = std::min(first, block.slice);
         if (ranks > 1) values.div_(ranks);
       }
       at::Tensor got = sum.clone();

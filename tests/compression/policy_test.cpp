@@ -7,6 +7,7 @@
 #include "collectives/compression/options.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/support.h"
+#include "tests/reference/reducer.h"
 
 namespace thinwire {
 namespace {
@@ -81,7 +82,7 @@ TEST(Policy, ReducersFollowIt) {
       }
     };
     run(*make_reducer(options));
-    run(*make_reference_reducer(options));
+    run(*reference::make_reducer(options));
   });
 }
 

@@ -8,6 +8,7 @@
 #include "collectives/metered.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/power_sgd_support.h"
+#include "tests/reference/reducer.h"
 
 namespace thinwire {
 namespace {
@@ -224,7 +225,7 @@ TEST(PowerSgdStep, TensorOperationsDoWhatTheKernelsDo) {
       Bucket buckets[kSides];
       for (Bucket& bucket : buckets) bucket = make_bucket(testing::mixed_shapes(), at::kDouble);
       const std::unique_ptr<GradientReducer> reducers[kSides] = {
-          make_reducer(options), make_reference_reducer(options), make_reducer(options)};
+          make_reducer(options), reference::make_reducer(options), make_reducer(options)};
       for (int i = 0; i < kSides; ++i) reducers[i]->prepare(buckets[i], rank, 2);
       for (int step = 0; step < 12; ++step) {
         at::Tensor gradient = random_gradient(buckets[0], step, rank);

@@ -4,16 +4,13 @@
 
 #include <memory>
 
-#include "collectives/compression/codec/cast.h"
-#include "collectives/compression/codec/identity.h"
-#include "collectives/compression/codec/quantize.h"
-#include "collectives/compression/codec/sign.h"
-#include "collectives/compression/codec/top_k.h"
 #include "tests/compression/coding.h"
 #include "tests/compression/kernel_cases.h"
 
 namespace thinwire {
 namespace {
+
+using reference::PlainCodec;
 
 using kernel_cases::Dice;
 using testing::coded;
@@ -24,35 +21,34 @@ using testing::square_norm;
 
 struct NamedCodec {
   std::string name;
-  std::shared_ptr<Codec> codec;
+  std::shared_ptr<PlainCodec> codec;
   bool homogeneous = true;  // C(c x) = c C(x) for c a power of two
 };
 
 std::vector<NamedCodec> codecs() {
   std::vector<NamedCodec> all;
-  const auto add = [&](std::shared_ptr<Codec> codec, bool homogeneous = true) {
+  const auto add = [&](std::shared_ptr<PlainCodec> codec, bool homogeneous = true) {
     all.push_back({codec->describe(), codec, homogeneous});
   };
-  add(std::make_shared<IdentityCodec>());
+  add(std::make_shared<PlainCodec>(Uncompressed{}));
   for (const auto scale : {SignScale::l1, SignScale::rms}) {
-    add(std::make_shared<SignCodec>(64, scale));
-    add(std::make_shared<SignCodec>(1000, scale));
+    add(std::make_shared<PlainCodec>(Sign{64, scale}));
+    add(std::make_shared<PlainCodec>(Sign{1000, scale}));
   }
   for (const auto grid : {Grid::max_min, Grid::symmetric}) {
     for (const auto rounding : {Rounding::nearest, Rounding::stochastic}) {
       for (const int bits : {1, 2, 3, 4, 5, 6, 7, 8}) {
         if (bits == 1 && grid == Grid::symmetric) continue;
-        add(std::make_shared<QuantizeCodec>(
-            Quantize{bits, bits % 2 == 0 ? 96 : 512, grid, rounding}));
+        add(std::make_shared<PlainCodec>(Quantize{bits, bits % 2 == 0 ? 96 : 512, grid, rounding}));
       }
     }
   }
-  add(std::make_shared<CastCodec>(Cast{Half::fp16}), false);  // its range is narrow
-  add(std::make_shared<CastCodec>(Cast{Half::bf16}));
+  add(std::make_shared<PlainCodec>(Cast{Half::fp16}), false);  // its range is narrow
+  add(std::make_shared<PlainCodec>(Cast{Half::bf16}));
   for (const auto selection : {Selection::threshold, Selection::exact}) {
     for (const double density : {0.001, 0.05, 0.7}) {
       // A threshold may keep some more or fewer: its bisection begins at zero, whatever the scale.
-      add(std::make_shared<TopKCodec>(TopK{density, density < 0.01 ? 100 : 512, selection}),
+      add(std::make_shared<PlainCodec>(TopK{density, density < 0.01 ? 100 : 512, selection}),
           selection == Selection::exact);
     }
   }
@@ -97,7 +93,7 @@ void for_each_case(const Body& body) {
 
 TEST(EveryCodec, CodesPartsLikeTheWhole) {
   for_each_case([](const NamedCodec& named, Dice& dice, std::int64_t count, auto dtype) {
-    const Codec& codec = *named.codec;
+    const PlainCodec& codec = *named.codec;
     const at::Tensor x = wild_values(dice, count, dtype);
     const at::Tensor whole = encode(codec, x, {.key = 5, .begin = 64});
     const std::int64_t cut = dice.below(count / codec.block() + 1) * codec.block();
@@ -109,7 +105,7 @@ TEST(EveryCodec, CodesPartsLikeTheWhole) {
 
 TEST(EveryCodec, DecodesFiniteValuesToFiniteOnesAndSaysSo) {
   for_each_case([](const NamedCodec& named, Dice& dice, std::int64_t count, auto dtype) {
-    const Codec& codec = *named.codec;
+    const PlainCodec& codec = *named.codec;
     at::Tensor x = wild_values(dice, count, dtype);
     const at::Tensor payload = encode(codec, x, {.key = 5});
     EXPECT_EQ(decode(codec, payload, x).isfinite().all().template item<bool>(),
@@ -155,14 +151,15 @@ TEST(Sign, ErrorsFollowFromRho) {
   for (const at::Tensor& x : {dense, sparse, dense.sign() * dense.square()}) {
     const double rho = x.abs().sum().item<double>() / std::sqrt(4096 * square_norm(x));
     const auto error = [&](SignScale scale) {
-      return square_norm(x - coded(SignCodec(4096, scale), x)) / square_norm(x);
+      return square_norm(x - coded(PlainCodec(Sign{4096, scale}), x)) / square_norm(x);
     };
     EXPECT_NEAR(error(SignScale::l1), 1 - rho * rho, 1e-12);
     EXPECT_NEAR(error(SignScale::rms), 2 * (1 - rho), 1e-12);
-    EXPECT_NEAR(square_norm(coded(SignCodec(4096, SignScale::rms), x)) / square_norm(x), 1, 1e-12);
+    EXPECT_NEAR(square_norm(coded(PlainCodec(Sign{4096, SignScale::rms}), x)) / square_norm(x), 1,
+                1e-12);
   }
   // A sign with the rms scale is no contraction where few values are not zero.
-  EXPECT_GT(square_norm(sparse - coded(SignCodec(4096, SignScale::rms), sparse)),
+  EXPECT_GT(square_norm(sparse - coded(PlainCodec(Sign{4096, SignScale::rms}), sparse)),
             square_norm(sparse));
 }
 

@@ -1,5 +1,3 @@
-#include "collectives/compression/codec/quantize.h"
-
 #include <gtest/gtest.h>
 
 #include <fmt/format.h>
@@ -9,6 +7,9 @@
 
 namespace thinwire {
 namespace {
+
+using reference::DrawKey;
+using reference::PlainCodec;
 
 using testing::coded;
 using testing::decode;
@@ -30,7 +31,7 @@ TEST(Quantize, PayloadByHand) {
   for (const auto& [place, value] : {std::pair{0, -1.f}, {1, 2.f}, {2, 1.f}, {9, .4f}, {33, .6f}}) {
     x[place] = value;
   }
-  const QuantizeCodec codec({.bits = 2, .block = 64, .grid = Grid::max_min});
+  const PlainCodec codec(Quantize{.bits = 2, .block = 64, .grid = Grid::max_min});
   const at::Tensor payload = encode(codec, x);
   ASSERT_EQ(payload.numel(), 8 + 2 * (4 + 1));
   EXPECT_EQ(payload.narrow(0, 0, 4).view(at::kFloat).item<float>(), -1);
@@ -45,7 +46,7 @@ TEST(Quantize, PayloadByHand) {
   y[0] = -3.f;
   y[1] = 1.4f;
   y[8] = 2.5f;
-  const QuantizeCodec symmetric({.bits = 3, .block = 32, .grid = Grid::symmetric});
+  const PlainCodec symmetric(Quantize{.bits = 3, .block = 32, .grid = Grid::symmetric});
   const at::Tensor coding = encode(symmetric, y);
   EXPECT_EQ(coding.narrow(0, 0, 4).view(at::kFloat).item<float>(), 1);
   // Levels plus m: 0, 4, 3 six times, 6.
@@ -59,7 +60,7 @@ TEST(Quantize, EqualsTheDefinition) {
       for (const auto grid : {Grid::max_min, Grid::symmetric}) {
         if (bits == 1 && grid == Grid::symmetric) continue;
         for (const auto rounding : {Rounding::nearest, Rounding::stochastic}) {
-          const QuantizeCodec codec({bits, 96, grid, rounding});
+          const PlainCodec codec(Quantize{bits, 96, grid, rounding});
           const at::Tensor x = normal_values(333, dtype, static_cast<std::uint64_t>(bits));
           const DrawKey key{.key = 77, .begin = 1000};
           const at::Tensor got = coded(codec, x, key).to(at::kDouble);
@@ -102,7 +103,7 @@ TEST(Quantize, EqualsTheDefinition) {
 
 TEST(Quantize, NearestIsWithinHalfAUnitAndTheEndsAreExact) {
   for (const int bits : {1, 2, 4, 8}) {
-    const QuantizeCodec codec({.bits = bits, .block = 512, .grid = Grid::max_min});
+    const PlainCodec codec(Quantize{.bits = bits, .block = 512, .grid = Grid::max_min});
     const at::Tensor x = normal_values(512, at::kDouble, 9);
     const at::Tensor error = coded(codec, x) - x;
     const double unit = (x.max() - x.min()).item<double>() / ((1 << bits) - 1);
@@ -120,7 +121,7 @@ struct Trials {
   at::Tensor squares;  // of its square
 };
 
-Trials errors(const QuantizeCodec& codec, const at::Tensor& x, int trials) {
+Trials errors(const PlainCodec& codec, const at::Tensor& x, int trials) {
   Trials sum{at::zeros_like(x), at::zeros_like(x)};
   for (int trial = 0; trial < trials; ++trial) {
     const auto key = Philox(1, PhiloxStream::rounding, 0).bits(static_cast<std::uint64_t>(trial));
@@ -147,7 +148,7 @@ TEST_P(StochasticRounding, MeanAndVarianceAreThoseOfTheDraw) {
   const auto worst = [&](const Trials& sum) {
     return (sum.mean.abs() / sigma).max().item<double>();
   };
-  const Trials stochastic = errors(QuantizeCodec(options), x, trials);
+  const Trials stochastic = errors(PlainCodec(options), x, trials);
   EXPECT_LT(worst(stochastic), 6);
   EXPECT_LT(
       ((stochastic.squares - unit * unit * spread).abs() / sigma_of_square).max().item<double>(),
@@ -155,13 +156,13 @@ TEST_P(StochasticRounding, MeanAndVarianceAreThoseOfTheDraw) {
   // The control: nearest rounding is biased.
   Quantize nearest = options;
   nearest.rounding = Rounding::nearest;
-  EXPECT_GT(worst(errors(QuantizeCodec(nearest), x, 4)), 6);
+  EXPECT_GT(worst(errors(PlainCodec(nearest), x, 4)), 6);
 }
 
 TEST_P(StochasticRounding, TheErrorOfTheMeanFallsAsOneOverTheRootOfTrials) {
   const at::Tensor x = normal_values(1024, at::kDouble, 3);
   const auto ratio = [&](Rounding rounding) {
-    const QuantizeCodec codec({4, 512, GetParam(), rounding});
+    const PlainCodec codec(Quantize{4, 512, GetParam(), rounding});
     const double few = std::sqrt(testing::square_norm(errors(codec, x, 32).mean));
     return few / std::sqrt(testing::square_norm(errors(codec, x, 512).mean));
   };
@@ -173,7 +174,7 @@ INSTANTIATE_TEST_SUITE_P(Grids, StochasticRounding,
                          ::testing::Values(Grid::max_min, Grid::symmetric));
 
 TEST(Quantize, RanksStepsAndPlacesHaveTheirOwnDraws) {
-  const QuantizeCodec codec({.bits = 2, .rounding = Rounding::stochastic});
+  const PlainCodec codec(Quantize{.bits = 2, .rounding = Rounding::stochastic});
   const at::Tensor x = uniform_values(512, at::kFloat);
   EXPECT_TRUE(encode(codec, x, {1, 0}).equal(encode(codec, x, {1, 0})));
   EXPECT_FALSE(encode(codec, x, {1, 0}).equal(encode(codec, x, {2, 0})));
@@ -183,7 +184,7 @@ TEST(Quantize, RanksStepsAndPlacesHaveTheirOwnDraws) {
 TEST(Quantize, BlocksWithoutARangeDecodeToTheirValueOrZeros) {
   const float tiny = std::numeric_limits<float>::denorm_min();
   for (const auto grid : {Grid::max_min, Grid::symmetric}) {
-    const QuantizeCodec codec({.bits = 4, .block = 32, .grid = grid});
+    const PlainCodec codec(Quantize{.bits = 4, .block = 32, .grid = grid});
     at::Tensor x = at::zeros({160});
     x.narrow(0, 32, 32).fill_(-tiny);
     x.narrow(0, 64, 16).fill_(tiny);
@@ -207,13 +208,13 @@ TEST(Quantize, ARangeThatOverflowsIsNotFinite) {
   at::Tensor x = at::zeros({64});
   x[0] = -huge;
   x[1] = huge;
-  const QuantizeCodec max_min({.bits = 4, .block = 64, .grid = Grid::max_min});
+  const PlainCodec max_min(Quantize{.bits = 4, .block = 64, .grid = Grid::max_min});
   EXPECT_FALSE(max_min.finite(encode(max_min, x), 64, at::kFloat, 1));
   EXPECT_TRUE(coded(max_min, x).isnan().all().item<bool>());
   // What is said to be finite decodes to finite values.
   for (const auto grid : {Grid::max_min, Grid::symmetric}) {
     for (const int bits : {2, 3, 4, 5, 6, 7, 8}) {
-      const QuantizeCodec codec({.bits = bits, .block = 64, .grid = grid});
+      const PlainCodec codec(Quantize{.bits = bits, .block = 64, .grid = grid});
       for (int down = 0; down < 40; ++down) {
         at::Tensor y = at::zeros({64});
         y[5] = std::bit_cast<float>(std::bit_cast<std::uint32_t>(huge) -
@@ -227,10 +228,10 @@ TEST(Quantize, ARangeThatOverflowsIsNotFinite) {
 
 TEST(Quantize, ItsGridHasAZeroFromFourBitsOn) {
   for (int bits = 1; bits <= 8; ++bits) {
-    EXPECT_EQ(QuantizeCodec({.bits = bits}).format(512).grid,
+    EXPECT_EQ(PlainCodec(Quantize{.bits = bits}).format(512).grid,
               bits < 4 ? Grid::max_min : Grid::symmetric);
   }
-  const QuantizeCodec codec({.bits = 4, .block = 64});
+  const PlainCodec codec(Quantize{.bits = 4, .block = 64});
   at::Tensor mostly_zeros = at::zeros({64});
   mostly_zeros[7] = 3.0;
   mostly_zeros[9] = -1.7;
@@ -238,17 +239,17 @@ TEST(Quantize, ItsGridHasAZeroFromFourBitsOn) {
 }
 
 TEST(Quantize, OptionsThatCannotBeSayWhatCan) {
-  EXPECT_THROW(QuantizeCodec({.bits = 0}), UsageError);
-  EXPECT_THROW(QuantizeCodec({.bits = 9}), UsageError);
-  EXPECT_THROW(QuantizeCodec({.bits = 4, .block = 48}), UsageError);
-  EXPECT_THROW(QuantizeCodec({.bits = 4, .block = 0}), UsageError);
-  EXPECT_THROW(QuantizeCodec({.bits = 1, .grid = Grid::symmetric}), UsageError);
+  EXPECT_THROW(PlainCodec(Quantize{.bits = 0}), UsageError);
+  EXPECT_THROW(PlainCodec(Quantize{.bits = 9}), UsageError);
+  EXPECT_THROW(PlainCodec(Quantize{.bits = 4, .block = 48}), UsageError);
+  EXPECT_THROW(PlainCodec(Quantize{.bits = 4, .block = 0}), UsageError);
+  EXPECT_THROW(PlainCodec(Quantize{.bits = 1, .grid = Grid::symmetric}), UsageError);
 }
 
 // Why feedback for one bit is warned of: a block's range is far wider than most of its values.
 TEST(Quantize, ResidualsOfOneBitKeepGrowingInLargeBlocks) {
   const auto residual_after = [](const Quantize& options, int steps) {
-    const QuantizeCodec codec(options);
+    const PlainCodec codec(options);
     at::Tensor residual = at::zeros({options.block}, at::kDouble);
     for (int step = 0; step < steps; ++step) {
       const auto key = static_cast<std::uint64_t>(step);

@@ -5,15 +5,18 @@
 
 #include "collectives/base/error.h"
 #include "collectives/checked.h"
-#include "collectives/compression/codec/sign.h"
 #include "collectives/compression/exchange/layout.h"
 #include "collectives/compression/options.h"
 #include "collectives/metered.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/support.h"
+#include "tests/reference/codec.h"
+#include "tests/reference/reducer.h"
 
 namespace thinwire {
 namespace {
+
+using reference::PlainCodec;
 
 using testing::make_bucket;
 using testing::mixed_shapes;
@@ -99,7 +102,7 @@ TEST_P(Conservation, ErrorFeedbackLosesNothingIn500Steps) {
 // Without feedback the estimate is C(mean of C(g_i)) of this step alone.
 TEST_P(Conservation, WithoutFeedbackTheEstimateIsTheCodedMeanOfCodes) {
   const int size = GetParam();
-  const SignCodec codec(64);
+  const PlainCodec codec(Sign{64});
   const auto coded = [&](const at::Tensor& values) {
     at::Tensor payload = at::empty({codec.payload_bytes(values.numel(), at::kDouble)}, at::kByte);
     codec.encode(values, payload, {});
@@ -248,7 +251,7 @@ TEST(Reducer, DenseStepsSendNoFrozenSlices) {
   const CompressionOptions econtrol{Sign{64}, {FeedbackKind::econtrol, 0.1}};
   for (const auto& options : {kDense, kSignFeedback, econtrol, power_sgd}) {
     for (const auto make :
-         {+[](const CompressionOptions& o) { return make_reducer(o); }, make_reference_reducer}) {
+         {+[](const CompressionOptions& o) { return make_reducer(o); }, reference::make_reducer}) {
       run_ranks(kSize, [&](auto communicator) {
         const int rank = communicator->rank();
         Bucket bucket = make_bucket({{40, 30}, {5}, {20, 50}, {7}, {64, 64}});
@@ -322,10 +325,10 @@ TEST(Reducer, TheResidualStaysBoundedOnAHalfDeadEmbedding) {
 }
 
 TEST(Layout, ChunksCoverTheBucketOnceInOrderAtBlockBoundaries) {
-  const SignCodec codec(64);
+  const PlainCodec codec(Sign{64});
   for (const int size : {1, 2, 3, 4, 7, 16, 200}) {
     const Bucket bucket = make_bucket(mixed_shapes());
-    const std::vector<const Codec*> codecs(bucket.slices.size(), &codec);
+    const std::vector<const Codec*> codecs(bucket.slices.size(), &codec.codec());
     const auto chunks = cut_into_chunks(bucket, codecs, size);
     ASSERT_EQ(chunks.size(), static_cast<std::size_t>(size));
     std::vector<int> covered(static_cast<std::size_t>(bucket.numel()), 0);

@@ -1,24 +1,24 @@
-#include "collectives/compression/codec/sign.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
 
-#include "collectives/compression/codec/identity.h"
 #include "tests/compression/support.h"
+#include "tests/reference/codec.h"
 
 namespace thinwire {
 namespace {
 
-at::Tensor encode(const Codec& codec, const at::Tensor& values) {
+using reference::PlainCodec;
+
+at::Tensor encode(const PlainCodec& codec, const at::Tensor& values) {
   at::Tensor payload =
       at::full({codec.payload_bytes(values.numel(), values.scalar_type())}, 0xA5, at::kByte);
   codec.encode(values, payload, {});
   return payload;
 }
 
-at::Tensor decode(const Codec& codec, const at::Tensor& payload, const at::Tensor& like) {
+at::Tensor decode(const PlainCodec& codec, const at::Tensor& payload, const at::Tensor& like) {
   at::Tensor values = at::zeros_like(like);
   codec.decode_add(payload, 1, values);
   return values;
@@ -34,7 +34,7 @@ at::Tensor values_of(std::int64_t count, at::ScalarType dtype, std::uint64_t key
 }
 
 TEST(Sign, PayloadBytes) {
-  const SignCodec codec(1024);
+  const PlainCodec codec(Sign{1024});
   EXPECT_EQ(codec.payload_bytes(0, at::kFloat), 0);
   EXPECT_EQ(codec.payload_bytes(1, at::kFloat), 4 + 1);
   EXPECT_EQ(codec.payload_bytes(1024, at::kFloat), 4 + 128);
@@ -46,7 +46,7 @@ TEST(Sign, PayloadBytes) {
 TEST(Sign, EqualsTheDefinition) {
   for (const auto dtype : {at::kFloat, at::kDouble}) {
     for (const std::int64_t count : {1, 7, 8, 31, 32, 33, 64, 100, 1000}) {
-      const SignCodec codec(64);
+      const PlainCodec codec(Sign{64});
       const at::Tensor x = values_of(count, dtype);
       const at::Tensor got = decode(codec, encode(codec, x), x).to(at::kDouble);
       const at::Tensor exact = x.to(at::kDouble);
@@ -66,7 +66,7 @@ TEST(Sign, EqualsTheDefinition) {
 }
 
 TEST(Sign, ErrorIsOneMinusRhoSquared) {
-  const SignCodec codec(512);
+  const PlainCodec codec(Sign{512});
   const at::Tensor x = values_of(512, at::kDouble);
   const at::Tensor error = x - decode(codec, encode(codec, x), x);
   const double rho = x.abs().sum().item<double>() / (std::sqrt(512.0) * x.norm().item<double>());
@@ -76,14 +76,14 @@ TEST(Sign, ErrorIsOneMinusRhoSquared) {
 
 TEST(Sign, ExactOnRepresentableInput) {
   // Mean magnitude 2, exactly.
-  const SignCodec codec(8);
+  const PlainCodec codec(Sign{8});
   const at::Tensor x = at::tensor({1.f, -3.f, 2.f, -2.f, 0.f, 4.f, -0.f, -4.f});
   EXPECT_TRUE(decode(codec, encode(codec, x), x)
                   .equal(at::tensor({2.f, -2.f, 2.f, -2.f, 2.f, 2.f, 2.f, -2.f})));
 }
 
 TEST(Sign, ZeroAndDenormalBlocksDecodeToZeros) {
-  const SignCodec codec(32);
+  const PlainCodec codec(Sign{32});
   at::Tensor x = at::zeros({96});
   x.narrow(0, 32, 32).fill_(std::numeric_limits<float>::denorm_min());
   x.narrow(0, 64, 32).fill_(1.0f);
@@ -95,13 +95,13 @@ TEST(Sign, ZeroAndDenormalBlocksDecodeToZeros) {
 }
 
 TEST(Sign, PaddingEntersNoScale) {
-  const SignCodec codec(1024);
+  const PlainCodec codec(Sign{1024});
   const at::Tensor x = at::full({3}, -5.0f);
   EXPECT_TRUE(decode(codec, encode(codec, x), x).equal(x));
 }
 
 TEST(Sign, PartsOfATensorCodeLikeTheWhole) {
-  const SignCodec codec(64);
+  const PlainCodec codec(Sign{64});
   const at::Tensor x = values_of(300, at::kFloat);
   const at::Tensor whole = encode(codec, x);
   const at::Tensor parts =
@@ -110,7 +110,7 @@ TEST(Sign, PartsOfATensorCodeLikeTheWhole) {
 }
 
 TEST(Sign, NonFiniteValuesAreSeenAnywhere) {
-  const SignCodec codec(64);
+  const PlainCodec codec(Sign{64});
   for (const float bad :
        {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
         std::numeric_limits<float>::quiet_NaN()}) {
@@ -125,7 +125,7 @@ TEST(Sign, NonFiniteValuesAreSeenAnywhere) {
 }
 
 TEST(Sign, ASubtractedDecodeCancelsAnAddedOne) {
-  const SignCodec codec(64);
+  const PlainCodec codec(Sign{64});
   const at::Tensor x = values_of(200, at::kFloat);
   const at::Tensor payload = encode(codec, x);
   at::Tensor sum = decode(codec, payload, x);
@@ -134,19 +134,19 @@ TEST(Sign, ASubtractedDecodeCancelsAnAddedOne) {
 }
 
 TEST(Identity, IsExactAndSeesNonFiniteValues) {
-  const IdentityCodec codec;
+  const PlainCodec codec(Uncompressed{});
   for (const auto dtype : {at::kFloat, at::kDouble}) {
     at::Tensor x = values_of(77, dtype);
     EXPECT_EQ(codec.payload_bytes(77, dtype), static_cast<std::int64_t>(x.nbytes()));
     at::Tensor payload = encode(codec, x);
     EXPECT_TRUE(decode(codec, payload, x).equal(x));
     EXPECT_TRUE(codec.finite(payload, 77, dtype, 1));
-    EXPECT_TRUE(all_finite(x));
+    EXPECT_TRUE(reference::all_finite(x));
     for (const std::int64_t place : {0, 40, 76}) {
       at::Tensor y = x.clone();
       y[place] = std::numeric_limits<double>::infinity();
       EXPECT_FALSE(codec.finite(encode(codec, y), 77, dtype, 1));
-      EXPECT_FALSE(all_finite(y));
+      EXPECT_FALSE(reference::all_finite(y));
     }
   }
 }

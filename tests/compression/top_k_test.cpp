@@ -1,5 +1,3 @@
-#include "collectives/compression/codec/top_k.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,6 +8,8 @@
 
 namespace thinwire {
 namespace {
+
+using reference::PlainCodec;
 
 using testing::coded;
 using testing::encode;
@@ -44,7 +44,7 @@ std::int64_t number_of_nonzeros(const at::Tensor& x) {
 }
 
 TEST(TopK, PayloadByHand) {
-  const TopKCodec codec({.density = 0.3, .block = 32, .selection = Selection::exact});
+  const PlainCodec codec(TopK{.density = 0.3, .block = 32, .selection = Selection::exact});
   at::Tensor x = at::zeros({7});
   x[1] = 2.f;
   x[4] = -3.f;
@@ -63,7 +63,7 @@ TEST(TopK, PayloadByHand) {
 TEST(TopK, ExactIsTheBestApproximation) {
   for (const auto dtype : {at::kFloat, at::kDouble}) {
     for (const double density : {1e-6, 0.01, 0.1, 0.5, 1.0}) {
-      const TopKCodec codec({.density = density, .block = 128, .selection = Selection::exact});
+      const PlainCodec codec(TopK{.density = density, .block = 128, .selection = Selection::exact});
       for (std::uint64_t key = 0; key < 40; ++key) {
         for (const std::int64_t count : {1, 2, 20, 127, 128}) {
           for (const at::Tensor& x :
@@ -83,7 +83,7 @@ TEST(TopK, ExactIsTheBestApproximation) {
 TEST(TopK, AThresholdKeepsTheLargestAndNearlyAsMany) {
   for (const auto dtype : {at::kFloat, at::kDouble}) {
     for (const double density : {0.01, 0.05, 0.3}) {
-      const TopKCodec codec({.density = density, .block = 4096});
+      const PlainCodec codec(TopK{.density = density, .block = 4096});
       bool fewer = false;
       for (std::uint64_t key = 0; key < 20; ++key) {
         for (const std::int64_t count : {1, 64, 1000, 4096}) {
@@ -109,7 +109,7 @@ TEST(TopK, AThresholdKeepsTheLargestAndNearlyAsMany) {
 
 TEST(TopK, ABlockOfEqualValuesSendsSome) {
   for (const auto selection : {Selection::exact, Selection::threshold}) {
-    const TopKCodec codec({.density = 0.1, .block = 64, .selection = selection});
+    const PlainCodec codec(TopK{.density = 0.1, .block = 64, .selection = selection});
     const at::Tensor x = at::full({40}, -2.5f);
     at::Tensor expected = at::zeros({40});
     expected.narrow(0, 0, 4).fill_(-2.5f);
@@ -118,7 +118,7 @@ TEST(TopK, ABlockOfEqualValuesSendsSome) {
 }
 
 TEST(TopK, ContractsByTheShareThatItKeeps) {
-  const TopKCodec codec({.density = 0.05, .block = 1000, .selection = Selection::exact});
+  const PlainCodec codec(TopK{.density = 0.05, .block = 1000, .selection = Selection::exact});
   EXPECT_EQ(codec.contraction(), 0.05);
   const at::Tensor x = normal_values(1000, at::kDouble);
   EXPECT_LT(square_norm(x - coded(codec, x)), 0.95 * square_norm(x));
@@ -129,7 +129,7 @@ TEST(TopK, ContractsByTheShareThatItKeeps) {
 
 TEST(TopK, NonFiniteValuesAreSeenAnywhere) {
   const double inf = std::numeric_limits<double>::infinity();
-  const TopKCodec codec({.density = 0.05, .block = 64});
+  const PlainCodec codec(TopK{.density = 0.05, .block = 64});
   for (const double bad : {inf, -inf, std::numeric_limits<double>::quiet_NaN()}) {
     for (const int place : {0, 63, 64, 130}) {
       at::Tensor x = normal_values(131, at::kFloat);
@@ -146,7 +146,7 @@ TEST(TopK, NonFiniteValuesAreSeenAnywhere) {
 }
 
 TEST(TopK, APayloadThatMakesNoSenseDecodesToNaN) {
-  const TopKCodec codec({.density = 0.5, .block = 32});
+  const PlainCodec codec(TopK{.density = 0.5, .block = 32});
   const at::Tensor x = normal_values(5, at::kFloat);
   const at::Tensor good = encode(codec, x);  // room for three values, indices of three bits
   ASSERT_EQ(codec.format(5).kept, 3);
@@ -172,11 +172,11 @@ TEST(TopK, APayloadThatMakesNoSenseDecodesToNaN) {
 }
 
 TEST(TopK, OptionsThatCannotBeSayWhatCan) {
-  EXPECT_THROW(TopKCodec({.density = 0}), UsageError);
-  EXPECT_THROW(TopKCodec({.density = 1.1}), UsageError);
-  EXPECT_THROW(TopKCodec({.density = std::nan("")}), UsageError);
-  EXPECT_THROW(TopKCodec({.density = .1, .block = 31}), UsageError);
-  EXPECT_THROW(TopKCodec({.density = .1, .block = (1 << 24) + 1}), UsageError);
+  EXPECT_THROW(PlainCodec(TopK{.density = 0}), UsageError);
+  EXPECT_THROW(PlainCodec(TopK{.density = 1.1}), UsageError);
+  EXPECT_THROW(PlainCodec(TopK{.density = std::nan("")}), UsageError);
+  EXPECT_THROW(PlainCodec(TopK{.density = .1, .block = 31}), UsageError);
+  EXPECT_THROW(PlainCodec(TopK{.density = .1, .block = (1 << 24) + 1}), UsageError);
 }
 
 }  // namespace

@@ -9,31 +9,29 @@
 #include <memory>
 #include <vector>
 
-#include "collectives/compression/codec/cast.h"
-#include "collectives/compression/codec/identity.h"
-#include "collectives/compression/codec/quantize.h"
-#include "collectives/compression/codec/sign.h"
-#include "collectives/compression/codec/top_k.h"
+#include "tests/reference/codec.h"
 
 namespace thinwire {
 
-inline std::vector<std::unique_ptr<Codec>> all_codecs() {
-  std::vector<std::unique_ptr<Codec>> all;
-  all.push_back(std::make_unique<IdentityCodec>());
-  all.push_back(std::make_unique<SignCodec>(64));
-  all.push_back(std::make_unique<SignCodec>(40, SignScale::rms));
+using reference::PlainCodec;
+
+inline std::vector<PlainCodec> all_codecs() {
+  std::vector<PlainCodec> all;
+  all.emplace_back(Uncompressed{});
+  all.emplace_back(Sign{64});
+  all.emplace_back(Sign{40, SignScale::rms});
   for (const auto grid : {Grid::max_min, Grid::symmetric}) {
     for (const int bits : {2, 5, 8}) {
-      all.push_back(std::make_unique<QuantizeCodec>(
-          Quantize{bits, 96, grid, bits == 5 ? Rounding::nearest : Rounding::stochastic}));
+      all.emplace_back(
+          Quantize{bits, 96, grid, bits == 5 ? Rounding::nearest : Rounding::stochastic});
     }
   }
-  all.push_back(std::make_unique<QuantizeCodec>(Quantize{1, 32}));
-  all.push_back(std::make_unique<CastCodec>(Cast{Half::fp16}));
-  all.push_back(std::make_unique<CastCodec>(Cast{Half::bf16}));
-  all.push_back(std::make_unique<TopKCodec>(TopK{0.05, 100}));
-  all.push_back(std::make_unique<TopKCodec>(TopK{0.3, 64, Selection::exact}));
-  all.push_back(std::make_unique<TopKCodec>(TopK{1.0, 33}));
+  all.emplace_back(Quantize{1, 32});
+  all.emplace_back(Cast{Half::fp16});
+  all.emplace_back(Cast{Half::bf16});
+  all.emplace_back(TopK{0.05, 100});
+  all.emplace_back(TopK{0.3, 64, Selection::exact});
+  all.emplace_back(TopK{1.0, 33});
   return all;
 }
 

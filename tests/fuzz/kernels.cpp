@@ -51,7 +51,7 @@ class Guarded {
 };
 
 template <typename T>
-std::vector<Block> blocks_of(const Codec& codec, std::int64_t count) {
+std::vector<Block> blocks_of(const PlainCodec& codec, std::int64_t count) {
   std::vector<Block> blocks;
   std::int64_t payload = 0;
   for (std::int64_t begin = 0; begin < count; begin += codec.block()) {
@@ -76,14 +76,14 @@ bool same(const at::Tensor& a, const at::Tensor& b) {
   return true;
 }
 
-at::Tensor decoded_by(const Codec& codec, const at::Tensor& payload, const at::Tensor& like) {
+at::Tensor decoded_by(const PlainCodec& codec, const at::Tensor& payload, const at::Tensor& like) {
   at::Tensor values = at::zeros_like(like);
   codec.decode_add(payload, 1, values);
   return values;
 }
 
 template <typename T>
-void try_messages(const Codec& codec, std::int64_t count, std::int32_t ranks, Edge edge,
+void try_messages(const PlainCodec& codec, std::int64_t count, std::int32_t ranks, Edge edge,
                   const std::uint8_t* data, std::size_t size) {
   const at::ScalarType dtype = c10::CppTypeToScalarType<T>::value;
   // A codec of block 1 is coded in blocks of any size.
@@ -167,7 +167,7 @@ void try_messages(const Codec& codec, std::int64_t count, std::int32_t ranks, Ed
 void try_input(const std::uint8_t* data, std::size_t size) {
   if (size < 4) return;
   const auto codecs = all_codecs();
-  const Codec& codec = *codecs[data[0] % codecs.size()];
+  const PlainCodec& codec = codecs[data[0] % codecs.size()];
   const std::int32_t ranks = 1 + data[1] / 2 % 3;
   const std::int64_t count = (data[2] | data[3] << 8) % 700;
   with_type(data[1] % 2 == 0 ? at::kFloat : at::kDouble, [&]<typename T>(T) {

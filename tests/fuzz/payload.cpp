@@ -12,7 +12,7 @@ namespace thinwire {
 namespace {
 
 // Whether decoding gives finite values only. Decodes twice, which must give the same.
-bool decodes_to_finite(const Codec& codec, const at::Tensor& payload, std::int64_t count,
+bool decodes_to_finite(const PlainCodec& codec, const at::Tensor& payload, std::int64_t count,
                        at::ScalarType dtype) {
   Exact into(count, dtype);
   Exact again(count, dtype);
@@ -38,7 +38,7 @@ bool decodes_to_finite(const Codec& codec, const at::Tensor& payload, std::int64
 void try_input(const std::uint8_t* data, std::size_t size) {
   if (size < 4) return;
   const auto codecs = all_codecs();
-  const Codec& codec = *codecs[data[0] % codecs.size()];
+  const PlainCodec& codec = codecs[data[0] % codecs.size()];
   const at::ScalarType dtype = data[1] % 2 == 0 ? at::kFloat : at::kDouble;
   const std::int64_t count = (data[2] | data[3] << 8) % 700;
   data += 4;
@@ -63,7 +63,8 @@ void try_input(const std::uint8_t* data, std::size_t size) {
   const bool coded_finite = codec.finite(payload.tensor, count, dtype, 1);
   check(coded_finite == decodes_to_finite(codec, payload.tensor, count, dtype),
         "finite() says what decoding shows of an encoder's payload");
-  if (!all_finite(values.tensor)) check(!coded_finite, "values that are not finite are seen");
+  if (!reference::all_finite(values.tensor))
+    check(!coded_finite, "values that are not finite are seen");
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 #include "collectives/threads/thread_communicator.h"
 #include "optimizers/sgd.h"
 #include "runtime/step/arrival.h"
+#include "tests/reference/reducer.h"
 #include "tests/runtime/simulated_device.h"
 #include "tests/support/simulator/ranks.h"
 
@@ -134,7 +135,7 @@ Expected expected_results(std::uint64_t seed) {
     CompressionOptions plain = mine.compression;
     const double momentum = std::exchange(plain.feedback.momentum, 0);
     mine.reducer =
-        seed % kStepScenarioKinds == 2 ? make_reducer(plain) : make_reference_reducer(plain);
+        seed % kStepScenarioKinds == 2 ? make_reducer(plain) : reference::make_reducer(plain);
     if (momentum > 0) {
       mine.before = std::make_unique<GradientAverage>(*mine.reducer, momentum, ReducerLaunch{});
     }

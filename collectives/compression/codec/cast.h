@@ -17,10 +17,6 @@ class CastCodec final : public Codec {
   std::string describe() const override;
   std::int64_t block() const override { return 1024; }
   Format format(std::int64_t count) const override;
-  void encode(const at::Tensor& values, at::Tensor payload, const DrawKey& draws) const override;
-  void decode_add(const at::Tensor& payload, double weight, at::Tensor into) const override;
-  bool finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype,
-              std::int64_t ranks) const override;
 
  private:
   Half half_;

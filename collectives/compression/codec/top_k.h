@@ -37,10 +37,6 @@ class TopKCodec final : public Codec {
   std::int64_t block() const override { return options_.block; }
   Format format(std::int64_t count) const override;
   std::optional<double> contraction() const override { return options_.density; }
-  void encode(const at::Tensor& values, at::Tensor payload, const DrawKey& draws) const override;
-  void decode_add(const at::Tensor& payload, double weight, at::Tensor into) const override;
-  bool finite(const at::Tensor& payload, std::int64_t count, at::ScalarType dtype,
-              std::int64_t ranks) const override;
 
  private:
   TopK options_;

@@ -6,7 +6,6 @@
 #include <memory>
 #include <vector>
 
-#include "collectives/compression/exchange/exchange.h"
 #include "collectives/compression/exchange/layout.h"
 #include "collectives/compression/kernels/kernels.h"
 #include "collectives/compression/options.h"
@@ -21,10 +20,10 @@
 
 namespace thinwire {
 
-// Does what ComposedReducer does, to the bit, through kernels put on a queue. A bucket goes in
-// segments: while one is on the wire, the next is encoded and the one before reduced; the last ones
-// of a bucket travel while the next bucket begins. The host waits once per step, in the first
-// `non_finite`.
+// Forms messages, means and estimates with kernels put on a queue; tests/reference has the same to
+// the bit in plain code. A bucket goes in segments: while one is on the wire, the next is encoded
+// and the one before reduced; the last ones of a bucket travel while the next bucket begins. The
+// host waits once per step, in the first `non_finite`.
 class FusedReducer final : public GradientReducer {
  public:
   // `options` are resolved.

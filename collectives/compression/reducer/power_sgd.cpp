@@ -50,16 +50,12 @@ void check_power_sgd(const PowerSgd& power) {
   }
 }
 
-PowerSgdReducer::PowerSgdReducer(const CompressionOptions& options, const ReducerLaunch& launch,
-                                 Arithmetic arithmetic)
+PowerSgdReducer::PowerSgdReducer(const CompressionOptions& options, const ReducerLaunch& launch)
     : power_(std::get<PowerSgd>(options.codec)),
       policy_(options.policy),
       feedback_(options.feedback.kind == FeedbackKind::error_feedback),
-      launch_(launch),
-      arithmetic_(arithmetic) {
+      launch_(launch) {
   check_power_sgd(power_);
-  check(arithmetic == Arithmetic::kernels || launch_.queue->on_host(),
-        "tensor operations run on the host");
 }
 
 double PowerSgdReducer::tolerance(at::ScalarType dtype) const {
@@ -248,11 +244,7 @@ void PowerSgdReducer::copy(const at::Tensor& to, std::int64_t to_begin, const at
 
 void PowerSgdReducer::send_left(Bucket& bucket, Path& here, Communicator& communicator,
                                 const StepContext& step) {
-  if (arithmetic_ == Arithmetic::kernels) {
-    multiply_left(bucket, here, step);
-  } else {
-    tensors_left(bucket, here, step);
-  }
+  multiply_left(bucket, here, step);
   for (const Passenger& passenger : here.passengers) {
     const Slice& slice = bucket.slices[passenger.slice];
     copy(here.message, passenger.begin, bucket.gradient, slice.offset, slice.numel);
@@ -264,11 +256,7 @@ void PowerSgdReducer::send_left(Bucket& bucket, Path& here, Communicator& commun
 void PowerSgdReducer::send_right(Path& here, Communicator& communicator) {
   if (here.in_flight != InFlight::left) return;
   receive(here, communicator.size());
-  if (arithmetic_ == Arithmetic::kernels) {
-    multiply_right(here);
-  } else {
-    tensors_right(here);
-  }
+  multiply_right(here);
   copy(here.right, 0, here.own_right, 0, here.right.numel());
   launch(here, here.right, InFlight::right, communicator);
 }
@@ -337,7 +325,6 @@ void PowerSgdReducer::show_estimate(const Bucket& bucket, Bucket& view) {
   view.coded.reset();
   view.gradient = bucket.gradient;
   if (here.staged_dense) return;
-  check(arithmetic_ == Arithmetic::kernels, "an estimate is shown by kernels");
   if (!here.shown.defined()) here.shown = at::zeros_like(bucket.gradient);
   view.gradient = here.shown;
   multiply_back(here, here.shown);
@@ -351,11 +338,7 @@ void PowerSgdReducer::commit(Bucket& bucket) {
   Path& here = path(bucket);
   if (here.staged_dense) return clear_absent(bucket, *launch_.queue);
   if (has_absent(bucket)) hold_residual_of_absent(bucket, here);
-  if (arithmetic_ == Arithmetic::kernels) {
-    multiply_back(here, feedback_ ? here.residual : bucket.gradient);
-  } else {
-    tensors_back(bucket, here);
-  }
+  multiply_back(here, feedback_ ? here.residual : bucket.gradient);
   // With feedback the gradient buffer becomes the residual, and the old residual the estimate.
   const at::Tensor& estimate = feedback_ ? here.residual : bucket.gradient;
   if (power_.warm_start) keep_factors(bucket, here);
@@ -376,7 +359,7 @@ void PowerSgdReducer::commit(Bucket& bucket) {
   std::swap(bucket.gradient, here.residual);
   copy(here.kept_left, 0, here.message, 0, here.left_numel);
   std::swap(here.own_right, here.kept_right);
-  here.residual_is_matrix = arithmetic_ == Arithmetic::kernels;
+  here.residual_is_matrix = true;
   if (has_absent(bucket)) forget_factors_of_absent(bucket, here);
 }
 

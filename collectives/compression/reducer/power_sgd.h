@@ -44,12 +44,8 @@ void check_power_sgd(const PowerSgd& options);
 // replicated, Q^T of rank x columns (zero before the first step; what it is set to is used).
 class PowerSgdReducer final : public GradientReducer {
  public:
-  // Who multiplies. The second is what the kernels are compared with, on the host only.
-  enum class Arithmetic { kernels, tensor_operations };
-
   // `options` are resolved and hold a PowerSgd. Throws `UsageError` for values that cannot be.
-  PowerSgdReducer(const CompressionOptions& options, const ReducerLaunch& launch,
-                  Arithmetic arithmetic);
+  PowerSgdReducer(const CompressionOptions& options, const ReducerLaunch& launch);
 
   void prepare(const Bucket& bucket, int rank, int size) override;
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;
@@ -135,15 +131,11 @@ class PowerSgdReducer final : public GradientReducer {
   void multiply_right(Path& here);
   void multiply_back(Path& here, const at::Tensor& into);
   void keep_factors(const Bucket& bucket, Path& here);
-  void tensors_left(Bucket& bucket, Path& here, const StepContext& step);
-  void tensors_right(Path& here);
-  void tensors_back(Bucket& bucket, Path& here);
 
   PowerSgd power_;
   CompressionPolicy policy_;
   bool feedback_;
   ReducerLaunch launch_;
-  Arithmetic arithmetic_;
   std::vector<Path*> underway_;  // of this step, in the order of their stages
   bool host_is_behind_ = false;  // the host has not waited for what was staged last
   std::map<int, Path> paths_;    // by bucket index

@@ -2,10 +2,16 @@
 #pragma once
 
 #include "collectives/base/philox.h"
-#include "collectives/compression/exchange/exchange.h"
+#include "collectives/bucket.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
 
 namespace thinwire {
+
+// Keys of the random draws of one rank in one step and bucket, one for each of its sides.
+struct RoundingKeys {
+  std::uint64_t worker = 0;
+  std::uint64_t owner = 0;
+};
 
 // Different for every run, step, bucket, rank and side.
 inline RoundingKeys rounding_keys(const StepContext& step, const Bucket& bucket, int rank) {

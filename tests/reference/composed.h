@@ -5,12 +5,12 @@
 #include <memory>
 
 #include "collectives/compression/codec/codec.h"
-#include "collectives/compression/exchange/exchange.h"
-#include "collectives/compression/feedback/feedback.h"
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/slices.h"
+#include "tests/reference/exchange.h"
+#include "tests/reference/feedback.h"
 
-namespace thinwire {
+namespace thinwire::reference {
 
 // What `policy` lets through `codec` (null: nothing is compressed), the rest uncompressed beside
 // it. `feedback` and `exchange` are resolved. Host memory only.
@@ -50,4 +50,4 @@ class ComposedReducer final : public GradientReducer {
   std::map<int, Path> paths_;  // by bucket index
 };
 
-}  // namespace thinwire
+}  // namespace thinwire::reference

@@ -3,10 +3,11 @@
 
 #include <numeric>
 
-#include "collectives/compression/exchange/exchange.h"
 #include "collectives/compression/exchange/layout.h"
+#include "tests/reference/codec.h"
+#include "tests/reference/exchange.h"
 
-namespace thinwire {
+namespace thinwire::reference {
 namespace {
 
 class TwoStageExchange final : public Exchange {
@@ -40,7 +41,7 @@ class TwoStageExchange final : public Exchange {
     for_each_received(bucket, [&](const Piece& piece, const at::Tensor& payload) {
       if (bucket.slices[piece.slice].absent) return;
       at::Tensor values = bucket.gradient.narrow(0, piece.begin, piece.count);
-      piece.codec->decode_add(payload, 1, values);
+      decode_add(*piece.codec, payload, 1, values);
       feedback.estimate(values, piece.begin);
     });
   }
@@ -61,7 +62,7 @@ class TwoStageExchange final : public Exchange {
                        [&](const Piece& piece, const at::Tensor& payload) {
                          at::Tensor values = bucket.gradient.narrow(0, piece.begin, piece.count);
                          feedback.compensate(values, piece.begin);
-                         piece.codec->encode(values, payload, {key, piece.begin});
+                         encode(*piece.codec, values, payload, {key, piece.begin});
                          feedback.absorb(values, piece.begin, *piece.codec, payload);
                        });
       offset += bytes_[owner];
@@ -83,7 +84,7 @@ class TwoStageExchange final : public Exchange {
           bucket, chunk,
           arrived.narrow(0, static_cast<std::int64_t>(from) * bytes_[rank_], bytes_[rank_]),
           [&](const Piece& piece, const at::Tensor& payload) {
-            piece.codec->decode_add(payload, 1, values_of(piece));
+            decode_add(*piece.codec, payload, 1, values_of(piece));
           });
     }
     if (chunks_.size() > 1) mean.div_(static_cast<std::int64_t>(chunks_.size()));
@@ -94,7 +95,7 @@ class TwoStageExchange final : public Exchange {
     at::Tensor reply = byte_tensor(bytes_[rank_]);
     for_each_payload(bucket, chunk, reply, [&](const Piece& piece, const at::Tensor& payload) {
       feedback.owner_compensate(values_of(piece), piece.begin);
-      piece.codec->encode(values_of(piece), payload, {key, piece.begin});
+      encode(*piece.codec, values_of(piece), payload, {key, piece.begin});
       feedback.owner_absorb(values_of(piece), piece.begin, *piece.codec, payload);
     });
     return reply;
@@ -114,7 +115,7 @@ class TwoStageExchange final : public Exchange {
     for_each_received(bucket, [&](const Piece& piece, const at::Tensor& payload) {
       if (slice) return;
       const auto dtype = bucket.gradient.scalar_type();
-      if (!piece.codec->finite(payload, piece.count, dtype, 1)) slice = piece.slice;
+      if (!finite(*piece.codec, payload, piece.count, dtype, 1)) slice = piece.slice;
     });
     return slice;
   }
@@ -134,4 +135,4 @@ std::unique_ptr<Exchange> make_two_stage_exchange(const Bucket& bucket,
   return std::make_unique<TwoStageExchange>(bucket, codecs, rank, size);
 }
 
-}  // namespace thinwire
+}  // namespace thinwire::reference

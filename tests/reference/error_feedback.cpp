@@ -1,12 +1,12 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
-#include <algorithm>
 #include <utility>
 
-#include "collectives/compression/feedback/feedback.h"
+#include "tests/reference/codec.h"
+#include "tests/reference/feedback.h"
 
-namespace thinwire {
+namespace thinwire::reference {
 namespace {
 
 class ErrorFeedback final : public Feedback {
@@ -23,7 +23,7 @@ class ErrorFeedback final : public Feedback {
   }
   void absorb(at::Tensor message, std::int64_t, const Codec& codec,
               const at::Tensor& payload) override {
-    codec.decode_add(payload, -1, message);
+    decode_add(codec, payload, -1, message);
   }
   void hold(at::Tensor gradient, std::int64_t begin) override {
     gradient.copy_(residual_.narrow(0, begin, gradient.numel()));
@@ -36,7 +36,7 @@ class ErrorFeedback final : public Feedback {
                     const at::Tensor& payload) override {
     at::Tensor next = owner_next_.narrow(0, begin - owned_.begin, message.numel());
     next.copy_(message);
-    codec.decode_add(payload, -1, next);
+    decode_add(codec, payload, -1, next);
   }
   void owner_hold(std::int64_t begin, std::int64_t count) override {
     owner_next_.narrow(0, begin - owned_.begin, count)
@@ -71,25 +71,8 @@ class ErrorFeedback final : public Feedback {
 
 }  // namespace
 
-void visit_residuals(const Bucket& bucket, const at::Tensor& residual, Range owned,
-                     const at::Tensor& owner_residual, StateVisitor& visitor) {
-  for (const auto& slice : bucket.slices) {
-    visitor.tensor({.name = "residual/" + slice.name,
-                    .kind = StateKind::averaged,
-                    .tensor = residual.narrow(0, slice.offset, slice.numel).view(slice.shape)});
-    const std::int64_t begin = std::max(slice.offset, owned.begin);
-    const std::int64_t end = std::min(slice.end(), owned.end);
-    if (begin >= end) continue;
-    visitor.tensor({.name = "owner_residual/" + slice.name,
-                    .kind = StateKind::ranged,
-                    .tensor = owner_residual.narrow(0, begin - owned.begin, end - begin),
-                    .begin = begin - slice.offset,
-                    .end = end - slice.offset});
-  }
-}
-
 std::unique_ptr<Feedback> make_error_feedback(const Bucket& bucket, Range owned) {
   return std::make_unique<ErrorFeedback>(bucket, owned);
 }
 
-}  // namespace thinwire
+}  // namespace thinwire::reference

@@ -3,7 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
-namespace thinwire {
+namespace thinwire::reference {
 
 // What Orthonormalizer does to several sets of vectors at once: `vectors` is sets x count x length
 // in float64, filled up with zeros where sets differ in size. Dropped vectors become zero, or those
@@ -12,4 +12,4 @@ namespace thinwire {
 at::Tensor orthonormal_batch(const at::Tensor& vectors, const at::Tensor& fresh, double tolerance,
                              double shortest);
 
-}  // namespace thinwire
+}  // namespace thinwire::reference

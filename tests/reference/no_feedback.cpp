@@ -1,6 +1,6 @@
-#include "collectives/compression/feedback/feedback.h"
+#include "tests/reference/feedback.h"
 
-namespace thinwire {
+namespace thinwire::reference {
 namespace {
 
 class NoFeedback final : public Feedback {
@@ -27,4 +27,4 @@ std::unique_ptr<Feedback> make_no_feedback() {
   return std::make_unique<NoFeedback>();
 }
 
-}  // namespace thinwire
+}  // namespace thinwire::reference

@@ -1,11 +1,11 @@
 #include <ATen/ops/cat.h>
 
 #include "collectives/base/error.h"
-#include "collectives/compression/codec/identity.h"
-#include "collectives/compression/exchange/exchange.h"
 #include "collectives/compression/exchange/layout.h"
+#include "tests/reference/codec.h"
+#include "tests/reference/exchange.h"
 
-namespace thinwire {
+namespace thinwire::reference {
 namespace {
 
 class AllReduceExchange final : public Exchange {
@@ -56,4 +56,4 @@ std::unique_ptr<Exchange> make_all_reduce_exchange() {
   return std::make_unique<AllReduceExchange>();
 }
 
-}  // namespace thinwire
+}  // namespace thinwire::reference

@@ -6,12 +6,13 @@
 #include <utility>
 #include <vector>
 
-#include "collectives/compression/codec/blocks.h"
 #include "collectives/compression/codec/typed.h"
 #include "collectives/compression/feedback/eta.h"
-#include "collectives/compression/feedback/feedback.h"
+#include "tests/reference/codec.h"
+#include "tests/reference/codings.h"
+#include "tests/reference/feedback.h"
 
-namespace thinwire {
+namespace thinwire::reference {
 namespace {
 
 class EControl final : public Feedback {
@@ -68,11 +69,11 @@ class EControl final : public Feedback {
               const at::Tensor& payload) override {
     const std::int64_t count = message.numel();
     at::Tensor sent = sent_.narrow(0, begin, count).zero_();
-    codec.decode_add(payload, 1, sent);
+    decode_add(codec, payload, 1, sent);
     coded_.push_back({begin, begin + count});
     if (eta_kind_ == EtaKind::measured) measure(message, sent, begin, codec);
     message.copy_(uncoded_.narrow(0, begin, count));
-    codec.decode_add(payload, -1, message);
+    decode_add(codec, payload, -1, message);
   }
   void hold(at::Tensor gradient, std::int64_t begin) override {
     gradient.copy_(state_.residual.narrow(0, begin, gradient.numel()));
@@ -89,7 +90,7 @@ class EControl final : public Feedback {
   }
   void owner_absorb(at::Tensor message, std::int64_t begin, const Codec& codec,
                     const at::Tensor& payload) override {
-    codec.decode_add(payload, -1, owned_part(owner_next_, begin, message.numel()));
+    decode_add(codec, payload, -1, owned_part(owner_next_, begin, message.numel()));
   }
   void owner_hold(std::int64_t begin, std::int64_t count) override {
     owned_part(owner_next_, begin, count).copy_(owned_part(state_.owner_residual, begin, count));
@@ -183,10 +184,12 @@ class EControl final : public Feedback {
       const T* d = sent.const_data_ptr<T>();
       for_each_block<T>(codec, message.numel(), [&](const CodedBlock& block) {
         const auto square = [&](const auto& value) {
-          return lane_sum<T>(block.count, [&](std::int64_t i) {
+          std::vector<T> terms;
+          for (std::int64_t i = 0; i < block.count; ++i) {
             const T x = value(block.begin + i);
-            return x * x;
-          });
+            terms.push_back(x * x);
+          }
+          return sum_in_lanes(terms);
         };
         message_energy_.data_ptr<T>()[slice] += square([&](std::int64_t i) { return m[i]; });
         error_energy_.data_ptr<T>()[slice] += square([&](std::int64_t i) { return m[i] - d[i]; });
@@ -225,67 +228,9 @@ class EControl final : public Feedback {
 
 }  // namespace
 
-EControlState make_econtrol_state(const Bucket& bucket, Range owned, Averaging averaging) {
-  EControlState state;
-  state.averaging = averaging;
-  state.residual = at::zeros_like(bucket.gradient);
-  state.tracker = at::zeros_like(bucket.gradient);
-  state.estimate = at::zeros_like(bucket.gradient);
-  const auto options = bucket.gradient.options();
-  state.eta = at::zeros({static_cast<std::int64_t>(bucket.slices.size())}, options);
-  state.owned = owned;
-  state.owner_residual = at::zeros({owned.count()}, options);
-  state.mean_tracker = at::zeros({owned.count()}, options);
-  return state;
-}
-
-MeanOfTrackers mean_of_trackers(const Bucket& bucket, const EControlState& state) {
-  if (state.averaging == Averaging::by_owners) return {state.mean_tracker, state.owned};
-  return {state.estimate, {0, bucket.numel()}};
-}
-
-Range renewed_part(const Bucket& bucket, std::int64_t step) {
-  constexpr std::int64_t kEvery = 16;
-  constexpr std::int64_t kParts = 80;
-  // Buckets take turns.
-  const std::int64_t turn = step + bucket.index;
-  if (turn % kEvery != 0) return {};
-  const std::int64_t part = turn / kEvery % kParts;
-  return {bucket.numel() * part / kParts, bucket.numel() * (part + 1) / kParts};
-}
-
-void visit_econtrol(const Bucket& bucket, const EControlState& state, EtaKind eta,
-                    StateVisitor& visitor) {
-  visit_residuals(bucket, state.residual, state.owned, state.owner_residual, visitor);
-  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
-    const Slice& slice = bucket.slices[i];
-    const auto show = [&](const char* what, const at::Tensor& of, StateKind kind) {
-      visitor.tensor({.name = what + slice.name,
-                      .kind = kind,
-                      .tensor = of.narrow(0, slice.offset, slice.numel).view(slice.shape)});
-    };
-    show("tracker/", state.tracker, StateKind::averaged);
-    show(state.averaging == Averaging::by_owners ? "estimate_of_owners/" : "estimate/",
-         state.estimate, StateKind::replicated);
-    if (eta == EtaKind::measured) {
-      visitor.tensor({.name = "eta/" + slice.name,
-                      .kind = StateKind::averaged,
-                      .tensor = state.eta.narrow(0, static_cast<std::int64_t>(i), 1)});
-    }
-    const std::int64_t begin = std::max(slice.offset, state.owned.begin);
-    const std::int64_t end = std::min(slice.end(), state.owned.end);
-    if (begin >= end) continue;
-    visitor.tensor({.name = "mean_tracker/" + slice.name,
-                    .kind = StateKind::ranged,
-                    .tensor = state.mean_tracker.narrow(0, begin - state.owned.begin, end - begin),
-                    .begin = begin - slice.offset,
-                    .end = end - slice.offset});
-  }
-}
-
 std::unique_ptr<Feedback> make_econtrol(const Bucket& bucket, Range owned, Averaging averaging,
                                         std::optional<double> eta) {
   return std::make_unique<EControl>(bucket, owned, averaging, eta);
 }
 
-}  // namespace thinwire
+}  // namespace thinwire::reference

@@ -1,9 +1,10 @@
 #include <ATen/ops/empty.h>
 
-#include "collectives/compression/exchange/exchange.h"
 #include "collectives/compression/exchange/layout.h"
+#include "tests/reference/codec.h"
+#include "tests/reference/exchange.h"
 
-namespace thinwire {
+namespace thinwire::reference {
 namespace {
 
 class AllGatherExchange final : public Exchange {
@@ -25,7 +26,7 @@ class AllGatherExchange final : public Exchange {
     for_each_payload(bucket, whole_, message, [&](const Piece& piece, const at::Tensor& payload) {
       at::Tensor values = bucket.gradient.narrow(0, piece.begin, piece.count);
       feedback.compensate(values, piece.begin);
-      piece.codec->encode(values, payload, {keys.worker, piece.begin});
+      encode(*piece.codec, values, payload, {keys.worker, piece.begin});
       feedback.absorb(values, piece.begin, *piece.codec, payload);
     });
     received_ = at::empty({bytes_ * ranks_}, at::kByte);
@@ -38,7 +39,7 @@ class AllGatherExchange final : public Exchange {
   void decode(Bucket& bucket, Feedback& feedback) override {
     bucket.gradient.zero_();
     for_each_received(bucket, [&](const Piece& piece, const at::Tensor& payload) {
-      piece.codec->decode_add(payload, 1, bucket.gradient.narrow(0, piece.begin, piece.count));
+      decode_add(*piece.codec, payload, 1, bucket.gradient.narrow(0, piece.begin, piece.count));
     });
     if (ranks_ > 1) bucket.gradient.div_(ranks_);
     for (const Piece& piece : whole_.pieces) {
@@ -62,7 +63,7 @@ class AllGatherExchange final : public Exchange {
     for_each_received(bucket, [&](const Piece& piece, const at::Tensor& payload) {
       if (slice && *slice <= piece.slice) return;
       const auto dtype = bucket.gradient.scalar_type();
-      if (!piece.codec->finite(payload, piece.count, dtype, ranks_)) slice = piece.slice;
+      if (!finite(*piece.codec, payload, piece.count, dtype, ranks_)) slice = piece.slice;
     });
     return slice;
   }
@@ -81,4 +82,4 @@ std::unique_ptr<Exchange> make_all_gather_exchange(const Bucket& bucket,
   return std::make_unique<AllGatherExchange>(bucket, codecs);
 }
 
-}  // namespace thinwire
+}  // namespace thinwire::reference

@@ -1,4 +1,4 @@
-// How the ranks' messages become one mean.
+// How the ranks' messages become one mean, in plain code.
 #pragma once
 
 #include <memory>
@@ -8,15 +8,10 @@
 #include "collectives/bucket.h"
 #include "collectives/communicator.h"
 #include "collectives/compression/codec/codec.h"
-#include "collectives/compression/feedback/feedback.h"
+#include "collectives/compression/reducer/rounding.h"
+#include "tests/reference/feedback.h"
 
-namespace thinwire {
-
-// Keys of the random draws of one rank in one step and bucket, one for each of its sides.
-struct RoundingKeys {
-  std::uint64_t worker = 0;
-  std::uint64_t owner = 0;
-};
+namespace thinwire::reference {
 
 // The way of one bucket from gradients to what is needed for the estimate. One object per bucket
 // and rank. `stage` sends and keeps; `non_finite` names a slice to which some rank's contribution
@@ -51,4 +46,4 @@ std::unique_ptr<Exchange> make_two_stage_exchange(const Bucket& bucket,
 std::unique_ptr<Exchange> make_all_gather_exchange(const Bucket& bucket,
                                                    const std::vector<const Codec*>& codecs);
 
-}  // namespace thinwire
+}  // namespace thinwire::reference

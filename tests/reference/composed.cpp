@@ -1,10 +1,10 @@
-#include "collectives/compression/reducer/composed.h"
+#include "tests/reference/composed.h"
 
 #include "collectives/base/error.h"
 #include "collectives/compression/feedback/eta.h"
 #include "collectives/compression/reducer/rounding.h"
 
-namespace thinwire {
+namespace thinwire::reference {
 
 ComposedReducer::ComposedReducer(std::unique_ptr<Codec> codec, const FeedbackOptions& feedback,
                                  ExchangeKind exchange, CompressionPolicy policy)
@@ -111,4 +111,4 @@ std::vector<SlicePlan> ComposedReducer::plan(const Bucket& bucket) const {
   return codecs_.plan(bucket);
 }
 
-}  // namespace thinwire
+}  // namespace thinwire::reference

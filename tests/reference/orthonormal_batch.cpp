@@ -1,11 +1,11 @@
-#include "collectives/compression/reducer/orthonormal_batch.h"
+#include "tests/reference/orthonormal_batch.h"
 
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
-namespace thinwire {
+namespace thinwire::reference {
 namespace {
 
 struct Freed {
@@ -44,4 +44,4 @@ at::Tensor orthonormal_batch(const at::Tensor& vectors, const at::Tensor& fresh,
   return done;
 }
 
-}  // namespace thinwire
+}  // namespace thinwire::reference

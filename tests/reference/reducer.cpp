@@ -1,0 +1,19 @@
+#include "tests/reference/reducer.h"
+
+#include "collectives/base/error.h"
+#include "tests/reference/composed.h"
+#include "tests/reference/power_sgd.h"
+
+namespace thinwire::reference {
+
+std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options) {
+  const CompressionOptions chosen = resolve(options);
+  check(chosen.feedback.momentum == 0, "averages of gradients are no reducer's; see Reduction");
+  if (std::holds_alternative<PowerSgd>(chosen.codec)) {
+    return std::make_unique<PowerSgdByTensors>(chosen);
+  }
+  return std::make_unique<ComposedReducer>(make_codec(chosen.codec), chosen.feedback,
+                                           chosen.exchange, chosen.policy);
+}
+
+}  // namespace thinwire::reference
