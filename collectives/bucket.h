@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "collectives/layout.h"
+
 namespace thinwire {
 
 struct CodedGradient;
@@ -18,14 +20,10 @@ struct Slice {
   std::vector<std::int64_t> shape;  // the parameter's shape
   std::int64_t offset = 0;          // elements from the bucket's start
   std::int64_t numel = 0;
-  // A frozen slice is in no message and in no update; it holds its residual until it thaws.
-  bool frozen = false;
   // No rank had a gradient of it in the step that is being committed: it is in no update, and its
   // residuals are as before the step. Known only from settle on, when its bytes have been sent.
   bool absent = false;
 
-  // Whether an update leaves it alone.
-  bool rests() const { return frozen || absent; }
   std::int64_t end() const { return offset + numel; }
   // Matrices and convolution kernels are compressed, vectors and scalars ride along uncompressed.
   bool is_vector() const { return shape.size() < 2; }
@@ -39,10 +37,14 @@ struct Bucket {
   at::Tensor weights;   // undefined where the weights belong to somebody else (attach)
   at::Tensor gradient;  // a reducer may exchange its storage at commit
   std::vector<Slice> slices;
+  // What of the slices is live and how it is coded; changes between steps, alike on all ranks.
+  Layout layout;
   // If set, the group's estimate is this, and what is in the buffer means nothing.
   std::shared_ptr<const CodedGradient> coded;
 
   std::int64_t numel() const { return gradient.numel(); }
+  // Whether an update leaves a slice alone.
+  bool rests(std::size_t slice) const { return layout.rests(slice) || slices[slice].absent; }
   // Elements that belong to parameters.
   std::int64_t parameter_numel() const {
     std::int64_t sum = 0;
@@ -50,5 +52,11 @@ struct Bucket {
     return sum;
   }
 };
+
+// The live elements of a slice, from its start.
+inline std::vector<Range> live_ranges(const Bucket& bucket, std::size_t slice) {
+  if (bucket.layout.rests(slice)) return {};
+  return bucket.layout.of(slice).live.ranges(bucket.slices[slice].numel);
+}
 
 }  // namespace thinwire

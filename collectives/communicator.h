@@ -46,7 +46,7 @@ class Work {
 // Every rank calls the same operations, with matching arguments, in the same order. Tensors are
 // contiguous, of dtype float32, float64, int32, int64 or uint8 (also int8 and bool as bytes), of
 // any size including empty. One thread at a time may call a communicator. Sums are formed in one
-// order (`in_ring`), so a result is the same bits on every rank and in every run (backends whose
+// order (`ring_order`), so a result is the same bits on every rank and in every run (backends whose
 // library reduces on its own, such as NCCL, only promise equality between ranks).
 //
 // After an error (`PeerLost`, `RanksDisagree`) the communicator is poisoned: every further call

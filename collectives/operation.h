@@ -123,7 +123,7 @@ std::int64_t direct_bytes_sent(const Operation& operation, int rank, int size);
 // Whose terms a sum of `owner`'s share takes up in a step, 0 to size - 1: it begins with the rank
 // behind the owner and ends with the owner, so that it can grow on its way round a ring. Backends
 // that add in this order have equal bits, however they send.
-inline int in_ring(int owner, int step, int size) {
+inline int ring_order(int owner, int step, int size) {
   return (owner + 1 + step) % size;
 }
 

@@ -68,7 +68,8 @@ class CudaRank final : public GpuRank {
     trainer_ = std::make_unique<TrainerDevice>(TrainerDevice{
         {*carrier_, *compute_, *communication_},
         {cuda_kernels<float>(), cuda_kernels<double>(), cuda_low_rank_kernels<float>(),
-         cuda_low_rank_kernels<double>(), communication_, 16 << 20},
+         cuda_low_rank_kernels<double>(), communication_, 16 << 20, cuda_permute_kernels<float>(),
+         cuda_permute_kernels<double>()},
         {cuda_optimizer_kernels<float>(), cuda_optimizer_kernels<double>(), compute_}});
   }
 

@@ -7,6 +7,7 @@
 #include "collectives/base/error.h"
 #include "collectives/base/spec.h"
 #include "collectives/base/text.h"
+#include "optimizers/list.h"
 
 namespace thinwire {
 namespace {
@@ -107,7 +108,7 @@ std::vector<Option> options_table() {
       {"epochs", length, "passes over the training data", Integer{&R::epochs, 1, 1'000'000}},
       {"steps", length, "steps; 0: as many as the epochs have", Integer{&R::steps, 0, kMany}},
 
-      {"optimizer", optimizer, "sgd | adam | adamw", Word{&R::optimizer}},
+      {"optimizer", optimizer, optimizer_help(), Word{&R::optimizer}},
       {"lr", optimizer, "learning rate", Number{&R::lr, 0, 1000}},
       {"lr-schedule", optimizer, "constant | step | cosine, each with warmup=STEPS",
        Word{&R::lr_schedule}},

@@ -21,19 +21,19 @@ void append_norm_blocks(std::int64_t begin, std::int64_t end, std::vector<NormBl
 
 // Puts the bucket's squared norm into `result`, which is in the memory of the queue.
 template <typename T>
-void launch_norm(const Bucket& bucket, const QueueTable<NormBlock>& blocks, at::Tensor block_sums,
-                 double* result, const OptimizerLaunch& launch) {
-  launch.kernels<T>().squared_norm({.blocks = blocks.data(),
+void put_norm_on_queue(const Bucket& bucket, const QueueTable<NormBlock>& blocks,
+                       at::Tensor block_sums, double* result, const OptimizerDevice& device) {
+  device.kernels<T>().squared_norm({.blocks = blocks.data(),
                                     .block_count = blocks.size(),
                                     .values = bucket.gradient.const_data_ptr<T>(),
                                     .block_sums = block_sums.data_ptr<double>(),
                                     .result = result},
-                                   launch.queue->stream());
+                                   device.queue->stream());
 }
 
 // The same of a coded gradient. Norm blocks are cut from a slice's start, and so are tiles.
 template <typename T>
-void norm_of_tiles(const Bucket& bucket, double* result, const OptimizerLaunch& launch) {
+void norm_of_tiles(const Bucket& bucket, double* result, const OptimizerDevice& device) {
   static_assert(tile_step % norm_block == 0);
   std::vector<NormBlock> blocks;
   std::vector<double> sums;
@@ -43,7 +43,7 @@ void norm_of_tiles(const Bucket& bucket, double* result, const OptimizerLaunch& 
     append_norm_blocks(0, tile.count, blocks);
     const std::size_t before = sums.size();
     sums.resize(before + blocks.size());
-    launch.kernels<T>().squared_norm({.blocks = blocks.data(),
+    device.kernels<T>().squared_norm({.blocks = blocks.data(),
                                       .block_count = static_cast<std::int64_t>(blocks.size()),
                                       .values = tile.values,
                                       .block_sums = sums.data() + before,
@@ -57,13 +57,14 @@ void norm_of_tiles(const Bucket& bucket, double* result, const OptimizerLaunch& 
 
 std::vector<NormBlock> norm_blocks(const Bucket& bucket) {
   std::vector<NormBlock> blocks;
-  for (const Slice& slice : bucket.slices) {
-    if (!slice.rests()) append_norm_blocks(slice.offset, slice.end(), blocks);
+  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+    const Slice& slice = bucket.slices[i];
+    if (!bucket.rests(i)) append_norm_blocks(slice.offset, slice.end(), blocks);
   }
   return blocks;
 }
 
-double squared_norm(std::span<const Bucket> buckets, const OptimizerLaunch& launch) {
+double squared_norm(std::span<const Bucket> buckets, const OptimizerDevice& device) {
   if (buckets.empty()) return 0;
   const auto options = buckets.front().gradient.options().dtype(at::kDouble);
   const at::Tensor results = at::empty({static_cast<std::int64_t>(buckets.size())}, options);
@@ -74,18 +75,18 @@ double squared_norm(std::span<const Bucket> buckets, const OptimizerLaunch& laun
     double* result = results.data_ptr<double>() + i;
     const bool is_double = bucket.gradient.scalar_type() == at::kDouble;
     if (bucket.coded) {
-      is_double ? norm_of_tiles<double>(bucket, result, launch)
-                : norm_of_tiles<float>(bucket, result, launch);
+      is_double ? norm_of_tiles<double>(bucket, result, device)
+                : norm_of_tiles<float>(bucket, result, device);
       continue;
     }
-    tables[i].fill(norm_blocks(bucket), bucket.gradient, *launch.queue);
+    tables[i].fill(norm_blocks(bucket), bucket.gradient, *device.queue);
     sums[i] = at::empty({tables[i].size()}, options);
-    is_double ? launch_norm<double>(bucket, tables[i], sums[i], result, launch)
-              : launch_norm<float>(bucket, tables[i], sums[i], result, launch);
+    is_double ? put_norm_on_queue<double>(bucket, tables[i], sums[i], result, device)
+              : put_norm_on_queue<float>(bucket, tables[i], sums[i], result, device);
   }
-  const auto on_host = launch.queue->host_memory(results.nbytes());
-  launch.queue->copy(on_host.get(), results.const_data_ptr(), results.nbytes());
-  launch.queue->synchronize(Deadline::max());
+  const auto on_host = device.queue->host_memory(results.nbytes());
+  device.queue->copy(on_host.get(), results.const_data_ptr(), results.nbytes());
+  device.queue->synchronize(Deadline::max());
   double sum = 0;
   for (std::size_t i = 0; i < buckets.size(); ++i) sum += static_cast<double*>(on_host.get())[i];
   return sum;

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "collectives/bucket.h"
-#include "optimizers/launch.h"
+#include "optimizers/device.h"
 
 namespace thinwire {
 
@@ -13,7 +13,7 @@ namespace thinwire {
 // not rest, summed in double in one fixed order (that of `SquaredNormArgs` over a bucket's
 // `norm_blocks`, then bucket by bucket), so that it is the same bits everywhere. Not finite if a
 // gradient is not.
-double squared_norm(std::span<const Bucket> buckets, const OptimizerLaunch& launch = {});
+double squared_norm(std::span<const Bucket> buckets, const OptimizerDevice& device = {});
 
 // The blocks whose squares make the norm of one bucket: its slices that do not rest, each cut
 // from its own start.

@@ -1,54 +1,77 @@
 #include "optimizers/factory.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
 #include "collectives/base/spec.h"
-#include "optimizers/adam.h"
-#include "optimizers/sgd.h"
+#include "optimizers/elementwise.h"
 
 namespace thinwire {
 namespace {
 
-constexpr double most_decay = 1000;  // as --weight-decay
+// Where an optimizer is made from its options.
+struct Site {
+  const OptimizerDefaults& defaults;
+  std::span<const Bucket> buckets;
+  const GroupRules& rules;
+  const OptimizerDevice& device;
+};
 
-SgdOptions sgd_options(Spec& spec, const OptimizerDefaults& defaults) {
-  SgdOptions options;
-  options.momentum = spec.number("momentum", defaults.momentum, 0, 1);
-  options.dampening = spec.number("dampening", options.dampening, 0, 1);
-  options.weight_decay = spec.number("weight_decay", defaults.weight_decay, 0, most_decay);
-  options.nesterov = spec.integer("nesterov", 0, 0, 1) == 1;
+// Words that share their options and differ in defaults only.
+struct Kind {
+  std::vector<std::string> words;
+  std::string keys;
+  std::unique_ptr<Optimizer> (*make)(Spec& spec, const Site& site);
+};
+
+template <typename Rule>
+std::unique_ptr<Optimizer> make_elementwise(Spec& spec, const Site& site) {
+  const typename Rule::Options options = Rule::parse(spec, site.defaults);
   spec.done();
-  return options;
+  return std::make_unique<Elementwise<Rule>>(site.buckets, options, site.rules, site.device);
 }
 
-AdamOptions adam_options(Spec& spec, const OptimizerDefaults& defaults) {
-  AdamOptions options;
-  options.beta1 = spec.number("beta1", options.beta1, 0, 1);
-  options.beta2 = spec.number("beta2", options.beta2, 0, 1);
-  options.eps = spec.number("eps", options.eps, 0, 1);
-  options.weight_decay = spec.number("weight_decay", defaults.weight_decay, 0, most_decay);
-  options.amsgrad = spec.integer("amsgrad", 0, 0, 1) == 1;
-  spec.done();
-  return options;
+template <typename... Rules>
+std::vector<Kind> kinds_of(RuleList<Rules...>) {
+  return {{Rules::words(), Rules::keys, make_elementwise<Rules>}...};
+}
+
+// An optimizer that is not elementwise is one more of these.
+std::vector<Kind> all_kinds() {
+  return kinds_of(ElementwiseRules{});
 }
 
 }  // namespace
 
+std::vector<std::string> known_optimizers() {
+  std::vector<std::string> known;
+  for (const Kind& kind : all_kinds()) {
+    known.insert(known.end(), kind.words.begin(), kind.words.end());
+  }
+  return known;
+}
+
+std::string optimizer_help() {
+  std::vector<std::string> lines;
+  for (const Kind& kind : all_kinds()) {
+    lines.push_back(fmt::format("{}[:{}]", fmt::join(kind.words, "|"), kind.keys));
+  }
+  return fmt::format("{}", fmt::join(lines, " | "));
+}
+
 std::unique_ptr<Optimizer> make_optimizer(const std::string& text,
                                           const OptimizerDefaults& defaults,
                                           std::span<const Bucket> buckets, const GroupRules& rules,
-                                          const OptimizerLaunch& launch) {
+                                          const OptimizerDevice& device) {
   Spec spec("--optimizer", text);
-  if (spec.name() == "sgd") {
-    return std::make_unique<Sgd>(buckets, sgd_options(spec, defaults), rules, launch);
+  for (const Kind& kind : all_kinds()) {
+    if (std::ranges::find(kind.words, spec.name()) != kind.words.end()) {
+      return kind.make(spec, {defaults, buckets, rules, device});
+    }
   }
-  if (spec.name() == "adam") {
-    return std::make_unique<Adam>(buckets, adam_options(spec, defaults), WeightDecay::coupled,
-                                  rules, launch);
-  }
-  if (spec.name() == "adamw") {
-    return std::make_unique<Adam>(buckets, adam_options(spec, defaults), WeightDecay::decoupled,
-                                  rules, launch);
-  }
-  spec.unknown_name({"sgd", "adam", "adamw"});
+  spec.unknown_name(known_optimizers());
 }
 
 }  // namespace thinwire

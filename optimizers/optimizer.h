@@ -9,6 +9,7 @@
 #include "collectives/base/state.h"
 #include "collectives/bucket.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
+#include "optimizers/rule.h"
 
 namespace thinwire {
 
@@ -21,13 +22,6 @@ struct StepPlan {
   Transmission transmission = Transmission::compressed;
   // What its update reads. Of coded estimates a norm or an update decodes a tile at a time.
   EstimateForm reads = EstimateForm::coded;
-};
-
-// What one update needs besides the bucket.
-struct StepParameters {
-  double lr = 0;              // the schedule's rate for this step
-  double gradient_scale = 1;  // multiplies the reduced quantity (clipping); exactly 1: no clipping
-  std::int64_t committed_step = 0;  // updates before this one; Adam's t is this plus one
 };
 
 // What one parameter's update uses instead of the defaults.
@@ -54,6 +48,8 @@ class Optimizer {
   virtual StepPlan plan(std::int64_t committed_step) const = 0;
   virtual void before_reduce(Bucket& bucket, const StepContext& step) = 0;
   virtual void after_reduce(Bucket& bucket, const StepParameters& step) = 0;
+  // The bucket has another layout from now on: state of what is gone is dropped.
+  virtual void relayout(const Bucket& bucket) = 0;
   // Shows the state of all buckets, tensors named "<kind>/<parameter>".
   virtual void visit(StateVisitor& visitor) = 0;
 };

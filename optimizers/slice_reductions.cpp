@@ -55,7 +55,7 @@ template <typename T>
 void add_flat(const Bucket& bucket, const at::Tensor& flat, Accumulator& sums) {
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
     const Slice& slice = bucket.slices[i];
-    if (!slice.rests()) sums.add(i, flat.const_data_ptr<T>() + slice.offset, slice.numel);
+    if (!bucket.rests(i)) sums.add(i, flat.const_data_ptr<T>() + slice.offset, slice.numel);
   }
 }
 

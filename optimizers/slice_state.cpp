@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "collectives/base/error.h"
+#include "collectives/compression/reducer/live_order.h"
 
 namespace thinwire {
 namespace {
@@ -40,7 +41,7 @@ void check_bucket(const Bucket& bucket, std::size_t position, const Queue& queue
 SliceState::SliceState(std::span<const Bucket> buckets, const GroupRules& rules,
                        double weight_decay, std::vector<std::string> kinds, const Queue& queue)
     : kinds_(std::move(kinds)) {
-  check(kinds_.size() <= max_kinds, "kinds of state fit a SliceView");
+  check(kinds_.size() <= max_states, "kinds of state fit a BucketView");
   const ParameterGroup defaults{.weight_decay = weight_decay, .lr_scale = 1};
   for (const Bucket& bucket : buckets) {
     check_bucket(bucket, buckets_.size(), queue);
@@ -62,17 +63,41 @@ SliceState::BucketState& SliceState::of(const Bucket& bucket) {
   return own;
 }
 
-void SliceState::fill_table(const Bucket& bucket, BucketState& own, Queue& queue) {
-  std::vector<bool> resting;
-  for (const Slice& slice : bucket.slices) resting.push_back(slice.rests());
-  if (own.table.filled() && resting == own.resting) return;
-  own.resting = resting;
-  std::vector<StepSlice> slices;
-  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
-    if (resting[i]) continue;
-    slices.push_back(step_slice(own, i));
+void SliceState::relayout(const Bucket& bucket, Queue& queue) {
+  adopt_layout(bucket, of(bucket), queue);
+}
+
+void SliceState::adopt_layout(const Bucket& bucket, BucketState& own, Queue& queue) {
+  if (own.table.filled() && own.layout.is(bucket.layout)) return;
+  own.layout = bucket.layout;
+  own.absent.clear();  // of no table
+  for (at::Tensor& tensor : own.tensors) {
+    clear_gone(bucket, tensor, {0, bucket.numel()}, queue);
   }
-  own.table.fill(std::move(slices), bucket.gradient, queue);
+}
+
+// A slice that is partly live has an entry for each range of live elements.
+void SliceState::fill_table(const Bucket& bucket, BucketState& own, Queue& queue) {
+  adopt_layout(bucket, own, queue);
+  std::vector<bool> absent;
+  for (const Slice& slice : bucket.slices) absent.push_back(slice.absent);
+  if (own.table.filled() && absent == own.absent) return;
+  own.absent = absent;
+  std::vector<StepSlice> table;
+  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+    if (bucket.rests(i)) continue;
+    const StepSlice whole = step_slice(own, i);
+    if (!bucket.layout.is_partial(i)) {
+      table.push_back(whole);
+      continue;
+    }
+    for (const Range& range : bucket.layout.of(i).live.ranges(whole.numel)) {
+      StepSlice& part = table.emplace_back(whole);
+      part.offset += range.begin;
+      part.numel = range.count();
+    }
+  }
+  own.table.fill(table, bucket.gradient, queue);
 }
 
 StepSlice SliceState::step_slice(const BucketState& own, std::size_t slice) {
@@ -83,8 +108,9 @@ StepSlice SliceState::step_slice(const BucketState& own, std::size_t slice) {
 }
 
 void SliceState::round_from_master(Bucket& bucket, const at::Tensor& master) {
-  for (const Slice& slice : bucket.slices) {
-    if (slice.rests()) continue;
+  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+    const Slice& slice = bucket.slices[i];
+    if (bucket.rests(i)) continue;
     bucket.weights.narrow(0, slice.offset, slice.numel)
         .copy_(master.narrow(0, slice.offset, slice.numel));
   }

@@ -4,7 +4,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -21,25 +20,12 @@
 
 namespace thinwire {
 
-// What one update of a bucket, or of a part of it, reads and writes; no two overlap.
-template <typename T>
-struct BucketView {
-  const StepSlice* slices;  // the slices that do not rest, in the memory of the queue
-  std::int64_t slice_count;
-  std::int64_t numel;
-  T* weights;  // the fp32 master copy where the parameters have 16 bits
-  const T* gradient;
-  std::array<T*, 3> state;  // in the order of `kinds`; null beyond them
-};
-
 // Flat zero-initialised tensors, one per bucket and kind, with the layout of the bucket's weights
 // and the dtype of its gradient: float, or double where the weights are double. For 16-bit weights
 // it also keeps an fp32 copy of kind "master", from which they are rounded after every update; it
 // is taken at construction, so the weights must hold their initial values by then.
 class SliceState {
  public:
-  static constexpr std::size_t max_kinds = 3;
-
   // `buckets[i].index` is i. Groups are looked up here, once: `rules` over `weight_decay` and an
   // lr_scale of 1. Throws `UsageError` unless weights and gradient are of a supported dtype and
   // where `queue` can work on them.
@@ -52,6 +38,9 @@ class SliceState {
   template <typename Update>
   void update(Bucket& bucket, Queue& queue, const Update& update);
 
+  // Takes over the bucket's layout: the state of what is gone becomes zero. `update` does so too.
+  void relayout(const Bucket& bucket, Queue& queue);
+
   // Every slice's state, shaped as the parameter, named "<kind>/<parameter>".
   void visit(StateVisitor& visitor);
 
@@ -61,12 +50,14 @@ class SliceState {
     std::vector<ParameterGroup> groups;  // one per slice
     std::vector<at::Tensor> tensors;     // one per kind
     at::Tensor master;                   // undefined unless the weights have 16 bits
-    std::vector<bool> resting;           // as the table knows them
+    Layout layout;                       // as the table knows it
+    std::vector<bool> absent;            // so too
     QueueTable<StepSlice> table;
   };
 
   BucketState& of(const Bucket& bucket);
   static void fill_table(const Bucket& bucket, BucketState& own, Queue& queue);
+  static void adopt_layout(const Bucket& bucket, BucketState& own, Queue& queue);
   static void round_from_master(Bucket& bucket, const at::Tensor& master);
   static StepSlice step_slice(const BucketState& own, std::size_t slice);
   template <typename T>
@@ -102,9 +93,8 @@ void SliceState::update_as(Bucket& bucket, BucketState& own, Queue& queue, const
     slice.offset = 0;
     slice.numel = tile.count;
     BucketView<T> part{&slice, 1, tile.count, whole.weights + tile.begin, tile.values, {}};
-    for (std::size_t k = 0; k < own.tensors.size(); ++k) {
-      part.state[k] = whole.state[k] + tile.begin;
-    }
+    part.state_count = whole.state_count;
+    for (int k = 0; k < part.state_count; ++k) part.state[k] = whole.state[k] + tile.begin;
     update(part);
   });
 }
@@ -118,8 +108,8 @@ BucketView<T> SliceState::view(Bucket& bucket, BucketState& own) {
                      weights.mutable_data_ptr<T>(),
                      bucket.gradient.const_data_ptr<T>(),
                      {}};
-  for (std::size_t k = 0; k < own.tensors.size(); ++k) {
-    view.state[k] = own.tensors[k].mutable_data_ptr<T>();
+  for (at::Tensor& tensor : own.tensors) {
+    view.state[view.state_count++] = tensor.mutable_data_ptr<T>();
   }
   return view;
 }

@@ -120,23 +120,32 @@ DataParallel::DataParallel(std::vector<Parameter> parameters, ModelBuffers modul
       steps_(make_metered(communicator.split(0, communicator.rank()), meter_)),
       calls_(make_metered(communicator.split(0, communicator.rank()), meter_)),
       fixed_(fixed_ones(parameters)),
-      buckets_(trainable_ones(std::move(parameters)), bucket_options(options_)),
       module_buffers_(std::move(module_buffers)),
       compression_(std::move(compression)),
-      reduction_(reduction.reducer ? std::move(reduction) : make_reduction(compression_)),
-      transaction_(buckets_.buckets(), *reduction_.reducer, *steps_,
-                   {.before = reduction_.before.get()}),
-      arrival_(buckets_, transaction_, Counting::learned) {
+      has_own_reducer_(reduction.reducer != nullptr) {
+  build(trainable_ones(std::move(parameters)),
+        has_own_reducer_ ? std::move(reduction) : make_reduction(compression_));
   meet();
   committed_buffers_ = module_buffers_.clone();
   set_next_step();
+}
+
+// Each refers to those before it.
+void DataParallel::build(std::vector<Parameter> parameters, Reduction reduction) {
+  arrival_.reset();
+  transaction_.reset();
+  buckets_.emplace(std::move(parameters), bucket_options(options_));
+  reduction_ = std::move(reduction);
+  transaction_.emplace(buckets_->buckets(), *reduction_.reducer, *steps_,
+                       StepParts{.before = reduction_.before.get()});
+  arrival_.emplace(*buckets_, *transaction_, Counting::learned);
 }
 
 // What differs between ranks would later be a mean of things that do not belong together.
 void DataParallel::meet() {
   std::vector<std::string> parameters, buffers, codings;
   std::vector<at::Tensor> tensors;
-  for (const auto& parameter : buckets_.parameters()) {
+  for (const auto& parameter : buckets_->parameters()) {
     parameters.push_back(describe(parameter.name, parameter.tensor));
     tensors.push_back(parameter.tensor);
   }
@@ -151,7 +160,7 @@ void DataParallel::meet() {
     buffers.push_back(describe(module_buffers_.names()[i], buffer));
     tensors.push_back(buffer);
   }
-  for (const Bucket& bucket : buckets_.buckets()) {
+  for (const Bucket& bucket : buckets_->buckets()) {
     for (const SlicePlan& plan : reduction_.reducer->plan(bucket)) {
       codings.push_back(fmt::format("{}: {}", plan.name, plan.coding));
     }
@@ -172,22 +181,22 @@ void DataParallel::meet() {
 }
 
 void DataParallel::set_next_step() {
-  transaction_.set_step({.step = attempted_,
-                         .transmission = transmission_of(compression_, attempted_ - skipped_,
-                                                         Transmission::compressed)});
+  transaction_->set_step({.step = attempted_,
+                          .transmission = transmission_of(compression_, attempted_ - skipped_,
+                                                          Transmission::compressed)});
 }
 
 Verdict DataParallel::finish() {
-  return end_step([this] { return arrival_.finish(); });
+  return end_step([this] { return arrival_->finish(); });
 }
 
 Verdict DataParallel::finish(std::int64_t samples) {
   if (samples < 0) throw UsageError(fmt::format("finish({}): give 0 or more samples", samples));
-  return end_step([&] { return arrival_.finish_weighted(samples); });
+  return end_step([&] { return arrival_->finish_weighted(samples); });
 }
 
 Verdict DataParallel::abandon(const std::string& why) {
-  return end_step([&] { return arrival_.abandon(why); });
+  return end_step([&] { return arrival_->abandon(why); });
 }
 
 Verdict DataParallel::end_step(const std::function<Verdict()>& end) {
@@ -226,13 +235,13 @@ void DataParallel::roll_back() {
 void DataParallel::join(const std::function<void(const Verdict&)>& update) {
   require_between_steps();
   while (true) {
-    arrival_.begin_step({.joined = 1});
-    const auto& words = transaction_.opening_words();
+    arrival_->begin_step({.joined = 1});
+    const auto& words = transaction_->opening_words();
     if (std::all_of(words.begin(), words.end(), [](const auto& word) { return word.joined; })) {
-      transaction_.cancel();
+      transaction_->cancel();
       return;
     }
-    const Verdict verdict = end_step([this] { return arrival_.finish(StepEnd::idle); });
+    const Verdict verdict = end_step([this] { return arrival_->finish(StepEnd::idle); });
     if (!verdict.superseded) update(verdict);
   }
 }
@@ -293,14 +302,14 @@ void DataParallel::on_rank_zero(const std::function<void()>& body) {
 }
 
 void DataParallel::check_replicas() {
-  require_equal_replicas(*calls_, buckets_.parameters());
+  require_equal_replicas(*calls_, buckets_->parameters());
 }
 
 std::vector<std::string> DataParallel::describe_compression() const {
   const std::int64_t until_start =
       std::max<std::int64_t>(compression_.start_iter - (attempted_ - skipped_), 0);
   std::vector<std::string> lines = thinwire::describe_compression(
-      buckets_.buckets(), *reduction_.reducer, compression_.policy, attempted_ + 1 + until_start);
+      buckets_->buckets(), *reduction_.reducer, compression_.policy, attempted_ + 1 + until_start);
   if (const auto warning = divergence_warning(resolve(compression_))) {
     lines.push_back("warning: " + *warning);
   }
@@ -311,15 +320,57 @@ void DataParallel::visit(StateVisitor& visitor) {
   require_between_steps();
   visitor.counter("attempted", attempted_);
   visitor.counter("skipped", skipped_);
-  for (const Bucket& bucket : buckets_.buckets()) {
+  layouts_.visit(buckets_->buckets(), visitor);
+  for (const Bucket& bucket : buckets_->buckets()) {
     reduction_.reducer->visit(bucket, visitor);
     if (reduction_.before) reduction_.before->visit(bucket, visitor);
   }
   set_next_step();  // the visitor may have filled the counters in
 }
 
+std::vector<std::string> DataParallel::replace_parameters(const Replacement& replacement) {
+  require_between_steps();
+  if (has_own_reducer_) {
+    throw UsageError(
+        "parameters cannot be replaced under a reducer of your own, which would have to be built "
+        "anew; give compression options instead");
+  }
+  if (arrival_->is_held_back()) {
+    throw UsageError(
+        "parameters cannot be replaced while gradients accumulate; let what accumulate() and "
+        "ignore() returned end before");
+  }
+  std::vector<Parameter> now = replaced(buckets_->parameters(), replacement);
+  GradientBuckets::require_possible(now);
+  GradientArrival::require_free(replacement.added);
+  std::string parameters;
+  for (const auto& [name, tensor] : now) parameters += describe(name, tensor) + "\n";
+  require_same_everywhere(
+      *calls_, {{"parameters", parameters}},
+      "the ranks replaced different parameters; replace the same ones by the same on every rank");
+  const auto show = [this](StateVisitor& visitor) {
+    for (const Bucket& bucket : buckets_->buckets()) {
+      reduction_.reducer->visit(bucket, visitor);
+      if (reduction_.before) reduction_.before->visit(bucket, visitor);
+    }
+  };
+  CarriedState state(show, *calls_);
+  const auto parts = parts_by_name(buckets_->buckets(), now);
+  build(std::move(now), make_reduction(compression_));
+  meet();
+  thinwire::relayout(parts, buckets_->buckets(), *transaction_);
+  const std::vector<std::string> sentences = state.fill(show, replacement);
+  set_next_step();
+  return sentences;
+}
+
+void DataParallel::relayout(const std::map<std::string, SliceLayout>& parts) {
+  require_between_steps();
+  thinwire::relayout(parts, buckets_->buckets(), *transaction_);
+}
+
 void DataParallel::require_between_steps() const {
-  if (!transaction_.is_open()) return;
+  if (!transaction_->is_open()) return;
   throw UsageError(
       "a step is open: gradients have arrived that no finish() has taken; end it with finish() or "
       "abandon(), and ignore() those of other models");

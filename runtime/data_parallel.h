@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,6 +17,8 @@
 #include "runtime/model/buffers.h"
 #include "runtime/model/model.h"
 #include "runtime/step/arrival.h"
+#include "runtime/step/carried_state.h"
+#include "runtime/step/layout_state.h"
 #include "runtime/step/transaction.h"
 
 namespace torch::optim {
@@ -97,10 +100,24 @@ class DataParallel {
   at::Tensor step(torch::optim::LBFGS& optimizer, const std::function<at::Tensor()>& closure);
 
   // While alive, backward() accumulates without communication: for all micro-batches but the last.
-  [[nodiscard]] HeldBack accumulate() { return HeldBack(arrival_); }
+  [[nodiscard]] HeldBack accumulate() { return HeldBack(*arrival_); }
   // While alive, gradients that backward() makes for these parameters are dropped: of a generator's
   // loss for the discriminator, say.
-  [[nodiscard]] Ignored ignore() { return Ignored(arrival_); }
+  [[nodiscard]] Ignored ignore() { return Ignored(*arrival_); }
+
+  // Between steps, alike on all ranks: the named parameters have these layouts from the next step
+  // on. What is not live of one is in no message, and its gradient is 0. Your optimizer knows
+  // nothing of it: weight decay and momentum go on where the gradient is 0. Throws `UsageError` for
+  // a name that is no parameter's, and for a layout that the compressor cannot have.
+  void relayout(const std::map<std::string, SliceLayout>& parts);
+  // Between steps, alike on all ranks: other parameters take the place of some, which belong to
+  // nobody from then on. The buckets are laid out anew; what was not sent of parameters that stay
+  // goes on, what was not sent of others is projected or dropped, as the sentences say that it
+  // returns. The values of the new ones become rank 0's. A checkpoint has their names; whoever goes
+  // on from it replaces the same parameters before `load`. Give your optimizer the new ones too.
+  // Throws `UsageError`, before anything changes, for a name that is no parameter's, and with a
+  // reducer of your own.
+  std::vector<std::string> replace_parameters(const Replacement& replacement);
 
   // What follows is collective, and independent of the steps' own communication.
 
@@ -141,6 +158,7 @@ class DataParallel {
                Communicator& communicator, CompressionOptions compression, Reduction reduction,
                DataParallelOptions options);
 
+  void build(std::vector<Parameter> parameters, Reduction reduction);
   void meet();
   void set_next_step();
   Verdict end_step(const std::function<Verdict()>& end);
@@ -155,13 +173,16 @@ class DataParallel {
   std::unique_ptr<Communicator> steps_;  // the group of the steps' communication thread
   std::unique_ptr<Communicator> calls_;  // and that of what the user calls in between
   std::vector<Parameter> fixed_;         // that cannot have gradients
-  GradientBuckets buckets_;
   ModelBuffers module_buffers_;
   std::vector<at::Tensor> committed_buffers_;  // their values after the last committed step
   CompressionOptions compression_;
+  bool has_own_reducer_ = false;
+  LayoutState layouts_;
+  // Built anew where parameters are replaced, each with those before it.
+  std::optional<GradientBuckets> buckets_;
   Reduction reduction_;
-  StepTransaction transaction_;
-  GradientArrival arrival_;
+  std::optional<StepTransaction> transaction_;
+  std::optional<GradientArrival> arrival_;
   bool warned_of_lbfgs_ = false;
   std::int64_t attempted_ = 0;
   std::int64_t skipped_ = 0;

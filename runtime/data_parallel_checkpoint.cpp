@@ -51,7 +51,7 @@ void visit_bytes(at::Tensor& bytes, StateVisitor& visitor) {
 }  // namespace
 
 void DataParallel::visit_model(StateVisitor& visitor, const std::vector<at::Tensor>& mean_buffers) {
-  visit_parameters(buckets_.parameters(), visitor);
+  visit_parameters(buckets_->parameters(), visitor);
   visit_parameters(fixed_, visitor);
   module_buffers_.visit_mean(visitor, mean_buffers);
 }
@@ -89,6 +89,7 @@ std::optional<std::int64_t> DataParallel::load(const std::string& folder,
   std::vector<std::string> warnings;
   const std::pair counters{attempted_, skipped_};
   try {
+    layouts_.begin_to_load(manifest.counters, buckets_->buckets(), *transaction_);
     warnings = load_checkpoint(
         files, found, manifest, calls_->rank(), calls_->size(),
         [&](StateVisitor& visitor) { visit_model(visitor, unused); },
@@ -102,6 +103,7 @@ std::optional<std::int64_t> DataParallel::load(const std::string& folder,
     set_next_step();
     throw;
   }
+  layouts_.end_of_load(buckets_->buckets(), *transaction_);
   for (const auto& warning : warnings) warn(warning);
   fill_in(optimizer, bytes);
   committed_buffers_ = module_buffers_.clone();

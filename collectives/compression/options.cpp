@@ -13,8 +13,8 @@
 #include "collectives/compression/codec/quantize.h"
 #include "collectives/compression/codec/sign.h"
 #include "collectives/compression/codec/top_k.h"
-#include "collectives/compression/reducer/fused.h"
 #include "collectives/compression/reducer/gradient_average.h"
+#include "collectives/compression/reducer/pipelined.h"
 #include "collectives/compression/reducer/power_sgd.h"
 
 namespace thinwire {
@@ -329,7 +329,7 @@ std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
   if (std::holds_alternative<PowerSgd>(chosen.codec)) {
     return std::make_unique<PowerSgdReducer>(chosen, launch);
   }
-  return std::make_unique<FusedReducer>(chosen, make_codec(chosen.codec), launch);
+  return std::make_unique<PipelinedReducer>(chosen, launch);
 }
 
 Reduction make_reduction(const CompressionOptions& options, const ReducerLaunch& launch) {

@@ -11,6 +11,7 @@
 #include "collectives/compression/codec/codec.h"
 #include "collectives/compression/kernels/kernels.h"
 #include "collectives/compression/kernels/low_rank.h"
+#include "collectives/compression/kernels/permute.h"
 #include "collectives/compression/policy.h"
 #include "collectives/compression/reducer/before_reduce.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
@@ -141,6 +142,8 @@ struct ReducerLaunch {
   // reduced. Small, so that the first are soon on the wire and the last soon off it; large against
   // what a message and a launch cost.
   std::int64_t segment = 1 << 19;
+  PermuteKernels<float> permute_for_float = host_permute_kernels<float>();
+  PermuteKernels<double> permute_for_double = host_permute_kernels<double>();
 
   template <typename T>
   const Kernels<T>& kernels() const {
@@ -148,6 +151,14 @@ struct ReducerLaunch {
       return for_double;
     } else {
       return for_float;
+    }
+  }
+  template <typename T>
+  const PermuteKernels<T>& permute() const {
+    if constexpr (std::is_same_v<T, double>) {
+      return permute_for_double;
+    } else {
+      return permute_for_float;
     }
   }
   template <typename T>

@@ -10,22 +10,21 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "collectives/operation.h"
-#include "collectives/ring_sum.h"
+#include "collectives/transfers/transfers.h"
 
 namespace thinwire::mpi {
 
 enum class Direction { send, receive };
 
-// One message in flight, beside its request.
-struct Message {
+// What an MPI request is about.
+struct Request {
   Direction direction = Direction::send;
   int peer = 0;
-  std::int64_t place = -1;  // in the operation's ring; -1: in none
-  int bytes = 0;
+  int stream = 0;
+  Transfers::Message message;
 };
 
 // Does the memory live as long as its storage? That of `from_blob` is the caller's.
@@ -41,7 +40,13 @@ inline at::Tensor copy_of(const at::Tensor& tensor) {
 
 // What an operation holds; outlives the Work while MPI may still touch it.
 struct Pending {
-  explicit Pending(Operation its_call) : call(std::move(its_call)) {
+  Pending(Operation its_call, int rank, int size, const TransferOptions& options)
+      : call(std::move(its_call)), pool(options.message_bytes) {
+    hold_memory();
+    transfers = plan_transfers(call, rank, size, options, pool);
+  }
+
+  void hold_memory() {
     if (!call.input.defined()) return;
     const bool in_place = call.output.is_same(call.input);
     if (!owns_memory(call.output)) {
@@ -55,30 +60,26 @@ struct Pending {
     }
     // A tensor may be given another storage while it is in flight.
     storages = {call.input.storage(), call.output.storage()};
-    in = static_cast<char*>(call.input.data_ptr());
-    out = static_cast<char*>(call.output.data_ptr());
   }
 
   Operation call;
   std::array<c10::Storage, 2> storages;
   at::Tensor result;  // where the output goes in the end, if that is a copy
-  char* in = nullptr;
-  char* out = nullptr;
-  std::optional<RingSum> ring;    // of a large sum, or of one between two ranks
-  std::unique_ptr<char[]> terms;  // of a small one: this rank's share of all ranks
-  std::vector<MPI_Request> requests;
-  std::vector<Message> messages;  // of each request
+  BlockPool pool;
+  std::unique_ptr<Transfers> transfers;
+  std::vector<MPI_Request> handles;
+  std::vector<Request> requests;  // of each handle
 
   // After a failure: true if MPI is through with all of it. If not, this must live for ever.
   bool let_go() {
     bool through = true;
-    for (std::size_t i = 0; i < requests.size(); ++i) {
-      if (requests[i] == MPI_REQUEST_NULL) continue;
+    for (std::size_t i = 0; i < handles.size(); ++i) {
+      if (handles[i] == MPI_REQUEST_NULL) continue;
       // Nothing more may come into the caller's tensors. What is being sent cannot be cancelled.
-      if (messages[i].direction == Direction::receive) MPI_Cancel(&requests[i]);
+      if (requests[i].direction == Direction::receive) MPI_Cancel(&handles[i]);
       int ended = 0;
       through =
-          MPI_Test(&requests[i], &ended, MPI_STATUS_IGNORE) == MPI_SUCCESS && ended != 0 && through;
+          MPI_Test(&handles[i], &ended, MPI_STATUS_IGNORE) == MPI_SUCCESS && ended != 0 && through;
     }
     if (through) return true;
     for (c10::Storage& storage : storages) {

@@ -29,6 +29,11 @@ enum class FrameKind : std::uint8_t {
   second,  // the second stream: finished shares to everybody
 };
 
+// The stream of an operation (`Transfers`) to which a frame's payload belongs.
+inline int stream_of(FrameKind kind) {
+  return kind == FrameKind::second ? 1 : 0;
+}
+
 // Before every payload. The payloads of one stream come in order, so they need no place.
 struct FrameHeader {
   OperationId id;

@@ -35,10 +35,6 @@ constexpr std::size_t kNoticeText = 4000;
 constexpr std::size_t kWasteBytes = 64 << 10;
 constexpr std::size_t kMostUnknownGroups = 4096;
 
-int stream_of(FrameKind kind) {
-  return kind == FrameKind::second ? 1 : 0;
-}
-
 // Has the peer's kernel everything that was sent, or will it never?
 bool drained(const Descriptor& socket) {
   int left = 0;
@@ -152,14 +148,14 @@ void Mesh::leave(Group& group) {
 
 // --- Operations ---------------------------------------------------------------------------------
 
-std::shared_ptr<Exchange> Mesh::post(Group& group, Operation call) {
+std::shared_ptr<PendingOperation> Mesh::post(Group& group, Operation call) {
   const std::lock_guard lock(mutex_);
   if (group.fails(group.posted)) raise(*group.ended());
-  const auto exchange = std::make_shared<Exchange>(
+  const auto operation = std::make_shared<PendingOperation>(
       OperationId{group.id, group.posted++}, std::move(call), group.rank,
       static_cast<int>(group.members.size()), options_.chunk_bytes, pool_);
-  pending_.push_back(exchange);
-  adopt_early(group, exchange);
+  pending_.push_back(operation);
+  adopt_early(group, operation);
   for (const int rank : group.members) {
     if (rank != options_.rank) send_frames(rank);
   }
@@ -167,24 +163,24 @@ std::shared_ptr<Exchange> Mesh::post(Group& group, Operation call) {
   forget_complete();
   // A thread that polls must also look out for what this operation needs.
   if (polling_) wake();
-  if (group.fails(exchange->id().sequence)) raise(*group.ended());
-  return exchange;
+  if (group.fails(operation->id().sequence)) raise(*group.ended());
+  return operation;
 }
 
-void Mesh::wait(Group& group, Exchange& exchange, Deadline deadline) {
+void Mesh::wait(Group& group, PendingOperation& operation, Deadline deadline) {
   std::unique_lock lock(mutex_);
   const auto complete = [&] {
     // The last frame may still be in writing.
-    return exchange.exchanged() &&
+    return operation.complete() &&
            std::none_of(pending_.begin(), pending_.end(),
-                        [&](const auto& entry) { return entry.get() == &exchange; });
+                        [&](const auto& entry) { return entry.get() == &operation; });
   };
   for (;;) {
     // What is complete has succeeded, whatever happened since.
     if (complete()) return;
-    if (group.fails(exchange.id().sequence)) raise(*group.ended());
+    if (group.fails(operation.id().sequence)) raise(*group.ended());
     if (Clock::now() >= deadline) {
-      end_group(group, {FailureKind::lost, timed_out(group, exchange)});
+      end_group(group, {FailureKind::lost, timed_out(group, operation)});
       tell_members(group);
     } else if (polling_) {
       changed_.wait_until(lock, deadline);
@@ -243,26 +239,25 @@ void Mesh::wake() {
 }
 
 void Mesh::forget_complete() {
-  std::erase_if(pending_, [&](const auto& exchange) {
-    if (!exchange->exchanged()) return false;
+  std::erase_if(pending_, [&](const auto& operation) {
+    if (!operation->complete()) return false;
     return std::none_of(peers_.begin(), peers_.end(),
-                        [&](const Peer& to) { return to.writing.exchange == exchange; });
+                        [&](const Peer& to) { return to.writing.operation == operation; });
   });
 }
 
-std::string Mesh::timed_out(const Group& group, const Exchange& exchange) const {
+std::string Mesh::timed_out(const Group& group, const PendingOperation& operation) const {
   std::set<int> absent;
   std::set<int> slow;     // of whose first stream bytes are missing
   std::set<int> held_up;  // of whose second: maybe by others
   std::set<int> deaf;
-  for (int member = 0; member < exchange.size(); ++member) {
-    if (member == exchange.rank()) continue;
-    const Lane& lane = exchange.lane(member);
+  for (int member = 0; member < operation.size(); ++member) {
+    if (member == operation.rank()) continue;
     const int rank = group.members[static_cast<std::size_t>(member)];
-    if (!lane.call_received) absent.insert(rank);
-    if (lane.in[0].missing() > 0) slow.insert(rank);
-    if (lane.in[1].missing() > 0) held_up.insert(rank);
-    if (!lane.call_sent || exchange.needs_to_send(member)) deaf.insert(rank);
+    if (!operation.call_received(member)) absent.insert(rank);
+    if (operation.missing(member, 0) > 0) slow.insert(rank);
+    if (operation.missing(member, 1) > 0) held_up.insert(rank);
+    if (!operation.call_sent(member) || operation.needs_to_send(member)) deaf.insert(rank);
   }
   std::string who = "the last bytes were not taken";
   if (!absent.empty()) {
@@ -275,18 +270,28 @@ std::string Mesh::timed_out(const Group& group, const Exchange& exchange) const 
     who = fmt::format("rank {} does not receive", fmt::join(deaf, ", "));
   }
   return fmt::format("{} timed out on rank {}: {}; see why, or raise the timeout",
-                     exchange.call().describe(), options_.rank, who);
+                     operation.call().describe(), options_.rank, who);
 }
 
 // --- Sending ------------------------------------------------------------------------------------
 
+namespace {
+
+// Is there something that the member may get now?
+bool may_send(PendingOperation& operation, int member) {
+  if (!operation.call_received(member)) return false;
+  return operation.sendable(member, 0) != nullptr || operation.sendable(member, 1) != nullptr;
+}
+
+}  // namespace
+
 bool Mesh::has_frame(int rank) {
   Peer& to = peer(rank);
   if (to.writing.active) return true;
-  for (const auto& exchange : pending_) {
-    const int member = find_group(exchange->id().group)->place_of(rank);
+  for (const auto& operation : pending_) {
+    const int member = find_group(operation->id().group)->place_of(rank);
     if (member < 0) continue;
-    if (!exchange->lane(member).call_sent || exchange->lane(member).has_sendable()) return true;
+    if (!operation->call_sent(member) || may_send(*operation, member)) return true;
   }
   return false;
 }
@@ -295,47 +300,48 @@ bool Mesh::has_frame(int rank) {
 // which peers make the second.
 bool Mesh::start_frame(int rank) {
   Peer& to = peer(rank);
-  for (const auto& exchange : pending_) {
-    const int member = find_group(exchange->id().group)->place_of(rank);
-    if (member < 0 || exchange->lane(member).call_sent) continue;
-    Lane& lane = exchange->lane(member);
-    lane.call_sent = true;
-    const std::int64_t bytes = lane.out[0].total;
+  for (const auto& operation : pending_) {
+    const int member = find_group(operation->id().group)->place_of(rank);
+    if (member < 0 || operation->call_sent(member)) continue;
+    operation->note_call_sent(member);
+    const bool called = operation->call_received(member);
+    const std::int64_t bytes = operation->unsent(member, 0);
+    const Transfers::Message* first = operation->sendable(member, 0);
     const std::int64_t cost = bytes + kAheadOverhead;
-    const bool fits = lane.call_received || to.bytes_ahead + cost <= kAheadBytes;
-    const bool along = bytes > 0 && bytes <= kEagerBytes && lane.out[0].sendable() == bytes && fits;
-    if (along && !lane.call_received) {
-      to.ahead[exchange->id()] = cost;
+    const bool fits = called || to.bytes_ahead + cost <= kAheadBytes;
+    const bool along = first != nullptr && first->bytes == bytes && bytes <= kEagerBytes && fits;
+    if (along && !called) {
+      to.ahead[operation->id()] = cost;
       to.bytes_ahead += cost;
     }
-    write_frame(to, *exchange, member, FrameKind::call, along ? bytes : 0);
-    to.writing.exchange = exchange;
+    write_frame(to, operation, member, FrameKind::call,
+                along ? operation->take_sendable(member, 0) : Transfers::Message{});
     return true;
   }
-  for (const auto& exchange : pending_) {
-    const int member = find_group(exchange->id().group)->place_of(rank);
-    if (member < 0 || !exchange->lane(member).has_sendable()) continue;
+  for (const auto& operation : pending_) {
+    const int member = find_group(operation->id().group)->place_of(rank);
+    if (member < 0 || !may_send(*operation, member)) continue;
     for (const FrameKind kind : {FrameKind::first, FrameKind::second}) {
-      const std::int64_t bytes =
-          std::min(exchange->lane(member).out[stream_of(kind)].sendable(), options_.chunk_bytes);
-      if (bytes <= 0) continue;
-      write_frame(to, *exchange, member, kind, bytes);
-      to.writing.exchange = exchange;
+      const int stream = stream_of(kind);
+      if (operation->sendable(member, stream) == nullptr) continue;
+      write_frame(to, operation, member, kind, operation->take_sendable(member, stream));
       return true;
     }
   }
   return false;
 }
 
-void Mesh::write_frame(Peer& to, Exchange& exchange, int member, FrameKind kind,
-                       std::int64_t bytes) {
-  Outgoing& outgoing = exchange.lane(member).out[stream_of(kind)];
-  to.writing.header = exchange.header(member, kind);
-  to.writing.header.bytes = static_cast<std::uint32_t>(bytes);
-  to.writing.payload = bytes > 0 ? outgoing.from + outgoing.claimed : nullptr;
-  to.writing.written = 0;
-  to.writing.active = true;
-  outgoing.claimed += bytes;
+void Mesh::write_frame(Peer& to, const std::shared_ptr<PendingOperation>& operation, int member,
+                       FrameKind kind, const Transfers::Message& message) {
+  Writing& writing = to.writing;
+  writing.header = operation->header(member, kind);
+  writing.header.bytes = static_cast<std::uint32_t>(message.bytes);
+  writing.message = message;
+  writing.payload = message.data;
+  writing.written = 0;
+  writing.operation = operation;
+  writing.member = member;
+  writing.active = true;
 }
 
 void Mesh::send_frames(int rank) {
@@ -363,7 +369,11 @@ void Mesh::send_frames(int rank) {
     const ssize_t sent = ::sendmsg(to.sockets.data.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent < 0) {
       to.full = net::again(errno);
-      if (!to.full) stop_writing(to);
+      if (!to.full) {
+        // The peer reads no more; whether that matters is seen once it is known why.
+        to.can_write = false;
+        stop_writing(to);
+      }
       return;
     }
     writing.written += static_cast<std::size_t>(sent);
@@ -374,21 +384,17 @@ void Mesh::send_frames(int rank) {
 }
 
 void Mesh::finish_frame(Peer& to) {
-  to.writing.active = false;
-  to.writing.exchange.reset();
-  to.writing.kept.clear();
+  Writing& writing = to.writing;
+  if (writing.operation && writing.header.bytes > 0) {
+    writing.operation->sent(writing.member, stream_of(writing.header.kind), writing.message);
+  }
+  stop_writing(to);
 }
 
-// The peer reads no more; whether that matters is seen once it is known why.
 void Mesh::stop_writing(Peer& to) {
-  to.can_write = false;
-  if (to.writing.active && to.writing.exchange) {
-    Exchange& exchange = *to.writing.exchange;
-    const int member =
-        find_group(exchange.id().group)->place_of(static_cast<int>(&to - peers_.data()));
-    exchange.lane(member).out[stream_of(to.writing.header.kind)].claimed -= to.writing.header.bytes;
-  }
-  finish_frame(to);
+  to.writing.active = false;
+  to.writing.operation.reset();
+  to.writing.kept.clear();
 }
 
 // --- Receiving ----------------------------------------------------------------------------------
@@ -402,7 +408,7 @@ void Mesh::receive_frames(int rank) {
     // next header comes in the same call.
     std::array<iovec, 2> parts{};
     std::size_t count = 0;
-    const Exchange::Room room = room_for_payload(reading);
+    const PendingOperation::Room room = room_for_payload(rank);
     if (room.bytes > 0) parts[count++] = {room.to, static_cast<std::size_t>(room.bytes)};
     if (room.bytes == reading.payload_left) {
       parts[count++] = {reading.next.data() + reading.next_bytes,
@@ -427,26 +433,34 @@ void Mesh::receive_frames(int rank) {
   }
 }
 
-Exchange::Room Mesh::room_for_payload(Reading& reading) {
+PendingOperation::Room Mesh::room_for_payload(int rank) {
+  Reading& reading = peer(rank).reading;
   if (reading.payload_left == 0) return {};
-  Exchange::Room room{waste_.data(), static_cast<std::int64_t>(waste_.size())};
-  if (reading.exchange) {
-    room = reading.exchange->room(reading.member, stream_of(reading.header.kind));
+  PendingOperation::Room room;
+  if (reading.operation) {
+    room = reading.operation->room(reading.member, stream_of(reading.header.kind));
+    if (room.bytes == 0) {
+      const OperationId id = reading.operation->id();
+      reading.operation.reset();
+      refuse(rank, *find_group(id.group), id.sequence,
+             "sent a result before it had all terms of it");
+    }
   } else if (reading.early != nullptr) {
     room.to = reading.early->payload.data() + (reading.header.bytes - reading.payload_left);
     room.bytes = reading.payload_left;
   }
+  if (room.bytes == 0) room = {waste_.data(), static_cast<std::int64_t>(waste_.size())};
   room.bytes = std::min(room.bytes, reading.payload_left);
   return room;
 }
 
 void Mesh::take_payload(Reading& reading, std::int64_t bytes) {
   reading.payload_left -= bytes;
-  if (reading.exchange) {
-    reading.exchange->arrived(reading.member, stream_of(reading.header.kind), bytes);
+  if (reading.operation) {
+    reading.operation->arrived(reading.member, stream_of(reading.header.kind), bytes);
   }
   if (reading.payload_left > 0) return;
-  reading.exchange.reset();
+  reading.operation.reset();
   reading.early = nullptr;
 }
 
@@ -466,9 +480,9 @@ void Mesh::begin_frame(int rank) {
 
   Group* group = find_group(header.id.group);
   if (group != nullptr && group->fails(header.id.sequence)) return;
-  if (const auto exchange = find_exchange(header.id)) {
-    if (accept(rank, *group, *exchange, header) && header.bytes > 0) {
-      reading.exchange = exchange;
+  if (const auto operation = find_operation(header.id)) {
+    if (accept(rank, *group, *operation, header) && header.bytes > 0) {
+      reading.operation = operation;
       reading.member = group->place_of(rank);
     }
     return;
@@ -494,18 +508,18 @@ void Mesh::begin_frame(int rank) {
 }
 
 // Is this frame what was expected? If not, the group ends.
-bool Mesh::accept(int rank, Group& group, Exchange& exchange, const FrameHeader& header) {
+bool Mesh::accept(int rank, Group& group, PendingOperation& operation, const FrameHeader& header) {
   const int member = group.place_of(rank);
   if (member < 0) {
     refuse(rank, group, header.id.sequence, "sent something to a group that it is not in");
     return false;
   }
-  const std::string what = exchange.mismatch(member, header);
+  const std::string what = operation.mismatch(member, header);
   if (!what.empty()) {
     refuse(rank, group, header.id.sequence, what);
     return false;
   }
-  if (header.kind == FrameKind::call) exchange.lane(member).call_received = true;
+  if (header.kind == FrameKind::call) operation.note_call_received(member);
   return true;
 }
 
@@ -528,26 +542,26 @@ void Mesh::release_ahead(Peer& from, const OperationId& id) {
 }
 
 // Hands a new operation what came for it before it was called.
-void Mesh::adopt_early(Group& group, const std::shared_ptr<Exchange>& exchange) {
+void Mesh::adopt_early(Group& group, const std::shared_ptr<PendingOperation>& operation) {
   for (const int rank : group.members) {
     Peer& from = peer(rank);
-    const auto found = from.early.find(exchange->id());
+    const auto found = from.early.find(operation->id());
     if (found == from.early.end()) continue;
     Early& early = found->second;
-    if (!accept(rank, group, *exchange, early.header)) return;
+    if (!accept(rank, group, *operation, early.header)) return;
     std::int64_t have = early.header.bytes;
     const int member = group.place_of(rank);
     if (from.reading.early == &early) {
       have -= from.reading.payload_left;
       from.reading.early = nullptr;
-      from.reading.exchange = exchange;
+      from.reading.operation = operation;
       from.reading.member = member;
     }
     for (std::int64_t done = 0; done < have;) {
-      const Exchange::Room room = exchange->room(member, 0);
+      const PendingOperation::Room room = operation->room(member, 0);
       const std::int64_t bytes = std::min(room.bytes, have - done);
       std::memcpy(room.to, early.payload.data() + done, static_cast<std::size_t>(bytes));
-      exchange->arrived(member, 0, bytes);
+      operation->arrived(member, 0, bytes);
       done += bytes;
     }
     from.early.erase(found);
@@ -625,20 +639,20 @@ void Mesh::miss_those_who_left() {
   each_peer([&](int rank) {
     const Peer& gone = peer(rank);
     for (std::size_t i = 0; i < pending_.size(); ++i) {
-      Exchange& exchange = *pending_[i];
-      Group& group = *find_group(exchange.id().group);
+      PendingOperation& operation = *pending_[i];
+      Group& group = *find_group(operation.id().group);
       const int member = group.place_of(rank);
       if (member < 0) continue;
-      if (!gone.can_write) exchange.lane(member).call_sent = true;
+      if (!gone.can_write) operation.note_call_sent(member);
       const auto left = group.left.find(rank);
-      const auto sequence = static_cast<std::int64_t>(exchange.id().sequence);
+      const auto sequence = static_cast<std::int64_t>(operation.id().sequence);
       const bool never_called = left != group.left.end() && sequence >= left->second;
       // Without a goodbye it has failed, but what it sent before that may still complete.
       const bool closed = (gone.said_goodbye || gone.lost) && !gone.can_read &&
-                          (exchange.needs_to_receive(member) || exchange.needs_to_send(member));
+                          (operation.needs_to_receive(member) || operation.needs_to_send(member));
       if (!never_called && !closed) continue;
       end_group(group,
-                {FailureKind::lost, left_before(rank, exchange.call().describe()), sequence});
+                {FailureKind::lost, left_before(rank, operation.call().describe()), sequence});
       tell_members(group);
       return;
     }
@@ -673,13 +687,13 @@ void Mesh::tell_members(const Group& group) {
 // Lets go of the tensors of operations that fail. Connections stay in step for the other groups: a
 // frame that is half written or half read goes on without its operation.
 void Mesh::drop_what_fails() {
-  const auto ended = [&](const Exchange& exchange) {
-    return find_group(exchange.id().group)->fails(exchange.id().sequence);
+  const auto ended = [&](const PendingOperation& operation) {
+    return find_group(operation.id().group)->fails(operation.id().sequence);
   };
   for (Peer& each : peers_) {
     Writing& writing = each.writing;
-    if (writing.exchange && ended(*writing.exchange)) {
-      writing.exchange.reset();
+    if (writing.operation && ended(*writing.operation)) {
+      writing.operation.reset();
       if (writing.written == 0) {
         writing.active = false;
       } else if (writing.payload != nullptr) {
@@ -687,7 +701,7 @@ void Mesh::drop_what_fails() {
         writing.payload = writing.kept.data();
       }
     }
-    if (each.reading.exchange && ended(*each.reading.exchange)) each.reading.exchange.reset();
+    if (each.reading.operation && ended(*each.reading.operation)) each.reading.operation.reset();
     std::erase_if(each.early, [&](const auto& entry) {
       const Group* group = find_group(entry.first.group);
       if (group == nullptr || !group->fails(entry.first.sequence)) return false;
@@ -695,7 +709,7 @@ void Mesh::drop_what_fails() {
       return true;
     });
   }
-  std::erase_if(pending_, [&](const auto& exchange) { return ended(*exchange); });
+  std::erase_if(pending_, [&](const auto& operation) { return ended(*operation); });
 }
 
 Group* Mesh::find_group(GroupId id) {
@@ -703,9 +717,9 @@ Group* Mesh::find_group(GroupId id) {
   return found == groups_.end() ? nullptr : found->second.get();
 }
 
-std::shared_ptr<Exchange> Mesh::find_exchange(const OperationId& id) {
+std::shared_ptr<PendingOperation> Mesh::find_operation(const OperationId& id) {
   const auto found = std::find_if(pending_.begin(), pending_.end(),
-                                  [&](const auto& exchange) { return exchange->id() == id; });
+                                  [&](const auto& operation) { return operation->id() == id; });
   return found == pending_.end() ? nullptr : *found;
 }
 

@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
-#include "collectives/sockets/exchange.h"
 #include "collectives/sockets/frame.h"
+#include "collectives/sockets/pending_operation.h"
 #include "collectives/sockets/rendezvous.h"
 
 namespace thinwire::sockets {
@@ -57,10 +57,10 @@ class Mesh {
   Group& add_group(GroupId id, std::vector<int> members, Group& parent);
 
   // Starts an operation: small messages and what the kernel takes at once go out.
-  std::shared_ptr<Exchange> post(Group& group, Operation call);
-  // Blocks in poll() until the exchange is complete; throws when its group ends or the deadline
+  std::shared_ptr<PendingOperation> post(Group& group, Operation call);
+  // Blocks in poll() until the operation is complete; throws when its group ends or the deadline
   // passes first.
-  void wait(Group& group, Exchange& exchange, Deadline deadline);
+  void wait(Group& group, PendingOperation& operation, Deadline deadline);
   // Ends a group here and, by a notice, on its other members.
   void abort(Group& group, Failure failure);
   // This rank calls no more operations of the group, and says so.
@@ -75,9 +75,11 @@ class Mesh {
   // The frame that is being written, and how far.
   struct Writing {
     FrameHeader header;
+    Transfers::Message message;  // of the operation
     const char* payload = nullptr;
     std::size_t written = 0;  // of header and payload together
-    std::shared_ptr<Exchange> exchange;
+    std::shared_ptr<PendingOperation> operation;
+    int member = 0;
     std::vector<char> kept;  // the payload, once its operation was given up
     bool active = false;
   };
@@ -87,7 +89,7 @@ class Mesh {
     std::size_t next_bytes = 0;
     FrameHeader header;
     std::int64_t payload_left = 0;
-    std::shared_ptr<Exchange> exchange;
+    std::shared_ptr<PendingOperation> operation;
     int member = 0;
     Early* early = nullptr;
   };
@@ -117,18 +119,19 @@ class Mesh {
   void send_frames(int rank);
   bool start_frame(int rank);
   bool has_frame(int rank);
-  void write_frame(Peer& to, Exchange& exchange, int member, FrameKind kind, std::int64_t bytes);
+  void write_frame(Peer& to, const std::shared_ptr<PendingOperation>& operation, int member,
+                   FrameKind kind, const Transfers::Message& message);
   void finish_frame(Peer& to);
   void stop_writing(Peer& to);
 
   void receive_frames(int rank);
-  Exchange::Room room_for_payload(Reading& reading);
+  PendingOperation::Room room_for_payload(int rank);
   void take_payload(Reading& reading, std::int64_t bytes);
   void begin_frame(int rank);
-  bool accept(int rank, Group& group, Exchange& exchange, const FrameHeader& header);
+  bool accept(int rank, Group& group, PendingOperation& operation, const FrameHeader& header);
   void refuse(int rank, Group& group, std::uint64_t sequence, const std::string& what);
   void release_ahead(Peer& from, const OperationId& id);
-  void adopt_early(Group& group, const std::shared_ptr<Exchange>& exchange);
+  void adopt_early(Group& group, const std::shared_ptr<PendingOperation>& operation);
 
   void receive_notices(int rank);
   void send_notice(Peer& to, NoticeHeader header, const std::string& reason);
@@ -140,8 +143,8 @@ class Mesh {
   void drop_what_fails();
   void forget_complete();
   Group* find_group(GroupId id);
-  std::shared_ptr<Exchange> find_exchange(const OperationId& id);
-  std::string timed_out(const Group& group, const Exchange& exchange) const;
+  std::shared_ptr<PendingOperation> find_operation(const OperationId& id);
+  std::string timed_out(const Group& group, const PendingOperation& operation) const;
 
   const SocketOptions options_;
   const Descriptor wake_;
@@ -157,7 +160,7 @@ class Mesh {
   std::map<GroupId, Failure> early_failures_;
   std::map<GroupId, std::map<int, std::int64_t>> early_left_;
   BlockPool pool_;
-  std::vector<std::shared_ptr<Exchange>> pending_;  // in the order of the calls
+  std::vector<std::shared_ptr<PendingOperation>> pending_;  // in the order of the calls
   std::vector<char> waste_;
 };
 

@@ -19,25 +19,25 @@ using sockets::Mesh;
 
 class SocketWork final : public Work {
  public:
-  SocketWork(std::shared_ptr<Mesh> mesh, Group& group, std::shared_ptr<sockets::Exchange> exchange,
-             std::int64_t bytes)
+  SocketWork(std::shared_ptr<Mesh> mesh, Group& group,
+             std::shared_ptr<sockets::PendingOperation> operation, std::int64_t bytes)
       : Work(mesh->options().timeout),
         mesh_(std::move(mesh)),
         group_(group),
-        exchange_(std::move(exchange)),
+        operation_(std::move(operation)),
         bytes_(bytes) {}
 
   ~SocketWork() override {
     if (waited_) return;
     mesh_->abort(group_, {FailureKind::lost,
                           fmt::format("rank {} dropped {} without waiting for it",
-                                      mesh_->options().rank, exchange_->call().describe())});
+                                      mesh_->options().rank, operation_->call().describe())});
   }
 
   using Work::wait;
   void wait(Deadline deadline) override {
     waited_ = true;
-    mesh_->wait(group_, *exchange_, deadline);
+    mesh_->wait(group_, *operation_, deadline);
   }
 
   std::int64_t bytes_sent() const override { return bytes_; }
@@ -45,7 +45,7 @@ class SocketWork final : public Work {
  private:
   std::shared_ptr<Mesh> mesh_;
   Group& group_;
-  std::shared_ptr<sockets::Exchange> exchange_;
+  std::shared_ptr<sockets::PendingOperation> operation_;
   std::int64_t bytes_;
   bool waited_ = false;
 };
@@ -95,8 +95,8 @@ class SocketCommunicator final : public OperationCommunicator {
  private:
   std::unique_ptr<Work> post(Operation call) override {
     const std::int64_t bytes = direct_bytes_sent(call, rank(), size());
-    auto exchange = mesh_->post(group_, std::move(call));
-    return std::make_unique<SocketWork>(mesh_, group_, std::move(exchange), bytes);
+    auto operation = mesh_->post(group_, std::move(call));
+    return std::make_unique<SocketWork>(mesh_, group_, std::move(operation), bytes);
   }
 
   std::shared_ptr<Mesh> mesh_;

@@ -233,7 +233,7 @@ class ThreadWork final : public Work {
     const Operation& me = mine();
     const std::int64_t offset = begin * element_bytes(me.input);
     const auto terms = [&](int step) {
-      return bytes_of(call(in_ring(rank_, step, group_->size)).input) + offset;
+      return bytes_of(call(ring_order(rank_, step, group_->size)).input) + offset;
     };
     copy_bytes(to, terms(0), count * element_bytes(me.input));
     for (int step = 1; step < group_->size; ++step) {

@@ -4,11 +4,19 @@
 
 namespace thinwire {
 
+namespace {
+
+template <typename T, typename... Rules>
+OptimizerKernels<T> kernels_of(RuleList<Rules...>) {
+  return {{launch::checked<launch::step<Rules, T>, StepArgs<Rules, T>>...},
+          launch::checked<launch::squared_norm<T>, SquaredNormArgs<T>>};
+}
+
+}  // namespace
+
 template <typename T>
 OptimizerKernels<T> cuda_optimizer_kernels() {
-  return {launch::checked<launch::sgd<T>, SgdArgs<T>>,
-          launch::checked<launch::adam<T>, AdamArgs<T>>,
-          launch::checked<launch::squared_norm<T>, SquaredNormArgs<T>>};
+  return kernels_of<T>(ElementwiseRules{});
 }
 
 template OptimizerKernels<float> cuda_optimizer_kernels<float>();

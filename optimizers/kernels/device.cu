@@ -47,33 +47,14 @@ __device__ void for_each_element(const StepSlice* slices, std::int64_t slice_cou
   }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(threads) sgd_kernel(SgdArgs<T> args) {
+template <typename Rule, typename T, int... k>
+__global__ void __launch_bounds__(threads) step_kernel(StepArgs<Rule, T> args) {
+  const BucketView<T>& bucket = args.bucket;
   for_each_element(
-      args.slices, args.slice_count, args.numel,
-      [&](const StepSlice& slice) { return bodies::sgd_numbers<T>(args.step, slice); },
-      [&](const bodies::SgdNumbers<T>& numbers, std::int64_t i) {
-        if (args.momentum != nullptr) {
-          bodies::sgd_momentum(args.weights[i], args.momentum[i], args.gradient[i], numbers);
-        } else {
-          bodies::sgd_plain(args.weights[i], args.gradient[i], numbers);
-        }
-      });
-}
-
-template <typename T>
-__global__ void __launch_bounds__(threads) adam_kernel(AdamArgs<T> args) {
-  for_each_element(
-      args.slices, args.slice_count, args.numel,
-      [&](const StepSlice& slice) { return bodies::adam_numbers<T>(args.step, slice); },
-      [&](const bodies::AdamNumbers<T>& numbers, std::int64_t i) {
-        if (args.max_exp_avg_sq != nullptr) {
-          bodies::adam_amsgrad(args.weights[i], args.exp_avg[i], args.exp_avg_sq[i],
-                               args.max_exp_avg_sq[i], args.gradient[i], numbers);
-        } else {
-          bodies::adam_plain(args.weights[i], args.exp_avg[i], args.exp_avg_sq[i], args.gradient[i],
-                             numbers);
-        }
+      bucket.slices, bucket.slice_count, bucket.numel,
+      [&](const StepSlice& slice) { return Rule::template numbers<T>(args.step, slice); },
+      [&](const typename Rule::template Numbers<T>& numbers, std::int64_t i) {
+        Rule::move(numbers, bucket.gradient[i], bucket.weights[i], bucket.state[k][i]...);
       });
 }
 
@@ -124,17 +105,17 @@ __global__ void __launch_bounds__(result_threads) result_kernel(SquaredNormArgs<
 
 namespace launch {
 
-template <typename T>
-int sgd(const SgdArgs<T>& args, StreamHandle stream) {
-  if (args.slice_count <= 0 || args.numel <= 0) return cudaSuccess;
-  sgd_kernel<<<groups_for((args.numel + tile - 1) / tile), threads, 0, stream>>>(args);
-  return cudaGetLastError();
+template <typename Rule, typename T, int... k>
+void launch_step(const StepArgs<Rule, T>& args, StreamHandle stream,
+                 std::integer_sequence<int, k...>) {
+  const std::int64_t tiles = (args.bucket.numel + tile - 1) / tile;
+  step_kernel<Rule, T, k...><<<groups_for(tiles), threads, 0, stream>>>(args);
 }
 
-template <typename T>
-int adam(const AdamArgs<T>& args, StreamHandle stream) {
-  if (args.slice_count <= 0 || args.numel <= 0) return cudaSuccess;
-  adam_kernel<<<groups_for((args.numel + tile - 1) / tile), threads, 0, stream>>>(args);
+template <typename Rule, typename T>
+int step(const StepArgs<Rule, T>& args, StreamHandle stream) {
+  if (args.bucket.slice_count <= 0 || args.bucket.numel <= 0) return cudaSuccess;
+  with_states(args, [&](auto states) { launch_step(args, stream, states); });
   return cudaGetLastError();
 }
 
@@ -148,12 +129,17 @@ int squared_norm(const SquaredNormArgs<T>& args, StreamHandle stream) {
   return cudaGetLastError();
 }
 
-template int sgd(const SgdArgs<float>&, StreamHandle);
-template int sgd(const SgdArgs<double>&, StreamHandle);
-template int adam(const AdamArgs<float>&, StreamHandle);
-template int adam(const AdamArgs<double>&, StreamHandle);
 template int squared_norm(const SquaredNormArgs<float>&, StreamHandle);
 template int squared_norm(const SquaredNormArgs<double>&, StreamHandle);
+
+// Makes the instances of `step` that cuda.cpp links. (nvcc makes the kernels of a template only
+// where a function that is instantiated calls them: a constant of their addresses would not do.)
+template <typename T, typename... Rules>
+auto instances(RuleList<Rules...>) {
+  return std::make_tuple(step<Rules, T>...);
+}
+template auto instances<float>(ElementwiseRules);
+template auto instances<double>(ElementwiseRules);
 
 }  // namespace launch
 }  // namespace thinwire

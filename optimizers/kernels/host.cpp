@@ -13,73 +13,29 @@
 HWY_BEFORE_NAMESPACE();
 namespace thinwire::HWY_NAMESPACE {
 
-template <typename T>
-void sgd_slice_plain(const SgdArgs<T>& args, const StepSlice& slice) {
-  const bodies::SgdNumbers<T> numbers = bodies::sgd_numbers<T>(args.step, slice);
-  T* weights = args.weights + slice.offset;
-  const T* gradient = args.gradient + slice.offset;
+// In one piece with the rule's functions, which were not compiled for these vectors.
+template <typename Rule, typename T, typename... State>
+__attribute__((flatten)) void step_slice(const typename Rule::Step& step, const StepSlice& slice,
+                                         const T* gradient, T* weights, State*... state) {
+  const auto numbers = Rule::template numbers<T>(step, slice);
   for (std::int64_t i = 0; i < slice.numel; ++i) {
-    bodies::sgd_plain(weights[i], gradient[i], numbers);
+    Rule::move(numbers, gradient[i], weights[i], state[i]...);
   }
 }
 
-template <typename T>
-void sgd_slice_momentum(const SgdArgs<T>& args, const StepSlice& slice) {
-  const bodies::SgdNumbers<T> numbers = bodies::sgd_numbers<T>(args.step, slice);
-  T* weights = args.weights + slice.offset;
-  T* momentum = args.momentum + slice.offset;
-  const T* gradient = args.gradient + slice.offset;
-  for (std::int64_t i = 0; i < slice.numel; ++i) {
-    bodies::sgd_momentum(weights[i], momentum[i], gradient[i], numbers);
+template <typename Rule, typename T, int... k>
+void step_slices(const StepArgs<Rule, T>& args, std::integer_sequence<int, k...>) {
+  const BucketView<T>& bucket = args.bucket;
+  for (std::int64_t s = 0; s < bucket.slice_count; ++s) {
+    const StepSlice& slice = bucket.slices[s];
+    step_slice<Rule>(args.step, slice, bucket.gradient + slice.offset,
+                     bucket.weights + slice.offset, (bucket.state[k] + slice.offset)...);
   }
 }
 
-template <typename T>
-void sgd(const SgdArgs<T>& args, StreamHandle) {
-  for (std::int64_t s = 0; s < args.slice_count; ++s) {
-    if (args.momentum != nullptr) {
-      sgd_slice_momentum(args, args.slices[s]);
-    } else {
-      sgd_slice_plain(args, args.slices[s]);
-    }
-  }
-}
-
-template <typename T>
-void adam_slice_plain(const AdamArgs<T>& args, const StepSlice& slice) {
-  const bodies::AdamNumbers<T> numbers = bodies::adam_numbers<T>(args.step, slice);
-  T* weights = args.weights + slice.offset;
-  T* exp_avg = args.exp_avg + slice.offset;
-  T* exp_avg_sq = args.exp_avg_sq + slice.offset;
-  const T* gradient = args.gradient + slice.offset;
-  for (std::int64_t i = 0; i < slice.numel; ++i) {
-    bodies::adam_plain(weights[i], exp_avg[i], exp_avg_sq[i], gradient[i], numbers);
-  }
-}
-
-template <typename T>
-void adam_slice_amsgrad(const AdamArgs<T>& args, const StepSlice& slice) {
-  const bodies::AdamNumbers<T> numbers = bodies::adam_numbers<T>(args.step, slice);
-  T* weights = args.weights + slice.offset;
-  T* exp_avg = args.exp_avg + slice.offset;
-  T* exp_avg_sq = args.exp_avg_sq + slice.offset;
-  T* max_exp_avg_sq = args.max_exp_avg_sq + slice.offset;
-  const T* gradient = args.gradient + slice.offset;
-  for (std::int64_t i = 0; i < slice.numel; ++i) {
-    bodies::adam_amsgrad(weights[i], exp_avg[i], exp_avg_sq[i], max_exp_avg_sq[i], gradient[i],
-                         numbers);
-  }
-}
-
-template <typename T>
-void adam(const AdamArgs<T>& args, StreamHandle) {
-  for (std::int64_t s = 0; s < args.slice_count; ++s) {
-    if (args.max_exp_avg_sq != nullptr) {
-      adam_slice_amsgrad(args, args.slices[s]);
-    } else {
-      adam_slice_plain(args, args.slices[s]);
-    }
-  }
+template <typename Rule, typename T>
+void step(const StepArgs<Rule, T>& args, StreamHandle) {
+  with_states(args, [&](auto states) { step_slices(args, states); });
 }
 
 // In one piece with what it calls, which was not compiled for these vectors.
@@ -92,9 +48,14 @@ __attribute__((flatten)) void squared_norm(const SquaredNormArgs<T>& args, Strea
   *args.result = bodies::sum_of_blocks<HostWarp>(args.block_sums, args.block_count);
 }
 
+template <typename T, typename... Rules>
+OptimizerKernels<T> kernels_of(RuleList<Rules...>) {
+  return {{step<Rules, T>...}, squared_norm<T>};
+}
+
 template <typename T>
 OptimizerKernels<T> optimizer_kernels() {
-  return {sgd<T>, adam<T>, squared_norm<T>};
+  return kernels_of<T>(ElementwiseRules{});
 }
 
 }  // namespace thinwire::HWY_NAMESPACE

@@ -4,72 +4,33 @@
 #pragma once
 
 #include <cstdint>
+#include <tuple>
+#include <utility>
 
 #include "collectives/stream.h"
+#include "optimizers/list.h"
 
 namespace thinwire {
 
-// One slice that moves. A table has them by rising offset and changes only when a slice freezes or
-// thaws: what changes in every step comes beside it.
-struct StepSlice {
-  std::int64_t offset = 0;  // elements from the bucket's start
-  std::int64_t numel = 0;
-  double weight_decay = 0;
-  double lr_scale = 1;
-};
+constexpr int max_states = 3;  // tensors that an optimizer keeps beside the weights
 
-// The numbers of one SGD step that all slices share.
-struct SgdStep {
-  double lr = 0;
-  double gradient_scale = 1;
-  // buf = momentum buf + take d; the direction is `direct` d + `buffered` buf.
-  double momentum = 0;
-  double take = 1;
-  double direct = 0;
-  double buffered = 1;
-};
-
-// Sgd's update of a bucket (optimizers/sgd.h).
+// What one update of a bucket, or of a part of it, reads and writes. No two tensors overlap.
 template <typename T>
-struct SgdArgs {
-  const StepSlice* slices = nullptr;
+struct BucketView {
+  const StepSlice* slices = nullptr;  // the slices that move, in the memory of the kernel
   std::int64_t slice_count = 0;
   std::int64_t numel = 0;  // of the bucket: every slice ends at or before it
-  T* weights = nullptr;
+  T* weights = nullptr;    // the fp32 master copy where the parameters have 16 bits
   const T* gradient = nullptr;
-  T* momentum = nullptr;  // null: plain SGD
-  SgdStep step;
+  T* state[max_states] = {};  // in the order of `Rule::state`
+  int state_count = 0;
 };
 
-enum class WeightDecay : std::int32_t {
-  coupled,    // Adam: added to the gradient
-  decoupled,  // AdamW: the weights shrink by 1 - lr * weight_decay before the update
-};
-
-// The numbers of one Adam step that all slices share.
-struct AdamStep {
-  double lr = 0;
-  double gradient_scale = 1;
-  double beta1 = 0.9;
-  double beta2 = 0.999;
-  double eps = 1e-8;
-  WeightDecay decay = WeightDecay::coupled;
-  double bias1 = 1;       // 1 - beta1^t
-  double sqrt_bias2 = 1;  // sqrt(1 - beta2^t)
-};
-
-// Adam's update of a bucket (optimizers/adam.h).
-template <typename T>
-struct AdamArgs {
-  const StepSlice* slices = nullptr;
-  std::int64_t slice_count = 0;
-  std::int64_t numel = 0;  // of the bucket: every slice ends at or before it
-  T* weights = nullptr;
-  const T* gradient = nullptr;
-  T* exp_avg = nullptr;
-  T* exp_avg_sq = nullptr;
-  T* max_exp_avg_sq = nullptr;  // null: no amsgrad
-  AdamStep step;
+// The update of a bucket by one rule (optimizers/rule.h).
+template <typename Rule, typename T>
+struct StepArgs {
+  BucketView<T> bucket;
+  typename Rule::Step step;
 };
 
 // At most 1024 consecutive elements whose squares are summed together.
@@ -80,8 +41,8 @@ struct NormBlock {
 constexpr std::int32_t norm_block = 1024;
 
 // *result := the sum of the squares of all blocks' values, in double. Within a block element i goes
-// to lane i % 32, then block b goes to lane b % 32; both times the lanes are folded,
-// lane += lane + width for width 16, 8, 4, 2, 1.
+// to lane i % 32, then block b goes to lane b % 32. Both times the lanes are folded:
+// lane += lane + width for the widths 16, 8, 4, 2, 1.
 template <typename T>
 struct SquaredNormArgs {
   const NormBlock* blocks = nullptr;
@@ -91,13 +52,36 @@ struct SquaredNormArgs {
   double* result = nullptr;
 };
 
+template <typename Rule, typename T>
+using StepKernel = void (*)(const StepArgs<Rule, T>& args, StreamHandle stream);
+
+template <typename T, typename... Rules>
+std::tuple<StepKernel<Rules, T>...> step_kernels_of(RuleList<Rules...>);  // only its type is used
+
 // One instance of every kernel; T is float or double.
 template <typename T>
 struct OptimizerKernels {
-  void (*sgd)(const SgdArgs<T>& args, StreamHandle stream);
-  void (*adam)(const AdamArgs<T>& args, StreamHandle stream);
+  decltype(step_kernels_of<T>(ElementwiseRules{})) steps;
   void (*squared_norm)(const SquaredNormArgs<T>& args, StreamHandle stream);
+
+  // The rule is one of the list.
+  template <typename Rule>
+  void step(const StepArgs<Rule, T>& args, StreamHandle stream) const {
+    std::get<StepKernel<Rule, T>>(steps)(args, stream);
+  }
 };
+
+template <typename Body, int... counts>
+void with_states_of(int count, const Body& body, std::integer_sequence<int, counts...>) {
+  (void)((count == counts && (body(std::make_integer_sequence<int, counts>{}), true)) || ...);
+}
+
+// Calls `body` with std::make_integer_sequence<int, args.bucket.state_count>{}: the indices of the
+// rule's states, from which a kernel for so many of them is made.
+template <typename Rule, typename T, typename Body>
+void with_states(const StepArgs<Rule, T>& args, const Body& body) {
+  with_states_of(args.bucket.state_count, body, typename Rule::StateCounts{});
+}
 
 // Runs at once, in the calling thread.
 template <typename T>

@@ -5,10 +5,8 @@
 
 namespace thinwire::launch {
 
-template <typename T>
-int sgd(const SgdArgs<T>& args, StreamHandle stream);
-template <typename T>
-int adam(const AdamArgs<T>& args, StreamHandle stream);
+template <typename Rule, typename T>
+int step(const StepArgs<Rule, T>& args, StreamHandle stream);
 template <typename T>
 int squared_norm(const SquaredNormArgs<T>& args, StreamHandle stream);
 

@@ -58,17 +58,13 @@ void check_parameter(const Parameter& parameter) {
 
 }  // namespace
 
-GradientBuckets::GradientBuckets(std::vector<Parameter> parameters, BucketOptions options)
-    : parameters_(std::move(parameters)),
-      places_(parameters_.size()),
-      aliases_(parameters_.size()) {
-  const c10::NoGradGuard no_grad;
-  if (parameters_.empty()) {
+void GradientBuckets::require_possible(const std::vector<Parameter>& parameters) {
+  if (parameters.empty()) {
     throw UsageError("there are no parameters to train; give a module that has some");
   }
   std::set<std::string> names;
   std::set<const void*> tensors;
-  for (const auto& parameter : parameters_) {
+  for (const auto& parameter : parameters) {
     check_parameter(parameter);
     if (!names.insert(parameter.name).second) {
       throw UsageError(
@@ -82,7 +78,14 @@ GradientBuckets::GradientBuckets(std::vector<Parameter> parameters, BucketOption
           parameter.name));
     }
   }
+}
 
+GradientBuckets::GradientBuckets(std::vector<Parameter> parameters, BucketOptions options)
+    : parameters_(std::move(parameters)),
+      places_(parameters_.size()),
+      aliases_(parameters_.size()) {
+  require_possible(parameters_);
+  const c10::NoGradGuard no_grad;
   // Backward reaches the last parameter first, so buckets fill from the end.
   struct Draft {
     std::vector<std::size_t> members;
@@ -130,7 +133,6 @@ GradientBuckets::GradientBuckets(std::vector<Parameter> parameters, BucketOption
       slice.shape = tensor.sizes().vec();
       slice.offset = offset;
       slice.numel = tensor.numel();
-      slice.frozen = !tensor.requires_grad();
       if (bucket.weights.defined()) {
         at::Tensor place = alias(bucket.weights, offset, tensor);
         place.copy_(tensor);

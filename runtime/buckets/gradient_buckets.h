@@ -34,6 +34,8 @@ class GradientBuckets {
  public:
   // Throws `UsageError` for parameters that are no dense floating-point leaves, for none at all,
   // and for a name or a tensor that is there twice.
+  static void require_possible(const std::vector<Parameter>& parameters);
+  // Throws as `require_possible` does.
   GradientBuckets(std::vector<Parameter> parameters, BucketOptions options = {});
 
   struct Place {

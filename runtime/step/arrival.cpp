@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 
 #include "collectives/base/error.h"
 
@@ -112,6 +113,10 @@ struct GradientArrival::Hooks {
   std::vector<Entry> entries;
 };
 
+void GradientArrival::require_free(const std::vector<Parameter>& parameters) {
+  for (const Parameter& parameter : parameters) Hooks::require_free(parameter);
+}
+
 GradientArrival::GradientArrival(GradientBuckets& buckets, StepTransaction& transaction,
                                  Counting counting)
     : buckets_(buckets),
@@ -119,6 +124,7 @@ GradientArrival::GradientArrival(GradientBuckets& buckets, StepTransaction& tran
       counting_(counting),
       weighting_(counting == Counting::learned ? Weighting::undecided : Weighting::equal),
       touched_(buckets.parameters().size()),
+      frozen_(buckets.parameters().size()),
       arrivals_(buckets.parameters().size()),
       most_arrivals_(buckets.parameters().size()),
       missing_(buckets.buckets().size()),
@@ -137,13 +143,30 @@ void GradientArrival::begin_step(const OpeningWord& word) {
 
 void GradientArrival::open_step(const OpeningWord& word) {
   if (transaction_.is_open()) return;
-  for (std::size_t i = 0; i < touched_.size(); ++i) {
-    const auto place = buckets_.place(i);
-    buckets_.buckets()[place.bucket].slices[place.slice].frozen =
-        !buckets_.parameters()[i].tensor.requires_grad();
-  }
+  freeze_and_thaw();
   clear_step();
   transaction_.begin(word);
+}
+
+// A parameter that requires no gradient is frozen: it rests, as a whole, until it thaws. What else
+// its slice's layout says comes back then.
+void GradientArrival::freeze_and_thaw() {
+  std::map<std::size_t, std::vector<SliceLayout>> changed;  // by bucket
+  for (std::size_t i = 0; i < frozen_.size(); ++i) {
+    const bool frozen = !buckets_.parameters()[i].tensor.requires_grad();
+    if (frozen == frozen_[i]) continue;
+    frozen_[i] = frozen;
+    const auto place = buckets_.place(i);
+    const Bucket& bucket = buckets_.buckets()[place.bucket];
+    auto& parts = changed[place.bucket];
+    if (parts.empty()) parts = parts_of(bucket.layout, bucket.slices.size());
+    parts[place.slice].frozen = frozen;
+  }
+  for (auto& [index, parts] : changed) {
+    const Bucket& bucket = buckets_.buckets()[index];
+    transaction_.relayout(index,
+                          Layout(bucket.slices, std::move(parts), bucket.layout.version() + 1));
+  }
 }
 
 void GradientArrival::clear_step() {
@@ -151,7 +174,7 @@ void GradientArrival::clear_step() {
   std::fill(arrivals_.begin(), arrivals_.end(), 0);
   std::fill(missing_.begin(), missing_.end(), 0);
   for (std::size_t i = 0; i < touched_.size(); ++i) {
-    if (!buckets_.slice(i).frozen) ++missing_[buckets_.place(i).bucket];
+    if (!frozen_[i]) ++missing_[buckets_.place(i).bucket];
   }
 }
 
@@ -176,7 +199,7 @@ bool GradientArrival::arriving(std::size_t parameter) {
   const std::lock_guard lock(mutex_);
   if (ignored_ > 0) return false;
   open_step({});
-  if (buckets_.slice(parameter).frozen) {
+  if (frozen_[parameter]) {
     throw UsageError(fmt::format(
         "{} was thawed in the middle of a step; freeze and thaw parameters after finish()",
         name(parameter)));
@@ -405,8 +428,10 @@ void GradientArrival::detach_all() {
 void GradientArrival::attach_estimates(const Verdict& verdict) {
   for (std::size_t i = 0; i < touched_.size(); ++i) {
     // Nobody shall take for a gradient what is in the buffer of a coded one.
-    const bool is_coded = buckets_.buckets()[buckets_.place(i).bucket].coded != nullptr;
-    if (verdict.committed() && !buckets_.slice(i).rests() && !is_coded) {
+    const auto place = buckets_.place(i);
+    const Bucket& bucket = buckets_.buckets()[place.bucket];
+    const bool is_coded = bucket.coded != nullptr;
+    if (verdict.committed() && !bucket.rests(place.slice) && !is_coded) {
       buckets_.attach(i);
     } else {
       buckets_.detach(i);

@@ -57,6 +57,11 @@ class GradientArrival {
   // The step is rolled back on every rank; they are told why.
   Verdict abandon(const std::string& why);
 
+  // Throws `UsageError` for a parameter whose gradient another object reduces.
+  static void require_free(const std::vector<Parameter>& parameters);
+  // Whether a `HeldBack` or an `Ignored` is alive.
+  bool is_held_back() const { return held_back_ > 0 || ignored_ > 0; }
+
   // What the accumulators call, also to drive this without autograd: a gradient of `parameter` is
   // about to be accumulated into its grad() (false: it shall be dropped); it has been.
   bool arriving(std::size_t parameter);
@@ -68,6 +73,7 @@ class GradientArrival {
   friend class Ignored;
 
   void open_step(const OpeningWord& word);
+  void freeze_and_thaw();
   void clear_step();
   void restart();
   void begin_anew_what_was_dropped();
@@ -97,6 +103,7 @@ class GradientArrival {
   std::int64_t steps_ = 0;                      // that have ended
   Weighting weighting_ = Weighting::undecided;  // of all steps
   std::vector<bool> touched_;                   // per parameter: its slot has this step's gradient
+  std::vector<bool> frozen_;                    // per parameter: as the layouts have it
   std::vector<std::int64_t> arrivals_;          // per parameter: in this step, not held back
   std::vector<std::int64_t> most_arrivals_;     // per parameter: in any step before
   std::vector<std::int64_t> missing_;           // per bucket: parameters that expect more

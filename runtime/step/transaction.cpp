@@ -17,23 +17,37 @@ namespace {
 constexpr std::uint32_t kMostSlices = 0x7fffffff;  // that an opening word can name
 
 // With the number of the step, on which ranks must agree as well.
-std::uint64_t hash_frozen(const std::vector<Bucket>& buckets, std::int64_t step) {
+std::uint64_t hash_layouts(const std::vector<Bucket>& buckets, std::int64_t step) {
   std::uint64_t hash = static_cast<std::uint64_t>(step);
   for (const Bucket& bucket : buckets) {
-    for (const Slice& slice : bucket.slices) {
-      if (slice.frozen) hash = hash64(slice.name, hash + 1);
-    }
+    const std::uint64_t layout = bucket.layout.hash();
+    hash = hash64(&layout, sizeof layout, hash);
   }
   return hash;
 }
 
-// One character for each slice: whether it is frozen.
-std::string frozen_pattern(const std::vector<Bucket>& buckets) {
-  std::string pattern;
+// One line for each slice: whether it is frozen, and what else its layout says.
+std::string describe_layouts(const std::vector<Bucket>& buckets) {
+  std::string lines;
   for (const Bucket& bucket : buckets) {
-    for (const Slice& slice : bucket.slices) pattern += slice.frozen ? '1' : '0';
+    for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+      lines += fmt::format("{}{:016x}\n", bucket.layout.of(i).frozen ? '1' : '0',
+                           bucket.layout.hash(i));
+    }
   }
-  return pattern;
+  return lines;
+}
+constexpr std::size_t kLine = 18;  // characters
+
+// Which ranks' lines of one slice satisfy `wanted`.
+template <typename Wanted>
+std::vector<int> ranks_where(const std::vector<std::string>& layouts, std::size_t place,
+                             Wanted wanted) {
+  std::vector<int> ranks;
+  for (std::size_t rank = 0; rank < layouts.size(); ++rank) {
+    if (wanted(layouts[rank].substr(place * kLine, kLine))) ranks.push_back(static_cast<int>(rank));
+  }
+  return ranks;
 }
 
 }  // namespace
@@ -80,7 +94,7 @@ void StepTransaction::begin(OpeningWord mine) {
     for (Slice& slice : buckets_[b].slices) slice.absent = false;
   }
   if (step_.transmission == Transmission::silent) return;
-  mine.frozen = hash_frozen(buckets_, step_.step);
+  mine.layouts = hash_layouts(buckets_, step_.step);
   mine.silent_failure = silent_failure_ & kMostSlices;
   submit([this, mine] { agree_on_opening(mine); });
 }
@@ -88,12 +102,12 @@ void StepTransaction::begin(OpeningWord mine) {
 void StepTransaction::agree_on_opening(const OpeningWord& mine) {
   opening_ = exchange(communicator_, mine);
   const bool same = std::all_of(opening_.begin(), opening_.end(), [&](const OpeningWord& word) {
-    return word.frozen == opening_.front().frozen;
+    return word.layouts == opening_.front().layouts;
   });
   if (same) return;
   // Everybody has seen that they differ, so everybody comes here.
   const auto steps = all_gather_text(communicator_, std::to_string(step_.step));
-  const auto patterns = all_gather_text(communicator_, frozen_pattern(buckets_));
+  const auto layouts = all_gather_text(communicator_, describe_layouts(buckets_));
   for (std::size_t rank = 1; rank < steps.size(); ++rank) {
     if (steps[rank] == steps[0]) continue;
     throw RanksDisagree(fmt::format(
@@ -103,18 +117,41 @@ void StepTransaction::agree_on_opening(const OpeningWord& mine) {
   std::size_t place = 0;
   for (const Bucket& bucket : buckets_) {
     for (const Slice& slice : bucket.slices) {
-      std::vector<int> frozen, not_frozen;
-      for (std::size_t rank = 0; rank < patterns.size(); ++rank) {
-        (patterns[rank].at(place) == '1' ? frozen : not_frozen).push_back(static_cast<int>(rank));
-      }
+      const std::string first = layouts[0].substr(place * kLine, kLine);
+      const auto others =
+          ranks_where(layouts, place, [&](const std::string& line) { return line != first; });
+      const auto frozen =
+          ranks_where(layouts, place, [](const std::string& line) { return line[0] == '1'; });
+      const auto not_frozen =
+          ranks_where(layouts, place, [](const std::string& line) { return line[0] == '0'; });
       ++place;
-      if (frozen.empty() || not_frozen.empty()) continue;
+      if (!frozen.empty() && !not_frozen.empty()) {
+        throw RanksDisagree(fmt::format(
+            "ranks have frozen different parameters: {} is frozen on {}, not on {}; freeze and "
+            "thaw the same ones on every rank",
+            slice.name, rank_list(frozen), rank_list(not_frozen)));
+      }
+      if (others.empty()) continue;
       throw RanksDisagree(fmt::format(
-          "ranks have frozen different parameters: {} is frozen on {}, not on {}; freeze and thaw "
-          "the same ones on every rank",
-          slice.name, rank_list(frozen), rank_list(not_frozen)));
+          "ranks have different layouts: that of {} on {} is not rank 0's; give every rank the "
+          "same between the same two steps",
+          slice.name, rank_list(others)));
     }
   }
+}
+
+void StepTransaction::relayout(std::size_t index, const Layout& layout) {
+  check(!open_, "a layout changes between steps");
+  Bucket& bucket = buckets_.at(index);
+  reducer_.require_possible(bucket, layout);
+  bucket.layout = layout;
+  // Its memory and its queue are those of the communication thread.
+  submit([this, &bucket] {
+    reducer_.relayout(bucket);
+    if (parts_.before) parts_.before->relayout(bucket);
+  });
+  thread_.drain();
+  if (parts_.relayout) parts_.relayout(bucket);
 }
 
 const std::vector<OpeningWord>& StepTransaction::opening_words() {
@@ -263,11 +300,10 @@ std::optional<std::string> StepTransaction::misuse() const {
 void StepTransaction::mark_absent() {
   std::size_t place = 0;
   for (Bucket& bucket : buckets_) {
-    for (Slice& slice : bucket.slices) {
+    for (std::size_t i = 0; i < bucket.slices.size(); ++i, ++place) {
       const bool used = std::any_of(outcome_.words.begin(), outcome_.words.end(),
                                     [&](const ClosingWord& word) { return word.used[place]; });
-      slice.absent = !used && !slice.frozen;
-      ++place;
+      bucket.slices[i].absent = !used && !bucket.layout.rests(i);
     }
   }
 }
@@ -346,8 +382,8 @@ Verdict StepTransaction::finish_silent(const StepClosing& closing) {
     bucket.coded.reset();
     for (std::size_t i = 0; i < bucket.slices.size(); ++i, ++place) {
       Slice& slice = bucket.slices[i];
-      slice.absent = !used_[b][i] && !slice.frozen;
-      if (slice.rests() || verdict.non_finite) continue;
+      slice.absent = !used_[b][i] && !bucket.layout.rests(i);
+      if (bucket.rests(i) || verdict.non_finite) continue;
       const at::Tensor own = bucket.gradient.narrow(0, slice.offset, slice.numel);
       if (at::isfinite(own).all().item<bool>()) continue;
       verdict.non_finite = slice.name;

@@ -47,6 +47,8 @@ struct StepParts {
   std::function<void(Bucket&, const StepContext&)> before_reduce = {};
   // The same with state of its own, after it.
   BeforeReduce* before = nullptr;
+  // Told of a bucket that has another layout from now on.
+  std::function<void(const Bucket&)> relayout = {};
   Trace* trace = nullptr;
   FlightRecorder* recorder = nullptr;
   // Null: gradients are in host memory and go over the same communicator as the words, which are in
@@ -70,7 +72,8 @@ struct StepClosing {
 // `finish`, which commits or rolls back all of them.
 //
 // A slice of which no rank had a gradient is absent (`Slice::absent`) until the next step begins:
-// it has no estimate, and its residuals are as before the step. A frozen slice is in no message.
+// it has no estimate, and its residuals are as before the step. What the layout says is not live is
+// in no message.
 //
 // A step whose context says `silent` sends nothing, and nothing is made of its gradient. Its
 // estimate is this rank's own. If that is not finite, the next step that is not silent is rolled
@@ -90,9 +93,17 @@ class StepTransaction {
   const StepContext& step() const { return step_; }
 
   bool is_open() const { return open_; }
-  // Opens the step and sends this rank's word. `mine.frozen` and `mine.silent_failure` are filled
-  // in from what is known here; before the call `Slice::frozen` says which slices rest. All ranks
-  // compare those and throw `RanksDisagree` where they differ.
+  // Between steps, alike on all ranks: the bucket has another layout from the next step on, and so
+  // have the reducer's state and, through `StepParts::relayout`, the optimizer's. Throws
+  // `UsageError`, before anything changes, for one that the reducer cannot have.
+  void relayout(std::size_t bucket, const Layout& layout);
+  // Throws as `relayout` would, and changes nothing.
+  void require_possible(std::size_t bucket, const Layout& layout) const {
+    reducer_.require_possible(buckets_.at(bucket), layout);
+  }
+  // Opens the step and sends this rank's word. `mine.layouts` and `mine.silent_failure` are filled
+  // in from what is known here. All ranks compare the layouts and throw `RanksDisagree` where they
+  // differ.
   void begin(OpeningWord mine);
   // Blocks until every rank has begun; their words, in rank order.
   const std::vector<OpeningWord>& opening_words();

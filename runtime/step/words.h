@@ -20,8 +20,8 @@ enum class StepEnd : std::int64_t {
 
 // What a rank says before anything else of a step is sent: 16 bytes.
 struct OpeningWord {
-  std::uint64_t frozen = 0;  // a hash of the step's number and the names of the frozen slices
-  std::int32_t vote = 0;     // the largest reaches everybody through the verdict
+  std::uint64_t layouts = 0;  // a hash of the step's number and the buckets' layouts
+  std::int32_t vote = 0;      // the largest reaches everybody through the verdict
   // 1 + the place of a slice that was not finite in a silent step since the last one that the ranks
   // agreed on; 0: none.
   std::uint32_t silent_failure : 31 = 0;

@@ -22,7 +22,7 @@ struct TrainOptions {
   std::int64_t steps = 0;   // steps; 0: as many as the epochs have
 
   // Optimizer
-  std::string optimizer = "sgd";  // sgd | adam | adamw
+  std::string optimizer = "sgd";  // a rule of optimizers/list.h
   double lr = 0.1;
   std::string lr_schedule = "constant";  // constant | step | cosine, each with warmup=STEPS
   double momentum = 0;

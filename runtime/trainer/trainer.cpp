@@ -138,34 +138,43 @@ void Trainer::Interval::add(const Step& step) {
 Trainer::Trainer(TrainerParts parts, const TrainOptions& options)
     : parts_(std::move(parts)),
       options_(options),
-      buckets_(parameters_of(*parts_.model.module), bucket_options(options)),
       model_buffers_(*parts_.model.module),
       compression_(compression_of(options)),
-      reducer_(make_reducer_and(before_, compression_, parts_.device), parts_.meter),
       order_(parts_.data.train->size(), options.seed),
       partition_(make_partition(options, *parts_.data.train, parts_.communicator)),
       layout_{parts_.communicator.size(), options.batch_size, options.accumulate},
-      dtype_(buckets_.parameters().front().tensor.scalar_type()),
-      launch_(parts_.device ? parts_.device->optimizer : OptimizerLaunch{}),
-      precision_(parse_precision(options.precision)),
-      transaction_(buckets_.buckets(), reducer_, parts_.communicator,
-                   {.before_reduce =
-                        [this](Bucket& bucket, const StepContext& step) {
-                          optimizer_->before_reduce(bucket, step);
-                        },
-                    .before = before_.get(),
-                    .trace = parts_.trace,
-                    .recorder = parts_.recorder,
-                    .path = parts_.device ? &parts_.device->path : nullptr}),
-      arrival_(buckets_, transaction_, Counting::declared) {
-  std::vector<at::Tensor> initial;
-  for (const Bucket& bucket : buckets_.buckets()) initial.push_back(bucket.weights);
-  for (const at::Tensor& buffer : parts_.model.module->buffers()) initial.push_back(buffer);
-  broadcast_tensors(parts_.communicator, initial, 0);
+      optimizer_device_(parts_.device ? parts_.device->optimizer : OptimizerDevice{}),
+      precision_(parse_precision(options.precision)) {
+  build(parameters_of(*parts_.model.module));
+  broadcast_tensors(parts_.communicator, parts_.model.module->buffers(), 0);
+  dtype_ = parameters().front().tensor.scalar_type();
+}
+
+// Each refers to those before it.
+void Trainer::build(std::vector<Parameter> parameters) {
+  arrival_.reset();
+  transaction_.reset();
+  buckets_.emplace(std::move(parameters), bucket_options(options_));
+  reducer_.emplace(make_reducer_and(before_, compression_, parts_.device), parts_.meter);
+  transaction_.emplace(
+      buckets_->buckets(), *reducer_, parts_.communicator,
+      StepParts{.before_reduce =
+                    [this](Bucket& bucket, const StepContext& step) {
+                      optimizer_->before_reduce(bucket, step);
+                    },
+                .before = before_.get(),
+                .relayout = [this](const Bucket& bucket) { optimizer_->relayout(bucket); },
+                .trace = parts_.trace,
+                .recorder = parts_.recorder,
+                .path = parts_.device ? &parts_.device->path : nullptr});
+  arrival_.emplace(*buckets_, *transaction_, Counting::declared);
+  std::vector<at::Tensor> weights;
+  for (const Bucket& bucket : buckets_->buckets()) weights.push_back(bucket.weights);
+  broadcast_tensors(parts_.communicator, weights, 0);
   // After the broadcast: an optimizer may copy the weights it starts from.
-  optimizer_ = make_optimizer(options.optimizer,
-                              {.momentum = options.momentum, .weight_decay = options.weight_decay},
-                              buckets_.buckets(), no_decay_on_vectors(), launch_);
+  optimizer_ = make_optimizer(
+      options_.optimizer, {.momentum = options_.momentum, .weight_decay = options_.weight_decay},
+      buckets_->buckets(), no_decay_on_vectors(), optimizer_device_);
 }
 
 Trainer::~Trainer() = default;
@@ -241,14 +250,14 @@ Trainer::Step Trainer::take_step(double lr) {
   Step step;
   const auto start = Clock::now();
   const std::int64_t bytes_before = parts_.meter.total().bytes_sent;
-  const double arithmetic_before = reducer_.arithmetic_seconds();
+  const double arithmetic_before = reducer_->arithmetic_seconds();
   step.compressed = compresses() && next_transmission() == Transmission::compressed;
   const RankBatch batch = next_step();
   step.samples = batch.total;
   step.loss = forward_backward(batch);
   // Before, waiting hides behind backward.
   const double waited_before = parts_.meter.waited();
-  const Verdict verdict = arrival_.finish(StepEnd::idle);
+  const Verdict verdict = arrival_->finish(StepEnd::idle);
   step.waited = parts_.meter.waited() - waited_before;
   if (verdict.warning) {
     parts_.observer.on_rank_warning(parts_.communicator.rank(), *verdict.warning);
@@ -264,7 +273,7 @@ Trainer::Step Trainer::take_step(double lr) {
   step.stop = verdict.vote != 0;
   step.bytes_sent = parts_.meter.total().bytes_sent - bytes_before;
   step.seconds = seconds_since(start);
-  if (!parts_.device) step.arithmetic = reducer_.arithmetic_seconds() - arithmetic_before;
+  if (!parts_.device) step.arithmetic = reducer_->arithmetic_seconds() - arithmetic_before;
   return step;
 }
 
@@ -292,11 +301,11 @@ std::int64_t Trainer::total_steps() const {
 // Begins a step: its samples, and the ranks' question whether anybody wants to stop.
 RankBatch Trainer::next_step() {
   if (parts_.recorder) parts_.recorder->set_step(attempted_ + 1);
-  transaction_.set_step({.step = attempted_,
-                         .seed = options_.seed,
-                         .transmission = next_transmission(),
-                         .estimate = optimizer_->plan(committed_).reads});
-  arrival_.begin_step({.vote = parts_.stop_requested() ? 1 : 0});
+  transaction_->set_step({.step = attempted_,
+                          .seed = options_.seed,
+                          .transmission = next_transmission(),
+                          .estimate = optimizer_->plan(committed_).reads});
+  arrival_->begin_step({.vote = parts_.stop_requested() ? 1 : 0});
   buffers_before_ = model_buffers_.clone();
   return partition_ ? partition_->next_batch(order_, position_, layout_)
                     : next_batch(order_, position_, layout_, parts_.communicator.rank());
@@ -304,7 +313,7 @@ RankBatch Trainer::next_step() {
 
 // In float32 at least: a loss over bfloat16 logits would lose its sum.
 at::Tensor Trainer::logits(const Batch& batch) const {
-  const ComputeIn scope(precision_, buckets_.parameters().front().tensor.device().type());
+  const ComputeIn scope(precision_, buckets_->parameters().front().tensor.device().type());
   const at::Tensor logits = parts_.model.forward(batch.input);
   return dtype_ == at::kDouble ? logits : logits.to(at::kFloat);
 }
@@ -321,7 +330,7 @@ at::Tensor Trainer::forward_backward(const RankBatch& batch) {
   for (std::size_t i = 0; i < batch.micro_batches.size(); ++i) {
     if (batch.micro_batches[i].empty()) continue;
     std::optional<HeldBack> all_but_the_last;
-    if (i + 1 < batch.micro_batches.size()) all_but_the_last.emplace(arrival_);
+    if (i + 1 < batch.micro_batches.size()) all_but_the_last.emplace(*arrival_);
     const auto start = Clock::now();
     const Batch samples =
         to_device(parts_.data.train->batch(batch.micro_batches[i], dtype_), sum.device());
@@ -344,12 +353,12 @@ at::Tensor Trainer::forward_backward(const RankBatch& batch) {
 void Trainer::update(double lr) {
   StepParameters step{.lr = lr, .gradient_scale = 1, .committed_step = committed_};
   if (options_.clip_norm > 0) {
-    step.gradient_scale =
-        clip_scale(std::sqrt(squared_norm(buckets_.buckets(), launch_)), options_.clip_norm);
+    step.gradient_scale = clip_scale(
+        std::sqrt(squared_norm(buckets_->buckets(), optimizer_device_)), options_.clip_norm);
   }
   const auto start = Clock::now();
   const torch::NoGradGuard no_grad;
-  for (Bucket& bucket : buckets_.buckets()) optimizer_->after_reduce(bucket, step);
+  for (Bucket& bucket : buckets_->buckets()) optimizer_->after_reduce(bucket, step);
   if (parts_.trace) parts_.trace->span("compute", "update", start, Clock::now());
   ++committed_;
   skipped_in_a_row_ = 0;
@@ -398,14 +407,14 @@ StepReport Trainer::make_report(const Interval& interval, double lr) {
   report.waited_seconds = interval.waited / steps;
   report.bytes_wire = static_cast<double>(interval.bytes_sent) / steps;
   double bytes = 0;
-  for (const Bucket& bucket : buckets_.buckets()) {
+  for (const Bucket& bucket : buckets_->buckets()) {
     bytes += static_cast<double>(bucket.parameter_numel()) *
              static_cast<double>(bucket.gradient.element_size());
   }
   report.bytes_dense = ring_bytes(bytes, parts_.communicator.size());
   // After a rollback the buckets hold no estimate.
   const double norm =
-      skipped_in_a_row_ > 0 ? 0 : std::sqrt(squared_norm(buckets_.buckets(), launch_));
+      skipped_in_a_row_ > 0 ? 0 : std::sqrt(squared_norm(buckets_->buckets(), optimizer_device_));
   if (norm > 0) report.residual_ratio = residual_norm() / norm;
   // The loss, and each rank's busy time in its own place.
   std::vector<double> sums(1 + static_cast<std::size_t>(parts_.communicator.size()), 0.0);
@@ -437,7 +446,7 @@ void Trainer::tell_of_slow_rank(const StepReport& report, double seconds) {
 double Trainer::residual_norm() {
   const torch::NoGradGuard no_grad;
   SquaredResiduals squares;
-  for (const Bucket& bucket : buckets_.buckets()) reducer_.visit(bucket, squares);
+  for (const Bucket& bucket : buckets_->buckets()) reducer_->visit(bucket, squares);
   return std::sqrt(squares.sum);
 }
 
@@ -478,17 +487,40 @@ void Trainer::visit(StateVisitor& visitor) {
   visitor.counter("skipped_in_a_row", skipped_in_a_row_);
   visitor.counter("epoch", position_.epoch);
   visitor.counter("consumed_samples", position_.consumed);
+  layouts_.visit(buckets_->buckets(), visitor);
   optimizer_->visit(visitor);
-  for (const Bucket& bucket : buckets_.buckets()) {
-    reducer_.visit(bucket, visitor);
+  for (const Bucket& bucket : buckets_->buckets()) {
+    reducer_->visit(bucket, visitor);
     if (before_) before_->visit(bucket, visitor);
   }
   model_buffers_.visit_own(visitor);
 }
 
+void Trainer::replace_parameters(const Replacement& replacement) {
+  std::vector<Parameter> now = replaced(parameters(), replacement);
+  GradientBuckets::require_possible(now);
+  GradientArrival::require_free(replacement.added);
+  const auto show = [this](StateVisitor& visitor) {
+    optimizer_->visit(visitor);
+    for (const Bucket& bucket : buckets_->buckets()) {
+      reducer_->visit(bucket, visitor);
+      if (before_) before_->visit(bucket, visitor);
+    }
+  };
+  CarriedState state(show, parts_.communicator);
+  const auto parts = parts_by_name(buckets_->buckets(), now);
+  build(std::move(now));
+  thinwire::relayout(parts, buckets_->buckets(), *transaction_);
+  for (const auto& sentence : state.fill(show, replacement)) parts_.observer.on_line(sentence);
+}
+
+void Trainer::relayout(const std::map<std::string, SliceLayout>& parts) {
+  thinwire::relayout(parts, buckets_->buckets(), *transaction_);
+}
+
 std::vector<std::string> Trainer::describe_compression() const {
   const std::int64_t until_start = std::max<std::int64_t>(compression_.start_iter - committed_, 0);
-  return thinwire::describe_compression(buckets_.buckets(), reducer_, compression_.policy,
+  return thinwire::describe_compression(buckets_->buckets(), *reducer_, compression_.policy,
                                         attempted_ + 1 + until_start);
 }
 

@@ -10,7 +10,7 @@
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/timed.h"
 #include "collectives/metered.h"
-#include "optimizers/launch.h"
+#include "optimizers/device.h"
 #include "optimizers/optimizer.h"
 #include "optimizers/schedule.h"
 #include "runtime/checkpoint/file_system.h"
@@ -22,6 +22,8 @@
 #include "runtime/report/report.h"
 #include "runtime/step/arrival.h"
 #include "runtime/step/gradient_path.h"
+#include "runtime/step/carried_state.h"
+#include "runtime/step/layout_state.h"
 #include "runtime/telemetry/trace.h"
 #include "runtime/trainer/options.h"
 #include "runtime/trainer/precision.h"
@@ -36,7 +38,7 @@ namespace thinwire {
 struct TrainerDevice {
   GradientPath path;
   ReducerLaunch reducer;
-  OptimizerLaunch optimizer;
+  OptimizerDevice optimizer;
 };
 
 // What a trainer works with; all must outlive it.
@@ -73,6 +75,16 @@ class Trainer {
   // One step as `run` takes it, without reports, comparisons and checkpoints: for measurements.
   void run_step();
 
+  // Between steps, alike on all ranks: the named parameters have these layouts from the next step
+  // on, for the reducer and the optimizer. Throws `UsageError` as thinwire::relayout does.
+  void relayout(const std::map<std::string, SliceLayout>& parts);
+
+  // Between steps, alike on all ranks: other parameters, which the module has registered, take the
+  // place of some. What was not sent of those that are removed is projected or dropped, and the
+  // observer is told which; the optimizer's state of the new ones begins. A run that goes on from a
+  // later checkpoint replaces the same ones before `resume`.
+  void replace_parameters(const Replacement& replacement);
+
   // Over the test set, with the ranks' mean buffers.
   Evaluation evaluate();
 
@@ -80,14 +92,16 @@ class Trainer {
   // The folder of the last one that is whole, also of the one that this run resumed from.
   const std::optional<std::string>& last_checkpoint() const { return last_checkpoint_; }
   // Of this rank so far; see TimedReducer.
-  double arithmetic_seconds() const { return reducer_.arithmetic_seconds(); }
-  const std::vector<Parameter>& parameters() const { return buckets_.parameters(); }
+  double arithmetic_seconds() const { return reducer_->arithmetic_seconds(); }
+  const std::vector<Parameter>& parameters() const { return buckets_->parameters(); }
   // Everything but the model's parameters and buffers.
   void visit(StateVisitor& visitor);
   // One line for each way in which parameters travel, and why.
   std::vector<std::string> describe_compression() const;
 
  private:
+  void build(std::vector<Parameter> parameters);
+
   struct Step;      // what one step came to
   struct Interval;  // sums since the last report
 
@@ -116,17 +130,13 @@ class Trainer {
 
   TrainerParts parts_;
   TrainOptions options_;
-  GradientBuckets buckets_;
   ModelBuffers model_buffers_;
   CompressionOptions compression_;
-  std::unique_ptr<BeforeReduce> before_;  // the reducer's averages; null: none
-  TimedReducer reducer_;
-  std::unique_ptr<Optimizer> optimizer_;
   EpochOrder order_;
   std::optional<LabelPartition> partition_;  // none: any sample may be any rank's
   BatchLayout layout_;
-  at::ScalarType dtype_;
-  OptimizerLaunch launch_;
+  at::ScalarType dtype_ = at::kFloat;
+  OptimizerDevice optimizer_device_;
   Precision precision_;
 
   DataPosition position_;
@@ -139,8 +149,14 @@ class Trainer {
   std::vector<at::Tensor> buffers_before_;  // the module's, when the step began
   std::optional<std::string> last_checkpoint_;
   std::int64_t last_saved_step_ = -1;
-  StepTransaction transaction_;  // its thread uses the others
-  GradientArrival arrival_;
+  LayoutState layouts_;
+  // Built anew where parameters are replaced, each with those before it.
+  std::optional<GradientBuckets> buckets_;
+  std::unique_ptr<BeforeReduce> before_;  // the reducer's averages; null: none
+  std::optional<TimedReducer> reducer_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::optional<StepTransaction> transaction_;  // its thread uses the others
+  std::optional<GradientArrival> arrival_;
 };
 
 }  // namespace thinwire

@@ -121,6 +121,7 @@ Resumption Trainer::resume() {
         manifest.world_size, parts_.communicator.size()));
   }
   const std::vector<at::Tensor> unused = model_buffers_.clone();
+  layouts_.begin_to_load(manifest.counters, buckets_->buckets(), *transaction_);
   const auto warnings = load_checkpoint(
       parts_.files, folder, manifest, parts_.communicator.rank(), parts_.communicator.size(),
       [&](StateVisitor& visitor) {
@@ -128,6 +129,7 @@ Resumption Trainer::resume() {
         model_buffers_.visit_mean(visitor, unused);
       },
       [&](StateVisitor& visitor) { visit(visitor); });
+  layouts_.end_of_load(buckets_->buckets(), *transaction_);
   for (const auto& warning : warnings) parts_.observer.on_line("warning: " + warning);
   last_checkpoint_ = folder;
   last_saved_step_ = attempted_;

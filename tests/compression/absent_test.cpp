@@ -17,6 +17,7 @@
 #include "tests/compression/combinations.h"
 #include "tests/compression/support.h"
 #include "tests/reference/reducer.h"
+#include "tests/support/frozen.h"
 
 namespace thinwire {
 namespace {
@@ -66,7 +67,7 @@ at::Tensor estimate(const Bucket& bucket) {
   at::Tensor values = at::zeros_like(bucket.gradient);
   with_type(values.scalar_type(), [&]<typename T>(T) {
     for_each_tile<T>(bucket, [&](const DecodedTile<T>& tile) {
-      EXPECT_FALSE(bucket.slices[static_cast<std::size_t>(tile.slice)].rests());
+      EXPECT_FALSE(bucket.rests(static_cast<std::size_t>(tile.slice)));
       std::copy_n(tile.values, tile.count, values.data_ptr<T>() + tile.begin);
     });
   });
@@ -161,11 +162,11 @@ void run(const NamedOptions& way, int size, EstimateForm form,
           for (std::size_t s = 0; s < bucket.slices.size(); ++s) {
             Slice& slice = bucket.slices[s];
             slice.absent = false;
-            slice.frozen = step.frozen[b][s] || (i == 1 && step.absent[b][s]);
+            resting::set_frozen(bucket, s, step.frozen[b][s] || (i == 1 && step.absent[b][s]));
             if (step.frozen[b][s] || step.absent[b][s]) part(bucket.gradient, slice).zero_();
           }
           if (step.poisoned && bucket.index == 1) {
-            bucket.slices[0].frozen = false;
+            resting::set_frozen(bucket, 0, false);
             if (rank == 0) bucket.gradient[3] = std::numeric_limits<float>::infinity();
           }
           reducer->stage(bucket, *communicator, step.context);
@@ -201,7 +202,7 @@ void run(const NamedOptions& way, int size, EstimateForm form,
         if (step.poisoned) continue;
         const at::Tensor got = estimate(bucket);
         for (const Slice& slice : bucket.slices) {
-          if (!slice.rests()) continue;
+          if (!resting::rests(bucket, slice)) continue;
           EXPECT_EQ(part(got, slice).count_nonzero().item<std::int64_t>(), 0) << where;
         }
         if (comparable) {

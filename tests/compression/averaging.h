@@ -17,6 +17,13 @@ class AveragingReducer final : public GradientReducer {
     reduction_.reducer->prepare(bucket, rank, size);
     reduction_.before->prepare(bucket);
   }
+  void require_possible(const Bucket& bucket, const Layout& layout) const override {
+    reduction_.reducer->require_possible(bucket, layout);
+  }
+  void relayout(const Bucket& bucket) override {
+    reduction_.reducer->relayout(bucket);
+    reduction_.before->relayout(bucket);
+  }
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override {
     reduction_.before->before_reduce(bucket, step);
     reduction_.reducer->stage(bucket, communicator, step);

@@ -11,6 +11,7 @@
 #include "tests/compression/combinations.h"
 #include "tests/compression/support.h"
 #include "tests/reference/reducer.h"
+#include "tests/support/frozen.h"
 
 namespace thinwire {
 namespace {
@@ -105,14 +106,15 @@ void conserve(const NamedOptions& named, int size,
       // A matrix of zeros for a while, and one of denormals: blocks that say zero.
       if (step < 60) gradient.narrow(0, last.offset, last.numel).zero_();
       if (step < 30) gradient.narrow(0, bucket.slices[0].offset, 40).fill_(5e-324);
-      bucket.slices[3].frozen = step >= 200 && step < 230;
-      bucket.slices[1].frozen = step >= 220 && step < 225;
+      resting::set_frozen(bucket, 3, step >= 200 && step < 230);
+      resting::set_frozen(bucket, 1, step >= 220 && step < 225);
       std::vector<bool> absent;
       for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
         Slice& slice = bucket.slices[i];
         slice.absent = false;
         absent.push_back(step >= 300 && step < 400 && (step * 7 + static_cast<int>(i)) % 5 < 2);
-        if (slice.frozen || absent[i]) gradient.narrow(0, slice.offset, slice.numel).zero_();
+        if (bucket.layout.rests(i) || absent[i])
+          gradient.narrow(0, slice.offset, slice.numel).zero_();
       }
       bucket.gradient.copy_(gradient);
       const bool poisoned = step % 101 == 7;
@@ -137,7 +139,7 @@ void conserve(const NamedOptions& named, int size,
       if (feedback != FeedbackKind::econtrol) continue;
       Flat state(bucket, *reducer);
       for (const Slice& slice : bucket.slices) {
-        if (slice.rests()) continue;
+        if (resting::rests(bucket, slice)) continue;
         tracked.narrow(0, slice.offset, slice.numel)
             .add_(state["tracker"].narrow(0, slice.offset, slice.numel));
       }

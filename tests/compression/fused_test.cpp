@@ -15,6 +15,7 @@
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/support.h"
 #include "tests/reference/reducer.h"
+#include "tests/support/frozen.h"
 
 namespace thinwire {
 namespace {
@@ -37,8 +38,8 @@ std::vector<Bucket> make_buckets(at::ScalarType dtype) {
 
 // What makes step `step` special.
 void disturb(std::int64_t step, int rank, int size, Bucket& bucket, StepContext& context) {
-  bucket.slices[6].frozen = step >= 3 && step <= 5;
-  bucket.slices[1].frozen = step == 4 || step == 5;
+  resting::set_frozen(bucket, 6, step >= 3 && step <= 5);
+  resting::set_frozen(bucket, 1, step == 4 || step == 5);
   if (step == 5 || step == 9) context.transmission = Transmission::dense;
   const auto poison = [&](std::size_t slice, double value) {
     if (rank == size - 1)
@@ -49,7 +50,8 @@ void disturb(std::int64_t step, int rank, int size, Bucket& bucket, StepContext&
   if (step == 9) poison(5, std::numeric_limits<double>::infinity());
   if (step == 10) bucket.gradient.mul_(1e-44);
   for (const auto& slice : bucket.slices) {
-    if (slice.frozen) bucket.gradient.narrow(0, slice.offset, slice.numel).zero_();
+    if (resting::is_frozen(bucket, slice))
+      bucket.gradient.narrow(0, slice.offset, slice.numel).zero_();
   }
 }
 

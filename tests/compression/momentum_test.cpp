@@ -9,6 +9,7 @@
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/averaging.h"
 #include "tests/compression/support.h"
+#include "tests/support/frozen.h"
 
 namespace thinwire {
 namespace {
@@ -64,12 +65,13 @@ TEST_P(Momentum, TheInnerReducerGetsTheAverage) {
             }
             at::Tensor next = average.clone();
             for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
-              bucket.slices[i].frozen = by_hand.slices[i].frozen = frozen && i == kFrozen;
+              resting::set_frozen(bucket, i, frozen && i == kFrozen);
+              resting::set_frozen(by_hand, i, frozen && i == kFrozen);
               const auto part = [&](const at::Tensor& of) {
                 return of.narrow(0, bucket.slices[i].offset, bucket.slices[i].numel);
               };
-              if (bucket.slices[i].frozen) part(gradient).zero_();
-              if (i == kVector || bucket.slices[i].frozen) {
+              if (bucket.layout.rests(i)) part(gradient).zero_();
+              if (i == kVector || bucket.layout.rests(i)) {
                 part(by_hand.gradient).copy_(part(gradient));
                 continue;
               }

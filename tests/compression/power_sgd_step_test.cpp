@@ -9,6 +9,7 @@
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/power_sgd_support.h"
 #include "tests/reference/reducer.h"
+#include "tests/support/frozen.h"
 
 namespace thinwire {
 namespace {
@@ -159,14 +160,15 @@ TEST(PowerSgdStep, AFrozenSliceHoldsItsResidualAndSendsNothing) {
       std::int64_t sum = 0;
       const auto plans = reducer->plan(bucket);
       for (std::size_t i = 0; i < plans.size(); ++i) {
-        if (!bucket.slices[i].frozen) sum += plans[i].payload_bytes;
+        if (!bucket.layout.rests(i)) sum += plans[i].payload_bytes;
       }
       return sum;
     };
     EXPECT_EQ(step(0), bytes());
     Snapshot before;
     reducer->visit(bucket, before);
-    bucket.slices[1].frozen = bucket.slices[2].frozen = true;
+    resting::set_frozen(bucket, 1, true);
+    resting::set_frozen(bucket, 2, true);
     EXPECT_EQ(step(1), bytes());
     EXPECT_EQ(slice_of(bucket.gradient, bucket.slices[1]).abs().max().item<float>(), 0);
     EXPECT_EQ(slice_of(bucket.gradient, bucket.slices[2]).abs().max().item<float>(), 0);
@@ -178,9 +180,9 @@ TEST(PowerSgdStep, AFrozenSliceHoldsItsResidualAndSendsNothing) {
           << before.entries[i].first.name;
     }
     // All frozen: nothing to say, and nobody waits.
-    for (Slice& slice : bucket.slices) slice.frozen = true;
+    for (std::size_t i = 0; i < bucket.slices.size(); ++i) resting::set_frozen(bucket, i, true);
     EXPECT_EQ(step(2), 0);
-    for (Slice& slice : bucket.slices) slice.frozen = false;
+    for (std::size_t i = 0; i < bucket.slices.size(); ++i) resting::set_frozen(bucket, i, false);
     EXPECT_EQ(step(3), bytes());
     EXPECT_FALSE(same_bits(state_of(*reducer, bucket, "residual/p1"), before.entries[2].second));
   });
@@ -235,8 +237,8 @@ TEST(PowerSgdStep, TensorOperationsDoWhatTheKernelsDo) {
         }
         std::optional<std::string> verdicts[kSides];
         for (int i = 0; i < kSides; ++i) {
-          buckets[i].slices[0].frozen = step == 5;
-          buckets[i].slices[1].frozen = step == 5 || step == 6;
+          resting::set_frozen(buckets[i], 0, step == 5);
+          resting::set_frozen(buckets[i], 1, step == 5 || step == 6);
           buckets[i].gradient.copy_(gradient);
           reducers[i]->stage(
               buckets[i], *communicator,

@@ -5,13 +5,14 @@
 
 #include "collectives/base/error.h"
 #include "collectives/checked.h"
-#include "collectives/compression/exchange/layout.h"
 #include "collectives/compression/options.h"
 #include "collectives/metered.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/support.h"
+#include "tests/reference/chunks.h"
 #include "tests/reference/codec.h"
 #include "tests/reference/reducer.h"
+#include "tests/support/frozen.h"
 
 namespace thinwire {
 namespace {
@@ -232,12 +233,12 @@ TEST(Reducer, AFrozenSliceHoldsItsResidualAndSendsNothing) {
     };
     const at::Tensor before = residual_of_1();
     EXPECT_GT(before.abs().max().item<float>(), 0);
-    bucket.slices[1].frozen = true;
+    resting::set_frozen(bucket, 1, true);
     const auto some = step(1);
     EXPECT_LT(some, all);
     EXPECT_TRUE(residual_of_1().equal(before));
     EXPECT_TRUE(bucket.gradient.narrow(0, bucket.slices[1].offset, 1000).equal(at::zeros({1000})));
-    bucket.slices[1].frozen = false;
+    resting::set_frozen(bucket, 1, false);
     step(2);
     EXPECT_FALSE(residual_of_1().equal(before));
   });
@@ -272,8 +273,8 @@ TEST(Reducer, DenseStepsSendNoFrozenSlices) {
           std::int64_t live = 0;
           for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
             Slice& slice = bucket.slices[i];
-            slice.frozen = (frozen >> i & 1U) != 0;
-            if (slice.frozen) {
+            resting::set_frozen(bucket, i, (frozen >> i & 1U) != 0);
+            if (bucket.layout.rests(i)) {
               bucket.gradient.narrow(0, slice.offset, slice.numel)
                   .fill_(rank == 1 ? std::numeric_limits<double>::quiet_NaN() : rank);
               expected.narrow(0, slice.offset, slice.numel).zero_();
@@ -324,11 +325,11 @@ TEST(Reducer, TheResidualStaysBoundedOnAHalfDeadEmbedding) {
   });
 }
 
-TEST(Layout, ChunksCoverTheBucketOnceInOrderAtBlockBoundaries) {
-  const PlainCodec codec(Sign{64});
+TEST(Owners, ChunksCoverTheBucketOnceInOrderAtBlockBoundaries) {
+  const std::shared_ptr<const Codec> codec = make_codec(Sign{64});
   for (const int size : {1, 2, 3, 4, 7, 16, 200}) {
     const Bucket bucket = make_bucket(mixed_shapes());
-    const std::vector<const Codec*> codecs(bucket.slices.size(), &codec.codec());
+    const CodecOfSlice codecs(bucket.slices.size(), codec);
     const auto chunks = cut_into_chunks(bucket, codecs, size);
     ASSERT_EQ(chunks.size(), static_cast<std::size_t>(size));
     std::vector<int> covered(static_cast<std::size_t>(bucket.numel()), 0);
@@ -342,15 +343,16 @@ TEST(Layout, ChunksCoverTheBucketOnceInOrderAtBlockBoundaries) {
         EXPECT_EQ((piece.begin - bucket.slices[piece.slice].offset) % 64, 0);
         for (std::int64_t i = piece.begin; i < last; ++i) ++covered[static_cast<std::size_t>(i)];
       }
-      bytes += payload_bytes(bucket, chunk);
-      largest = std::max(largest, payload_bytes(bucket, chunk));
+      const std::int64_t own = reference::payload_bytes(bucket, chunk, codecs);
+      bytes += own;
+      largest = std::max(largest, own);
     }
     for (const auto& slice : bucket.slices) {
       for (std::int64_t i = slice.offset; i < slice.end(); ++i) {
         EXPECT_EQ(covered[static_cast<std::size_t>(i)], 1);
       }
     }
-    EXPECT_LE(largest, bytes / size + 2 * codec.payload_bytes(64, at::kFloat));
+    EXPECT_LE(largest, bytes / size + 2 * codec->payload_bytes(64, at::kFloat));
   }
 }
 

@@ -49,9 +49,9 @@ Operation operation(std::uint8_t which) {
 
 // What rank 1 sends when it calls a barrier as its first operation.
 std::string call_of_barrier() {
-  sockets::BlockPool pool(64);
-  const sockets::Exchange exchange({}, {}, 1, kSize, 64, pool);
-  const sockets::FrameHeader header = exchange.header(0, sockets::FrameKind::call);
+  BlockPool pool(64);
+  const sockets::PendingOperation operation({}, {}, 1, kSize, 64, pool);
+  const sockets::FrameHeader header = operation.header(0, sockets::FrameKind::call);
   return std::string(reinterpret_cast<const char*>(&header), sizeof header);
 }
 

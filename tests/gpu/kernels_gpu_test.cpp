@@ -17,6 +17,7 @@
 #include "tests/gpu/device.h"
 #include "tests/gpu/kernels_gpu_times.h"
 #include "tests/gpu/low_rank_gpu.h"
+#include "tests/optimizers/cases.h"
 
 namespace thinwire {
 namespace {
@@ -332,74 +333,42 @@ template <typename T>
 void compare_optimizers(Dice& dice) {
   const std::vector<StepSlice> slices = random_slices(dice);
   const std::int64_t numel = 12 * 20100;
-  std::vector<T> weights = uniform_values<T>(dice, numel, -1);
   const std::vector<T> gradient = uniform_values<T>(dice, numel, -1);
-  std::vector<T> first = uniform_values<T>(dice, numel, -1);
-  std::vector<T> second = uniform_values<T>(dice, numel, 0);
-  std::vector<T> highest = uniform_values<T>(dice, numel, 0);
   Device<StepSlice> device_slices(slices);
-  Device<T> device_weights(weights);
   Device<T> device_gradient(gradient);
-  Device<T> device_first(first);
-  Device<T> device_second(second);
-  Device<T> device_highest(highest);
-  const SgdStep sgd{.lr = 0.1,
-                    .gradient_scale = dice.uniform(),
-                    .momentum = 0.9,
-                    .take = 0.7,
-                    .direct = dice.below(2) == 0 ? 0.0 : 1.0,
-                    .buffered = 0.9};
-  const bool momentum = dice.below(2) == 0;
-  host_optimizer_kernels<T>().sgd({.slices = slices.data(),
-                                   .slice_count = std::ssize(slices),
-                                   .numel = numel,
-                                   .weights = weights.data(),
-                                   .gradient = gradient.data(),
-                                   .momentum = momentum ? first.data() : nullptr,
-                                   .step = sgd},
-                                  nullptr);
-  cuda_optimizer_kernels<T>().sgd({.slices = device_slices.data(),
-                                   .slice_count = std::ssize(slices),
-                                   .numel = numel,
-                                   .weights = device_weights.data(),
-                                   .gradient = device_gradient.data(),
-                                   .momentum = momentum ? device_first.data() : nullptr,
-                                   .step = sgd},
-                                  nullptr);
-  expect_equal("sgd's weights", device_weights.host(), weights);
-  expect_equal("sgd's momentum", device_first.host(), first);
-
-  const double t = 1 + static_cast<double>(dice.below(1000));
-  const AdamStep adam{.lr = 0.01,
-                      .gradient_scale = dice.uniform(),
-                      .decay = dice.below(2) == 0 ? WeightDecay::coupled : WeightDecay::decoupled,
-                      .bias1 = 1 - std::pow(0.9, t),
-                      .sqrt_bias2 = std::sqrt(1 - std::pow(0.999, t))};
-  const bool amsgrad = dice.below(2) == 0;
-  host_optimizer_kernels<T>().adam({.slices = slices.data(),
-                                    .slice_count = std::ssize(slices),
-                                    .numel = numel,
-                                    .weights = weights.data(),
-                                    .gradient = gradient.data(),
-                                    .exp_avg = first.data(),
-                                    .exp_avg_sq = second.data(),
-                                    .max_exp_avg_sq = amsgrad ? highest.data() : nullptr,
-                                    .step = adam},
-                                   nullptr);
-  cuda_optimizer_kernels<T>().adam({.slices = device_slices.data(),
-                                    .slice_count = std::ssize(slices),
-                                    .numel = numel,
-                                    .weights = device_weights.data(),
-                                    .gradient = device_gradient.data(),
-                                    .exp_avg = device_first.data(),
-                                    .exp_avg_sq = device_second.data(),
-                                    .max_exp_avg_sq = amsgrad ? device_highest.data() : nullptr,
-                                    .step = adam},
-                                   nullptr);
-  expect_equal("adam's weights", device_weights.host(), weights);
-  expect_equal("adam's first moment", device_first.host(), first);
-  expect_equal("adam's second moment", device_second.host(), second);
-  expect_equal("adam's highest moment", device_highest.host(), highest);
+  const std::vector<std::string> cases = optimizer_cases();
+  const std::string& text = cases[static_cast<std::size_t>(dice.below(std::ssize(cases)))];
+  std::vector<T> weights = uniform_values<T>(dice, numel, -1);
+  // Of both signs but for the second and the third, of which some optimizers take a root.
+  std::vector<T> state[max_states] = {uniform_values<T>(dice, numel, -1),
+                                      uniform_values<T>(dice, numel, 0),
+                                      uniform_values<T>(dice, numel, 0)};
+  Device<T> device_weights(weights);
+  Device<T> device_state[max_states] = {Device<T>(state[0]), Device<T>(state[1]),
+                                        Device<T>(state[2])};
+  const StepParameters parameters{
+      .lr = 0.1, .gradient_scale = dice.uniform(), .committed_step = dice.below(1000)};
+  with_rule(text, [&](auto rule, const auto& options) {
+    using Rule = decltype(rule);
+    StepArgs<Rule, T> args{{slices.data(),
+                            std::ssize(slices),
+                            numel,
+                            weights.data(),
+                            gradient.data(),
+                            {state[0].data(), state[1].data(), state[2].data()},
+                            static_cast<int>(Rule::state(options).size())},
+                           Rule::step(options, parameters)};
+    host_optimizer_kernels<T>().step(args, nullptr);
+    args.bucket.slices = device_slices.data();
+    args.bucket.weights = device_weights.data();
+    args.bucket.gradient = device_gradient.data();
+    for (int k = 0; k < max_states; ++k) args.bucket.state[k] = device_state[k].data();
+    cuda_optimizer_kernels<T>().step(args, nullptr);
+  });
+  expect_equal((text + ": weights").c_str(), device_weights.host(), weights);
+  for (int k = 0; k < max_states; ++k) {
+    expect_equal(fmt::format("{}: state {}", text, k).c_str(), device_state[k].host(), state[k]);
+  }
 }
 
 template <typename T>

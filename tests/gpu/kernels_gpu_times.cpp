@@ -181,27 +181,23 @@ void time_signs_and_steps(std::int64_t numel) {
                             .flag = flag.data()},
                            nullptr);
   });
-  report("sgd, momentum", 5 * values, [&] {
-    optimizers.sgd({.slices = slices.data(),
-                    .slice_count = 1,
-                    .numel = numel,
-                    .weights = weights.data(),
-                    .gradient = gradient.data(),
-                    .momentum = first.data(),
-                    .step = {.lr = 0.1, .momentum = 0.9}},
-                   nullptr);
-  });
-  report("adam", 7 * values, [&] {
-    optimizers.adam({.slices = slices.data(),
-                     .slice_count = 1,
-                     .numel = numel,
-                     .weights = weights.data(),
-                     .gradient = gradient.data(),
-                     .exp_avg = first.data(),
-                     .exp_avg_sq = second.data(),
-                     .step = {.lr = 0.1}},
-                    nullptr);
-  });
+  const auto time_update = [&]<typename Rule>(const char* name, Rule,
+                                              const typename Rule::Options& options) {
+    StepArgs<Rule, float> args{{slices.data(),
+                                1,
+                                numel,
+                                weights.data(),
+                                gradient.data(),
+                                {first.data(), second.data()},
+                                0},
+                               Rule::step(options, {.lr = 0.1})};
+    args.bucket.state_count = static_cast<int>(Rule::state(options).size());
+    // The gradient is read, weights and states are read and written.
+    report(name, (3 + 2 * args.bucket.state_count) * values,
+           [&] { optimizers.step(args, nullptr); });
+  };
+  time_update("sgd, momentum", SgdRule{}, {.momentum = 0.9});
+  time_update("adam", AdamRule{}, {});
   report("squared norm", values, [&] {
     optimizers.squared_norm({.blocks = norm_blocks.data(),
                              .block_count = count,

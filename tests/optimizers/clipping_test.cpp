@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "tests/optimizers/support.h"
+#include "tests/support/frozen.h"
 
 namespace thinwire {
 namespace {
@@ -33,7 +34,7 @@ TEST(SquaredNorm, LeavesSlicesThatRestOut) {
   auto buckets = make_buckets(torch::kFloat, torch::kFloat);
   for (Bucket& bucket : buckets) bucket.gradient.fill_(2);
   EXPECT_EQ(squared_norm(buckets), 4 * (7 + 35 + 27 + 1 + 33));
-  buckets[0].slices[1].frozen = true;
+  resting::set_frozen(buckets[0], 1, true);
   EXPECT_EQ(squared_norm(buckets), 4 * (7 + 27 + 1 + 33));
   buckets[0].slices[0].absent = true;
   EXPECT_EQ(squared_norm(buckets), 4 * (27 + 1 + 33));

@@ -4,15 +4,20 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <regex>
+
 #include "collectives/base/error.h"
-#include "optimizers/adam.h"
-#include "optimizers/sgd.h"
+#include "optimizers/elementwise.h"
+#include "tests/optimizers/cases.h"
 #include "tests/optimizers/support.h"
 
 namespace thinwire {
 namespace {
 
+using testing::Contains;
 using testing::HasSubstr;
+using testing::IsSupersetOf;
+using testing::MatchesRegex;
 
 // Both move the same weights to the same bits.
 void expect_same(const std::vector<Bucket>& initial, Optimizer& actual, Optimizer& expected) {
@@ -47,17 +52,47 @@ TEST(Factory, Sgd) {
 TEST(Factory, AdamAndAdamW) {
   const auto buckets = make_buckets(torch::kFloat, torch::kFloat);
   const OptimizerDefaults defaults{.momentum = 0.5, .weight_decay = 0.1};
-  Adam adam(buckets, {.weight_decay = 0.1}, WeightDecay::coupled, {});
+  Adam adam(buckets, {.weight_decay = 0.1}, {});
   expect_same(buckets, *make_optimizer("adam", defaults, buckets, {}), adam);
-  Adam adamw(buckets, {.weight_decay = 0.1}, WeightDecay::decoupled, {});
+  Adam adamw(buckets, {.weight_decay = 0.1, .decoupled_weight_decay = true}, {});
   expect_same(buckets, *make_optimizer("adamw", defaults, buckets, {}), adamw);
-  const AdamOptions options{
-      .beta1 = 0.5, .beta2 = 0.75, .eps = 0.01, .weight_decay = 0.2, .amsgrad = true};
-  Adam own(buckets, options, WeightDecay::decoupled, no_decay_on_vectors());
+  const AdamOptions options{.beta1 = 0.5,
+                            .beta2 = 0.75,
+                            .eps = 0.01,
+                            .weight_decay = 0.2,
+                            .amsgrad = true,
+                            .decoupled_weight_decay = true};
+  Adam own(buckets, options, no_decay_on_vectors());
   expect_same(buckets,
               *make_optimizer("adamw:beta1=0.5,beta2=0.75,eps=0.01,weight_decay=0.2,amsgrad=1",
                               defaults, buckets),
               own);
+}
+
+TEST(Factory, MakesEveryWordAndSaysHow) {
+  const auto buckets = make_buckets(torch::kFloat, torch::kFloat);
+  EXPECT_THAT(known_optimizers(), IsSupersetOf({"sgd", "adam", "adamw"}));
+  for (const std::string& word : known_optimizers()) {
+    EXPECT_NE(make_optimizer(word, {}, buckets), nullptr) << word;
+    EXPECT_THAT(optimizer_help(), HasSubstr(word));
+    // What the other tests are to try.
+    EXPECT_THAT(optimizer_cases(), Contains(MatchesRegex(word + "(:.*)?")));
+  }
+  EXPECT_THAT(optimizer_help(), HasSubstr("adam|adamw[:beta1=X,"));
+}
+
+// What the help promises: each key with a value that fits its placeholder.
+TEST(Factory, TakesEveryKeyOfItsHelp) {
+  const auto buckets = make_buckets(torch::kFloat, torch::kFloat);
+  const auto try_rule = [&](auto rule) {
+    std::string keys = std::regex_replace(rule.keys, std::regex("=X"), "=0.5");
+    keys = std::regex_replace(keys, std::regex("=0\\|1"), "=0");
+    for (const std::string& word : rule.words()) {
+      EXPECT_NE(make_optimizer(word + ":" + keys, {}, buckets), nullptr) << word;
+    }
+  };
+  const auto try_all = [&]<typename... Rules>(RuleList<Rules...>) { (try_rule(Rules{}), ...); };
+  try_all(ElementwiseRules{});
 }
 
 TEST(Factory, RefusesWhatItDoesNotKnow) {

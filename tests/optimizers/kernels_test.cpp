@@ -1,5 +1,5 @@
 // The optimizers' kernels over whole buckets: against the optimizers, which step slice by slice,
-// and against the formulas, number by number.
+// between vectors of every kind, and against the formulas, number by number.
 #include "optimizers/kernels/kernels.h"
 
 #include <gtest/gtest.h>
@@ -7,9 +7,11 @@
 
 #include <cmath>
 
-#include "optimizers/adam.h"
-#include "optimizers/sgd.h"
+#include "optimizers/factory.h"
+#include "optimizers/kernels/host.h"
+#include "tests/optimizers/cases.h"
 #include "tests/optimizers/support.h"
+#include "tests/support/frozen.h"
 
 namespace thinwire {
 namespace {
@@ -25,7 +27,7 @@ GroupRules two_rules() {
 std::vector<StepSlice> table_of(const Bucket& bucket, double weight_decay) {
   std::vector<StepSlice> table;
   for (const Slice& slice : bucket.slices) {
-    if (slice.frozen) continue;
+    if (resting::is_frozen(bucket, slice)) continue;
     const ParameterGroup group = resolve_group(two_rules(), slice, {weight_decay, 1});
     table.push_back({slice.offset, slice.numel, group.weight_decay, group.lr_scale});
   }
@@ -48,85 +50,43 @@ class OptimizerKernelsTest : public testing::Test {
 using BothTypes = testing::Types<float, double>;
 TYPED_TEST_SUITE(OptimizerKernelsTest, BothTypes);
 
-TYPED_TEST(OptimizerKernelsTest, SgdOfABucketEqualsTheOptimizer) {
+TYPED_TEST(OptimizerKernelsTest, AStepOfABucketEqualsTheOptimizers) {
   using T = TypeParam;
-  for (const SgdOptions& options :
-       {SgdOptions{0, 0, 0.05, false}, SgdOptions{0.9, 0.3, 0.05, false},
-        SgdOptions{0.9, 0, 0.05, true}}) {
+  for (const std::string& text : optimizer_cases()) {
+    SCOPED_TRACE(text);
     auto expected = make_buckets(this->dtype, this->dtype);
-    expected[0].slices[1].frozen = true;
+    resting::set_frozen(expected[0], 1, true);
     auto got = clone(expected);
-    Sgd optimizer(expected, options, two_rules());
-    std::vector<at::Tensor> momentum;
-    for (const Bucket& bucket : got) momentum.push_back(torch::zeros_like(bucket.weights));
-    for (std::int64_t t = 0; t < steps; ++t) {
-      fill_gradients(expected, static_cast<std::uint64_t>(t));
-      const StepParameters parameters = parameters_of(t);
-      step(optimizer, expected, parameters);
-      for (std::size_t b = 0; b < got.size(); ++b) {
-        const auto table = table_of(got[b], options.weight_decay);
-        this->kernels.sgd(
-            {.slices = table.data(),
-             .slice_count = std::ssize(table),
-             .numel = got[b].numel(),
-             .weights = got[b].weights.template mutable_data_ptr<T>(),
-             .gradient = expected[b].gradient.template const_data_ptr<T>(),
-             .momentum =
-                 options.momentum > 0 ? momentum[b].template mutable_data_ptr<T>() : nullptr,
-             .step = {.lr = parameters.lr,
-                      .gradient_scale = parameters.gradient_scale,
-                      .momentum = options.momentum,
-                      .take = t == 0 ? 1 : 1 - options.dampening,
-                      .direct = options.nesterov ? 1.0 : 0.0,
-                      .buffered = options.nesterov ? options.momentum : 1.0}},
-            nullptr);
-        EXPECT_TRUE(got[b].weights.equal(expected[b].weights)) << "bucket " << b << ", step " << t;
-      }
-    }
-  }
-}
-
-TYPED_TEST(OptimizerKernelsTest, AdamOfABucketEqualsTheOptimizer) {
-  using T = TypeParam;
-  for (const WeightDecay decay : {WeightDecay::coupled, WeightDecay::decoupled}) {
-    for (const bool amsgrad : {false, true}) {
-      const AdamOptions options{.weight_decay = 0.05, .amsgrad = amsgrad};
-      auto expected = make_buckets(this->dtype, this->dtype);
-      expected[0].slices[1].frozen = true;
-      auto got = clone(expected);
-      Adam optimizer(expected, options, decay, two_rules());
-      std::vector<std::array<at::Tensor, 3>> state;
+    const auto optimizer = make_optimizer(text, {}, expected, two_rules());
+    EXPECT_TRUE(with_rule(text, [&](auto rule, const auto& options) {
+      using Rule = decltype(rule);
+      std::vector<at::Tensor> state;
+      const auto count = static_cast<std::int64_t>(Rule::state(options).size());
       for (const Bucket& bucket : got) {
-        const at::Tensor zeros = torch::zeros_like(bucket.weights);
-        state.push_back({zeros.clone(), zeros.clone(), zeros.clone()});
+        state.push_back(torch::zeros({count, bucket.numel()}, this->dtype));
       }
       for (std::int64_t t = 0; t < steps; ++t) {
         fill_gradients(expected, static_cast<std::uint64_t>(t));
-        const StepParameters parameters = parameters_of(t);
-        step(optimizer, expected, parameters);
+        step(*optimizer, expected, parameters_of(t));
         for (std::size_t b = 0; b < got.size(); ++b) {
           const auto table = table_of(got[b], options.weight_decay);
-          const double power = static_cast<double>(t + 1);
-          this->kernels.adam(
-              {.slices = table.data(),
-               .slice_count = std::ssize(table),
-               .numel = got[b].numel(),
-               .weights = got[b].weights.template mutable_data_ptr<T>(),
-               .gradient = expected[b].gradient.template const_data_ptr<T>(),
-               .exp_avg = state[b][0].template mutable_data_ptr<T>(),
-               .exp_avg_sq = state[b][1].template mutable_data_ptr<T>(),
-               .max_exp_avg_sq = amsgrad ? state[b][2].template mutable_data_ptr<T>() : nullptr,
-               .step = {.lr = parameters.lr,
-                        .gradient_scale = parameters.gradient_scale,
-                        .decay = decay,
-                        .bias1 = 1 - std::pow(options.beta1, power),
-                        .sqrt_bias2 = std::sqrt(1 - std::pow(options.beta2, power))}},
-              nullptr);
+          StepArgs<Rule, T> args;
+          args.bucket.slices = table.data();
+          args.bucket.slice_count = std::ssize(table);
+          args.bucket.numel = got[b].numel();
+          args.bucket.weights = got[b].weights.template mutable_data_ptr<T>();
+          args.bucket.gradient = expected[b].gradient.template const_data_ptr<T>();
+          for (std::int64_t k = 0; k < count; ++k) {
+            args.bucket.state[k] = state[b][k].template mutable_data_ptr<T>();
+          }
+          args.bucket.state_count = static_cast<int>(count);
+          args.step = Rule::step(options, parameters_of(t));
+          this->kernels.step(args, nullptr);
           EXPECT_TRUE(got[b].weights.equal(expected[b].weights))
               << "bucket " << b << ", step " << t;
         }
       }
-    }
+    }));
   }
 }
 
@@ -144,16 +104,19 @@ TYPED_TEST(OptimizerKernelsTest, RoundsAsTheFormulasAreWritten) {
   at::Tensor weights = start.clone();
   at::Tensor first = torch::full_like(start, 0.2);
   at::Tensor second = torch::full_like(start, 0.01);
-  const SgdStep sgd{
+  const auto view = [&](int state_count) {
+    return BucketView<T>{
+        &slice,
+        1,
+        bucket.numel(),
+        weights.template mutable_data_ptr<T>(),
+        gradient,
+        {first.template mutable_data_ptr<T>(), second.template mutable_data_ptr<T>()},
+        state_count};
+  };
+  const SgdRule::Step sgd{
       .lr = 5, .gradient_scale = 0.9, .momentum = 0.8, .take = 0.6, .direct = 0.7, .buffered = 0.9};
-  this->kernels.sgd({.slices = &slice,
-                     .slice_count = 1,
-                     .numel = bucket.numel(),
-                     .weights = weights.template mutable_data_ptr<T>(),
-                     .gradient = gradient,
-                     .momentum = first.template mutable_data_ptr<T>(),
-                     .step = sgd},
-                    nullptr);
+  this->kernels.template step<SgdRule>({view(1), sgd}, nullptr);
   for (std::int64_t i = slice.offset; i < slice.offset + slice.numel; ++i) {
     const volatile T w = start.template const_data_ptr<T>()[i];
     const volatile T scaled = static_cast<T>(0.9) * gradient[i];
@@ -172,22 +135,14 @@ TYPED_TEST(OptimizerKernelsTest, RoundsAsTheFormulasAreWritten) {
 
   weights = start.clone();
   first.fill_(0.2);
-  const AdamStep adam{.lr = 5,
-                      .gradient_scale = 0.9,
-                      .beta1 = 0.3,
-                      .beta2 = 0.4,
-                      .decay = WeightDecay::decoupled,
-                      .bias1 = 0.19,
-                      .sqrt_bias2 = 0.07};
-  this->kernels.adam({.slices = &slice,
-                      .slice_count = 1,
-                      .numel = bucket.numel(),
-                      .weights = weights.template mutable_data_ptr<T>(),
-                      .gradient = gradient,
-                      .exp_avg = first.template mutable_data_ptr<T>(),
-                      .exp_avg_sq = second.template mutable_data_ptr<T>(),
-                      .step = adam},
-                     nullptr);
+  const AdamRule::Step adam{.lr = 5,
+                            .gradient_scale = 0.9,
+                            .beta1 = 0.3,
+                            .beta2 = 0.4,
+                            .bias1 = 0.19,
+                            .sqrt_bias2 = 0.07,
+                            .decoupled_weight_decay = true};
+  this->kernels.template step<AdamRule>({view(2), adam}, nullptr);
   for (std::int64_t i = slice.offset; i < slice.offset + slice.numel; ++i) {
     const volatile T w = start.template const_data_ptr<T>()[i];
     const volatile T g = static_cast<T>(0.9) * gradient[i];
@@ -208,6 +163,55 @@ TYPED_TEST(OptimizerKernelsTest, RoundsAsTheFormulasAreWritten) {
     EXPECT_EQ(first.template const_data_ptr<T>()[i], m);
     EXPECT_EQ(second.template const_data_ptr<T>()[i], v);
     EXPECT_EQ(weights.template const_data_ptr<T>()[i], shrunk - quotient);
+  }
+}
+
+TYPED_TEST(OptimizerKernelsTest, EveryKindOfVectorsHasTheSameBits) {
+  using T = TypeParam;
+  constexpr std::int64_t numel = 1037;
+  const StepSlice slice{.offset = 3, .numel = numel - 5, .weight_decay = 0.1, .lr_scale = 0.5};
+  const at::Tensor start = torch::rand({5, numel}, this->dtype);
+  for (const std::string& text : optimizer_cases()) {
+    EXPECT_TRUE(with_rule(text, [&](auto rule, const auto& options) {
+      using Rule = decltype(rule);
+      at::Tensor expected;
+      for (const auto& [target, table] : host_optimizer_kernels_by_target<T>()) {
+        const at::Tensor x = start.clone();
+        StepArgs<Rule, T> args;
+        args.bucket.slices = &slice;
+        args.bucket.slice_count = 1;
+        args.bucket.numel = numel;
+        args.bucket.weights = x[0].template mutable_data_ptr<T>();
+        args.bucket.gradient = x[1].template const_data_ptr<T>();
+        for (int k = 0; k < max_states; ++k) {
+          args.bucket.state[k] = x[2 + k].template mutable_data_ptr<T>();
+        }
+        args.bucket.state_count = static_cast<int>(Rule::state(options).size());
+        args.step = Rule::step(options, parameters_of(3));
+        table.step(args, nullptr);
+        EXPECT_FALSE(x.equal(start));
+        if (!expected.defined()) expected = x;
+        EXPECT_TRUE(x.equal(expected)) << text << ", " << target;
+      }
+    }));
+  }
+}
+
+TYPED_TEST(OptimizerKernelsTest, EveryKindOfVectorsHasTheSameNorm) {
+  using T = TypeParam;
+  const at::Tensor values = torch::rand({1037}, this->dtype);
+  const std::vector<NormBlock> blocks = {{3, 1024}, {1027, 7}};
+  std::vector<double> norms;
+  for (const auto& [target, table] : host_optimizer_kernels_by_target<T>()) {
+    std::vector<double> sums(2);
+    table.squared_norm({.blocks = blocks.data(),
+                        .block_count = 2,
+                        .values = values.template const_data_ptr<T>(),
+                        .block_sums = sums.data(),
+                        .result = &norms.emplace_back()},
+                       nullptr);
+    EXPECT_GT(norms.back(), 0);
+    EXPECT_EQ(norms.back(), norms.front()) << target;
   }
 }
 

@@ -7,13 +7,16 @@
 #include <string>
 
 #include "collectives/base/error.h"
-#include "optimizers/adam.h"
-#include "optimizers/sgd.h"
+#include "optimizers/elementwise.h"
+#include "optimizers/factory.h"
+#include "tests/optimizers/cases.h"
 #include "tests/optimizers/support.h"
+#include "tests/support/frozen.h"
 
 namespace thinwire {
 namespace {
 
+using testing::Contains;
 using testing::ElementsAre;
 using testing::IsEmpty;
 
@@ -29,22 +32,26 @@ std::vector<Bucket> float_buckets() {
   return make_buckets(torch::kFloat, torch::kFloat);
 }
 
+// The kinds of state that each form has for every parameter.
 TEST(State, Names) {
   auto buckets = float_buckets();
   buckets.resize(1);
   buckets[0].slices.resize(2);
-  Sgd plain(buckets, {}, {});
-  EXPECT_THAT(names(plain), IsEmpty());
-  Sgd momentum(buckets, {.momentum = 0.9}, {});
-  EXPECT_THAT(names(momentum), ElementsAre("momentum/head.bias", "momentum/head.weight"));
-  Adam adam(buckets, {}, WeightDecay::coupled, {});
-  EXPECT_THAT(names(adam), ElementsAre("exp_avg/head.bias", "exp_avg/head.weight",
-                                       "exp_avg_sq/head.bias", "exp_avg_sq/head.weight"));
-  Adam amsgrad(buckets, {.amsgrad = true}, WeightDecay::coupled, {});
-  EXPECT_THAT(names(amsgrad),
-              ElementsAre("exp_avg/head.bias", "exp_avg/head.weight", "exp_avg_sq/head.bias",
-                          "exp_avg_sq/head.weight", "max_exp_avg_sq/head.bias",
-                          "max_exp_avg_sq/head.weight"));
+  const auto kinds = [&](const std::string& text) {
+    const auto all = names(*make_optimizer(text, {}, buckets));
+    std::vector<std::string> found;
+    for (const std::string& name : all) {
+      const std::string kind = name.substr(0, name.find('/'));
+      if (name == kind + "/head.bias") found.push_back(kind);
+    }
+    EXPECT_EQ(all.size(), 2 * found.size());
+    for (const std::string& kind : found) EXPECT_THAT(all, Contains(kind + "/head.weight"));
+    return found;
+  };
+  EXPECT_THAT(kinds("sgd"), IsEmpty());
+  EXPECT_THAT(kinds("sgd:momentum=0.9"), ElementsAre("momentum"));
+  EXPECT_THAT(kinds("adam"), ElementsAre("exp_avg", "exp_avg_sq"));
+  EXPECT_THAT(kinds("adamw:amsgrad=1"), ElementsAre("exp_avg", "exp_avg_sq", "max_exp_avg_sq"));
 }
 
 TEST(State, IsReplicatedShapedAsTheParameterAndAliasesTheOwner) {
@@ -69,11 +76,10 @@ TEST(State, IsReplicatedShapedAsTheParameterAndAliasesTheOwner) {
 
 TEST(Plan, SendsCompressedGradientsAsTheyAre) {
   auto buckets = float_buckets();
-  Sgd sgd(buckets, {.momentum = 0.9}, {});
-  Adam adam(buckets, {}, WeightDecay::coupled, {});
   fill_gradients(buckets, 1);
   const auto before = clone(buckets);
-  for (Optimizer* optimizer : std::initializer_list<Optimizer*>{&sgd, &adam}) {
+  for (const std::string& text : optimizer_cases()) {
+    const auto optimizer = make_optimizer(text, {}, buckets);
     EXPECT_EQ(optimizer->plan(7).quantity, Quantity::gradient);
     EXPECT_EQ(optimizer->plan(7).transmission, Transmission::compressed);
     optimizer->before_reduce(buckets[0], {});
@@ -82,9 +88,10 @@ TEST(Plan, SendsCompressedGradientsAsTheyAre) {
   }
 }
 
+enum class Why { frozen, absent };
+
 // In the second step a slice rests: it and its state stay, for the others it is a step as any.
-void expect_resting_slices_stay(const std::vector<Bucket>& initial, bool Slice::*rests,
-                                Optimizer& optimizer) {
+void expect_resting_slices_stay(const std::vector<Bucket>& initial, Why why, Optimizer& optimizer) {
   auto buckets = clone(initial);
   fill_gradients(buckets, 1);
   step(optimizer, buckets, {.lr = 0.1});
@@ -93,14 +100,18 @@ void expect_resting_slices_stay(const std::vector<Bucket>& initial, bool Slice::
   Collector first;
   optimizer.visit(first);
   for (const auto& [name, entry] : first.entries) state_before[name] = entry.tensor.clone();
-  buckets[0].slices[1].*rests = true;
+  if (why == Why::frozen) {
+    resting::set_frozen(buckets[0], 1, true);
+  } else {
+    buckets[0].slices[1].absent = true;
+  }
   fill_gradients(buckets, 2);
   step(optimizer, buckets, {.lr = 0.1, .committed_step = 1});
   Collector state;
   optimizer.visit(state);
   for (std::size_t b = 0; b < buckets.size(); ++b) {
     for (const Slice& slice : buckets[b].slices) {
-      EXPECT_EQ(slice.rests(),
+      EXPECT_EQ(resting::rests(buckets[b], slice),
                 torch::equal(part(buckets[b].weights, slice), part(before[b].weights, slice)))
           << slice.name;
     }
@@ -114,35 +125,38 @@ void expect_resting_slices_stay(const std::vector<Bucket>& initial, bool Slice::
 TEST(Resting, SlicesAndTheirStateDoNotMove) {
   for (const at::ScalarType weights : {torch::kFloat, torch::kBFloat16}) {
     const auto initial = make_buckets(weights, torch::kFloat);
-    for (bool Slice::*rests : {&Slice::frozen, &Slice::absent}) {
-      Sgd sgd(initial, {.momentum = 0.9, .weight_decay = 0.1}, {});
-      expect_resting_slices_stay(initial, rests, sgd);
-      Adam adam(initial, {.weight_decay = 0.1}, WeightDecay::decoupled, {});
-      expect_resting_slices_stay(initial, rests, adam);
+    for (const Why why : {Why::frozen, Why::absent}) {
+      for (const std::string& text : optimizer_cases()) {
+        SCOPED_TRACE(text);
+        expect_resting_slices_stay(initial, why, *make_optimizer(text, {}, initial));
+      }
     }
   }
 }
 
+// Among them sgd with dampening, whose undamped first step must not be repeated after resuming.
 TEST(Resume, ContinuesWithTheBitsOfAnUninterruptedRun) {
-  auto straight = float_buckets();
-  // The damped first step must not be repeated after resuming.
-  const SgdOptions options{.momentum = 0.9, .dampening = 0.5};
-  Sgd uninterrupted(straight, options, {});
-  auto resumed = clone(straight);
-  std::unique_ptr<Sgd> first = std::make_unique<Sgd>(resumed, options, GroupRules{});
-  for (std::int64_t t = 0; t < 6; ++t) {
-    if (t == 3) {
-      auto second = std::make_unique<Sgd>(resumed, options, GroupRules{});
-      copy_state(*first, *second);
-      first = std::move(second);
+  for (const at::ScalarType weights : {torch::kFloat, torch::kBFloat16}) {
+    for (const std::string& text : optimizer_cases()) {
+      auto straight = make_buckets(weights, torch::kFloat);
+      const auto uninterrupted = make_optimizer(text, {}, straight);
+      auto resumed = clone(straight);
+      auto first = make_optimizer(text, {}, resumed);
+      for (std::int64_t t = 0; t < 6; ++t) {
+        if (t == 3) {
+          auto second = make_optimizer(text, {}, resumed);
+          copy_state(*first, *second);
+          first = std::move(second);
+        }
+        fill_gradients(straight, static_cast<std::uint64_t>(t));
+        fill_gradients(resumed, static_cast<std::uint64_t>(t));
+        step(*uninterrupted, straight, {.lr = 0.1, .committed_step = t});
+        step(*first, resumed, {.lr = 0.1, .committed_step = t});
+      }
+      for (std::size_t b = 0; b < straight.size(); ++b) {
+        EXPECT_TRUE(torch::equal(straight[b].weights, resumed[b].weights)) << text;
+      }
     }
-    fill_gradients(straight, static_cast<std::uint64_t>(t));
-    fill_gradients(resumed, static_cast<std::uint64_t>(t));
-    step(uninterrupted, straight, {.lr = 0.1, .committed_step = t});
-    step(*first, resumed, {.lr = 0.1, .committed_step = t});
-  }
-  for (std::size_t b = 0; b < straight.size(); ++b) {
-    EXPECT_TRUE(torch::equal(straight[b].weights, resumed[b].weights));
   }
 }
 
@@ -167,7 +181,7 @@ TEST(SixteenBits, WeightsAreRoundedFromAMasterThatFollowsTorch) {
     auto buckets = make_buckets(dtype, torch::kFloat);
     const auto initial = clone(buckets);
     auto leaves = make_leaves(buckets);
-    Adam ours(buckets, {}, WeightDecay::coupled, {});
+    Adam ours(buckets, {}, {});
     torch::optim::Adam oracle(leaves, torch::optim::AdamOptions(1e-5));
     for (std::int64_t t = 0; t < 200; ++t) {
       fill_gradients(buckets, 3);
@@ -190,16 +204,45 @@ TEST(SixteenBits, WeightsAreRoundedFromAMasterThatFollowsTorch) {
   }
 }
 
+// The master has the bits of fp32 weights that began where the 16-bit ones did.
+TEST(SixteenBits, MastersMoveAsWeightsOf32BitsDo) {
+  for (const at::ScalarType dtype : {torch::kBFloat16, torch::kHalf}) {
+    for (const std::string& text : optimizer_cases()) {
+      auto narrow = make_buckets(dtype, torch::kFloat);
+      auto wide = clone(narrow);
+      for (Bucket& bucket : wide) bucket.weights = bucket.weights.to(torch::kFloat);
+      const auto ours = make_optimizer(text, {}, narrow);
+      const auto expected = make_optimizer(text, {}, wide);
+      for (std::int64_t t = 0; t < 5; ++t) {
+        fill_gradients(narrow, static_cast<std::uint64_t>(t));
+        fill_gradients(wide, static_cast<std::uint64_t>(t));
+        step(*ours, narrow, {.lr = 1e-4, .committed_step = t});
+        step(*expected, wide, {.lr = 1e-4, .committed_step = t});
+      }
+      Collector state;
+      ours->visit(state);
+      for (std::size_t b = 0; b < narrow.size(); ++b) {
+        EXPECT_TRUE(narrow[b].weights.equal(wide[b].weights.to(dtype))) << text;
+        for (const Slice& slice : narrow[b].slices) {
+          EXPECT_TRUE(
+              state.entries.at("master/" + slice.name).tensor.equal(part(wide[b].weights, slice)))
+              << text << ", " << slice.name;
+        }
+      }
+    }
+  }
+}
+
 TEST(Refused, OptionsThatTorchRefuses) {
   const auto buckets = float_buckets();
   EXPECT_THROW(Sgd(buckets, {.momentum = -0.1}, {}), UsageError);
   EXPECT_THROW(Sgd(buckets, {.weight_decay = -0.1}, {}), UsageError);
   EXPECT_THROW(Sgd(buckets, {.nesterov = true}, {}), UsageError);
   EXPECT_THROW(Sgd(buckets, {.momentum = 0.9, .dampening = 0.1, .nesterov = true}, {}), UsageError);
-  EXPECT_THROW(Adam(buckets, {.beta1 = 1}, WeightDecay::coupled, {}), UsageError);
-  EXPECT_THROW(Adam(buckets, {.beta2 = -0.1}, WeightDecay::coupled, {}), UsageError);
-  EXPECT_THROW(Adam(buckets, {.eps = -1}, WeightDecay::coupled, {}), UsageError);
-  EXPECT_THROW(Adam(buckets, {.weight_decay = -1}, WeightDecay::decoupled, {}), UsageError);
+  EXPECT_THROW(Adam(buckets, {.beta1 = 1}, {}), UsageError);
+  EXPECT_THROW(Adam(buckets, {.beta2 = -0.1}, {}), UsageError);
+  EXPECT_THROW(Adam(buckets, {.eps = -1}, {}), UsageError);
+  EXPECT_THROW(Adam(buckets, {.weight_decay = -1}, {}), UsageError);
 }
 
 TEST(Refused, DtypesAndDevices) {

@@ -6,8 +6,9 @@
 #include <functional>
 #include <tuple>
 
-#include "optimizers/adam.h"
-#include "optimizers/sgd.h"
+#include "optimizers/elementwise.h"
+#include "optimizers/factory.h"
+#include "tests/optimizers/cases.h"
 #include "tests/optimizers/support.h"
 
 namespace thinwire {
@@ -112,7 +113,7 @@ TEST_P(AdamEquality, TorchAdam) {
   auto buckets = make_buckets(dtype, dtype);
   auto leaves = make_leaves(buckets);
   const AdamOptions options{.beta1 = 0.8, .weight_decay = weight_decay, .amsgrad = amsgrad};
-  Adam ours(buckets, options, WeightDecay::coupled, {});
+  Adam ours(buckets, options, {});
   torch::optim::Adam oracle(
       leaves,
       torch::optim::AdamOptions().betas({0.8, 0.999}).weight_decay(weight_decay).amsgrad(amsgrad));
@@ -123,9 +124,12 @@ TEST_P(AdamEquality, TorchAdamW) {
   const auto [dtype, weight_decay, amsgrad] = GetParam();
   auto buckets = make_buckets(dtype, dtype);
   auto leaves = make_leaves(buckets);
-  const AdamOptions options{
-      .beta2 = 0.95, .eps = 1e-3, .weight_decay = weight_decay, .amsgrad = amsgrad};
-  Adam ours(buckets, options, WeightDecay::decoupled, {});
+  const AdamOptions options{.beta2 = 0.95,
+                            .eps = 1e-3,
+                            .weight_decay = weight_decay,
+                            .amsgrad = amsgrad,
+                            .decoupled_weight_decay = true};
+  Adam ours(buckets, options, {});
   torch::optim::AdamW oracle(leaves, torch::optim::AdamWOptions()
                                          .betas({0.9, 0.95})
                                          .eps(1e-3)
@@ -150,31 +154,21 @@ TEST(GradientScale, EqualsAGradientScaledBeforehand) {
 }
 
 TEST(GradientScale, HasTheBitsOfAGradientScaledBeforehand) {
-  const auto make = [](const std::vector<Bucket>& buckets) {
-    std::vector<std::unique_ptr<Optimizer>> optimizers;
-    optimizers.push_back(std::make_unique<Sgd>(buckets, SgdOptions{}, GroupRules{}));
-    optimizers.push_back(std::make_unique<Sgd>(buckets, SgdOptions{.momentum = 0.9}, GroupRules{}));
-    optimizers.push_back(
-        std::make_unique<Adam>(buckets, AdamOptions{}, WeightDecay::coupled, GroupRules{}));
-    optimizers.push_back(std::make_unique<Adam>(buckets, AdamOptions{.amsgrad = true},
-                                                WeightDecay::decoupled, GroupRules{}));
-    return optimizers;
-  };
   const auto initial = make_buckets(torch::kFloat, torch::kFloat);
-  const auto scaled_by_us = make(initial);
-  const auto scaled_before = make(initial);
-  for (std::size_t o = 0; o < scaled_by_us.size(); ++o) {
+  for (const std::string& text : optimizer_cases()) {
     auto ours = clone(initial);
     auto theirs = clone(initial);
+    const auto scaled_by_us = make_optimizer(text, {}, ours);
+    const auto scaled_before = make_optimizer(text, {}, theirs);
     for (std::int64_t t = 0; t < 5; ++t) {
       fill_gradients(ours, static_cast<std::uint64_t>(t));
       fill_gradients(theirs, static_cast<std::uint64_t>(t));
       for (Bucket& bucket : theirs) bucket.gradient.mul_(0.3);
-      step(*scaled_by_us[o], ours, {.lr = 0.1, .gradient_scale = 0.3, .committed_step = t});
-      step(*scaled_before[o], theirs, {.lr = 0.1, .committed_step = t});
+      step(*scaled_by_us, ours, {.lr = 0.1, .gradient_scale = 0.3, .committed_step = t});
+      step(*scaled_before, theirs, {.lr = 0.1, .committed_step = t});
     }
     for (std::size_t b = 0; b < ours.size(); ++b) {
-      EXPECT_TRUE(torch::equal(ours[b].weights, theirs[b].weights)) << "optimizer " << o;
+      EXPECT_TRUE(torch::equal(ours[b].weights, theirs[b].weights)) << text;
     }
   }
 }
@@ -184,7 +178,7 @@ TEST(Groups, EqualTorchParameterGroups) {
   auto leaves = make_leaves(buckets);
   GroupRules rules = no_decay_on_vectors();
   rules.push_back({.pattern = "conv.*", .lr_scale = 0.5});
-  Adam ours(buckets, {.weight_decay = 0.05}, WeightDecay::decoupled, rules);
+  Adam ours(buckets, {.weight_decay = 0.05, .decoupled_weight_decay = true}, rules);
   // The leaves are head.bias, head.weight, conv.weight, gain, norm.weight.
   std::vector<torch::optim::OptimizerParamGroup> groups;
   const auto add = [&groups](std::vector<at::Tensor> parameters, double weight_decay) {
@@ -220,6 +214,42 @@ TEST(Groups, SgdWithHalfTheScaleEqualsTorchWithHalfTheRate) {
       step(ours, buckets, {.lr = 0.1, .committed_step = t});
       ASSERT_LE(largest_difference(buckets, leaves), tolerance(torch::kDouble)) << "step " << t;
     }
+  }
+}
+
+// Half the rate, or another decay, from a rule has the bits of an optimizer that has it from the
+// start, in the slices that the rule names.
+TEST(Groups, HaveTheBitsOfAnOptimizerOfTheirOwn) {
+  const auto initial = make_buckets(torch::kFloat, torch::kFloat);
+  for (const std::string& text : optimizer_cases()) {
+    SCOPED_TRACE(text);
+    const auto run = [&](const GroupRules& rules, double lr) {
+      auto buckets = clone(initial);
+      const auto optimizer = make_optimizer(text, {}, buckets, rules);
+      for (std::int64_t t = 0; t < 5; ++t) {
+        fill_gradients(buckets, static_cast<std::uint64_t>(t));
+        step(*optimizer, buckets, {.lr = lr, .committed_step = t});
+      }
+      return buckets;
+    };
+    const auto together = run({{.weight_decay = 0.125},
+                               {.rank = SliceRank::vectors, .weight_decay = 0.0},
+                               {.pattern = "conv.*", .lr_scale = 0.5}},
+                              0.1);
+    const auto decayed = run({{.weight_decay = 0.125}}, 0.1);
+    const auto undecayed = run({{.weight_decay = 0.0}}, 0.1);
+    const auto slow = run({{.weight_decay = 0.125}}, 0.05);
+    const auto expect_part = [&](const std::vector<Bucket>& alone, std::size_t b, std::size_t s) {
+      const Slice& slice = initial[b].slices[s];
+      EXPECT_TRUE(part(together[b].weights, slice).equal(part(alone[b].weights, slice)))
+          << slice.name;
+    };
+    expect_part(undecayed, 0, 0);  // head.bias
+    expect_part(decayed, 0, 1);    // head.weight
+    expect_part(slow, 0, 2);       // conv.weight
+    expect_part(undecayed, 1, 0);  // gain
+    EXPECT_FALSE(decayed[0].weights.equal(undecayed[0].weights));
+    EXPECT_FALSE(decayed[0].weights.equal(slow[0].weights));
   }
 }
 

@@ -12,8 +12,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 TARGETS = ["thinwire_cli", "redesign_attached"]
 
-# The last commit whose step was one class, before it was split into arrival and transaction.
-COMMIT = "8adbcdcd7e8ae2352734a61519296571f13809b0"
+# The last commit without a Layout, whose codings were spread over many files.
+COMMIT = "2254048ccbe2440831013d41fccac876a21eac67"
 
 # What the build of before takes from the present one. CUDA and NCCL stay away: they compile for
 # minutes, and everything here runs on the host.
@@ -58,7 +58,9 @@ def add_worktree(source, commit):
         sys.exit(f"{source} holds {found}, not {commit}; give another folder with --before")
     for name in ("attached.cpp", "CMakeLists.txt"):
         write_if_other(source / "tests/redesign" / name, (HERE / name).read_text())
-    lists = git("show", f"{commit}:CMakeLists.txt") + "\nadd_subdirectory(tests/redesign)\n"
+    # Its own benchmarks too, which are built with the tests only.
+    lists = (git("show", f"{commit}:CMakeLists.txt") +
+             "\nadd_subdirectory(tests/redesign)\nadd_subdirectory(tests/bench)\n")
     write_if_other(source / "CMakeLists.txt", lists)
 
 

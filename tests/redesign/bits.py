@@ -2,7 +2,7 @@
 """The bits of before: short trainings by a commit of before and by the present tree, on this
 machine with one thread a rank, compared by the hash of their parameters.
 
-    bits.py                                  against the commit before the step was split
+    bits.py                                  against the commit before there were layouts
     bits.py COMMIT --only 'gpt*' --jobs 2    against another, and some of the trainings
     bits.py --list                           the trainings and what they run, without running them
 
@@ -170,13 +170,7 @@ TRAININGS = [
 ]
 
 # What may differ, by a pattern of names, and why.
-EXCEPTIONS = {
-    "attached-frozen-dense-[34]*":
-        "a dense sum leaves frozen parameters out, so that others' places in the ring, and from "
-        "three ranks on the order of their sums, change",
-    "*-econtrol*": "the tracker of the mean is kept without what roundings leave in it",
-    "*-ef21*": "the tracker of the mean is kept without what roundings leave in it",
-}
+EXCEPTIONS = {}
 
 
 class Failed(Exception):

@@ -1,7 +1,7 @@
 #include <ATen/ops/cat.h>
 
 #include "collectives/base/error.h"
-#include "collectives/compression/exchange/layout.h"
+#include "collectives/compression/reducer/owners.h"
 #include "tests/reference/codec.h"
 #include "tests/reference/exchange.h"
 
@@ -14,7 +14,9 @@ class AllReduceExchange final : public Exchange {
 
   void stage(Bucket& bucket, Feedback&, Communicator& communicator, const RoundingKeys&) override {
     std::vector<at::Tensor> live;
-    for (const Range& run : live_runs(bucket)) {
+    std::vector<Chunk> chunks = one_chunk(bucket);
+    count_live(bucket, chunks);
+    for (const Range& run : live_runs(bucket, chunks)) {
       live.push_back(bucket.gradient.narrow(0, run.begin, run.count()));
     }
     if (!live.empty()) {
@@ -26,8 +28,9 @@ class AllReduceExchange final : public Exchange {
         from += part.numel();
       }
     }
-    for (const Slice& slice : bucket.slices) {
-      if (slice.frozen) bucket.gradient.narrow(0, slice.offset, slice.numel).zero_();
+    for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+      const Slice& slice = bucket.slices[i];
+      if (bucket.layout.rests(i)) bucket.gradient.narrow(0, slice.offset, slice.numel).zero_();
     }
     // A sum with a NaN or an infinity in it is not finite on any rank.
     non_finite_.reset();

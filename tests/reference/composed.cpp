@@ -6,12 +6,10 @@
 
 namespace thinwire::reference {
 
-ComposedReducer::ComposedReducer(std::unique_ptr<Codec> codec, const FeedbackOptions& feedback,
-                                 ExchangeKind exchange, CompressionPolicy policy)
-    : feedback_(feedback),
-      eta_(fixed_eta(feedback.eta, codec.get())),
-      codecs_(std::move(codec), std::move(policy)),
-      exchange_(exchange) {}
+ComposedReducer::ComposedReducer(const CompressionOptions& options)
+    : feedback_(options.feedback), codecs_(options), exchange_(options.exchange) {
+  eta_ = fixed_eta(feedback_.eta, codecs_.codec());
+}
 
 ComposedReducer::Path& ComposedReducer::path(const Bucket& bucket) {
   const auto found = paths_.find(bucket.index);

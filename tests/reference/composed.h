@@ -16,10 +16,12 @@ namespace thinwire::reference {
 // it. `feedback` and `exchange` are resolved. Host memory only.
 class ComposedReducer final : public GradientReducer {
  public:
-  ComposedReducer(std::unique_ptr<Codec> codec, const FeedbackOptions& feedback,
-                  ExchangeKind exchange, CompressionPolicy policy = {});
+  // `options` are resolved.
+  explicit ComposedReducer(const CompressionOptions& options);
 
   void prepare(const Bucket& bucket, int rank, int size) override;
+  void require_possible(const Bucket&, const Layout&) const override {}
+  void relayout(const Bucket&) override {}
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;
   void settle(Communicator& communicator) override;
   std::optional<std::string> non_finite(const Bucket& bucket) override;

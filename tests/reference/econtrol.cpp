@@ -35,9 +35,9 @@ class EControl final : public Feedback {
     if (communicator.size() == 1) return;
     std::vector<at::Tensor> trackers;
     std::vector<Range> pieces;
-    for (const Slice& slice : bucket.slices) {
-      const Range piece = part_within(slice, renewed_part(bucket, step));
-      if (slice.frozen || piece.count() == 0) continue;
+    for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+      const Range piece = part_within(bucket.slices[i], renewed_part(bucket, step));
+      if (bucket.layout.rests(i) || piece.count() == 0) continue;
       trackers.push_back(state_.tracker.narrow(0, piece.begin, piece.count()));
       pieces.push_back(piece);
     }
@@ -136,8 +136,9 @@ class EControl final : public Feedback {
 
   void before_dense(const Bucket& bucket) override { local_ = bucket.gradient.clone(); }
   void on_dense(const Bucket& bucket) override {
-    for (const Slice& slice : bucket.slices) {
-      if (slice.rests()) continue;
+    for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+      const Slice& slice = bucket.slices[i];
+      if (bucket.rests(i)) continue;
       const at::Tensor mean = bucket.gradient.narrow(0, slice.offset, slice.numel);
       state_.tracker.narrow(0, slice.offset, slice.numel)
           .copy_(local_.narrow(0, slice.offset, slice.numel));

@@ -7,7 +7,7 @@
 
 #include "collectives/bucket.h"
 #include "collectives/communicator.h"
-#include "collectives/compression/codec/codec.h"
+#include "collectives/compression/reducer/owners.h"
 #include "collectives/compression/reducer/rounding.h"
 #include "tests/reference/feedback.h"
 
@@ -29,21 +29,20 @@ class Exchange {
   virtual void decode(Bucket& bucket, Feedback& feedback) = 0;
 };
 
-// Sums the gradient itself, without frozen slices: for formats that add, that is uncompressed
+// Sums the gradient itself, without slices that rest: for formats that add, that is uncompressed
 // values.
 std::unique_ptr<Exchange> make_all_reduce_exchange();
 
 // Each rank sends every other the coded chunk that it owns; the owner decodes and averages them in
 // rank order, codes the mean with its own feedback and sends it to all. `codecs` has one entry per
-// slice and must outlive the exchange. On one rank the same arithmetic runs, and nothing is sent.
-std::unique_ptr<Exchange> make_two_stage_exchange(const Bucket& bucket,
-                                                  const std::vector<const Codec*>& codecs, int rank,
-                                                  int size);
+// slice. On one rank the same arithmetic runs, and nothing is sent.
+std::unique_ptr<Exchange> make_two_stage_exchange(const Bucket& bucket, const CodecOfSlice& codecs,
+                                                  int rank, int size);
 
 // Each rank sends its whole message to all; everyone decodes all of them, in rank order, and
 // averages: (0 + decoded from rank 0 + decoded from rank 1 + ...) / ranks. Nothing is coded twice
 // and nobody owns a part, but bytes grow with the number of ranks. `codecs` as above.
 std::unique_ptr<Exchange> make_all_gather_exchange(const Bucket& bucket,
-                                                   const std::vector<const Codec*>& codecs);
+                                                   const CodecOfSlice& codecs);
 
 }  // namespace thinwire::reference

@@ -130,7 +130,7 @@ void PowerSgdByTensors::stage(Bucket& bucket, Communicator& communicator, const 
   here.own.clear();
   const auto options = bucket.gradient.options();
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
-    if (bucket.slices[i].frozen) continue;
+    if (bucket.layout.rests(i)) continue;
     const LowRankShape shape = shape_of(bucket.slices[i]);
     if (shape.rank == 0) {
       here.uncompressed.push_back({i, values_of(bucket, i).clone()});
@@ -210,8 +210,9 @@ void PowerSgdByTensors::commit(Bucket& bucket) {
     }
     for (const Sent& sent : here.uncompressed) values_of(bucket, sent.slice).copy_(sent.values);
   }
-  for (const Slice& slice : bucket.slices) {
-    if (here.dense ? slice.absent : slice.rests()) clear(slice);
+  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+    const Slice& slice = bucket.slices[i];
+    if (here.dense ? slice.absent : bucket.rests(i)) clear(slice);
   }
 }
 

@@ -17,6 +17,8 @@ class PowerSgdByTensors final : public GradientReducer {
   explicit PowerSgdByTensors(const CompressionOptions& options);
 
   void prepare(const Bucket& bucket, int rank, int size) override;
+  void require_possible(const Bucket&, const Layout&) const override {}
+  void relayout(const Bucket&) override {}
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;
   void settle(Communicator&) override {}
   std::optional<std::string> non_finite(const Bucket& bucket) override;

@@ -12,8 +12,7 @@ std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options)
   if (std::holds_alternative<PowerSgd>(chosen.codec)) {
     return std::make_unique<PowerSgdByTensors>(chosen);
   }
-  return std::make_unique<ComposedReducer>(make_codec(chosen.codec), chosen.feedback,
-                                           chosen.exchange, chosen.policy);
+  return std::make_unique<ComposedReducer>(chosen);
 }
 
 }  // namespace thinwire::reference

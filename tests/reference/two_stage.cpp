@@ -1,9 +1,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <functional>
 #include <numeric>
 
-#include "collectives/compression/exchange/layout.h"
+#include "tests/reference/chunks.h"
 #include "tests/reference/codec.h"
 #include "tests/reference/exchange.h"
 
@@ -12,16 +13,17 @@ namespace {
 
 class TwoStageExchange final : public Exchange {
  public:
-  TwoStageExchange(const Bucket& bucket, const std::vector<const Codec*>& codecs, int rank,
-                   int size)
-      : chunks_(cut_into_chunks(bucket, codecs, size)), rank_(static_cast<std::size_t>(rank)) {}
+  TwoStageExchange(const Bucket& bucket, const CodecOfSlice& codecs, int rank, int size)
+      : codecs_(codecs),
+        chunks_(cut_into_chunks(bucket, codecs, size)),
+        rank_(static_cast<std::size_t>(rank)) {}
 
   Range owned() const override { return chunks_[rank_].range(); }
 
   void stage(Bucket& bucket, Feedback& feedback, Communicator& communicator,
              const RoundingKeys& keys) override {
     bytes_.clear();
-    for (const Chunk& chunk : chunks_) bytes_.push_back(payload_bytes(bucket, chunk));
+    for (const Chunk& chunk : chunks_) bytes_.push_back(payload_bytes(bucket, chunk, codecs_));
     const at::Tensor messages = encode_messages(bucket, feedback, keys.worker);
 
     const Counts mine(chunks_.size(), bytes_[rank_]);
@@ -38,12 +40,13 @@ class TwoStageExchange final : public Exchange {
 
   void decode(Bucket& bucket, Feedback& feedback) override {
     bucket.gradient.zero_();
-    for_each_received(bucket, [&](const Piece& piece, const at::Tensor& payload) {
-      if (bucket.slices[piece.slice].absent) return;
-      at::Tensor values = bucket.gradient.narrow(0, piece.begin, piece.count);
-      decode_add(*piece.codec, payload, 1, values);
-      feedback.estimate(values, piece.begin);
-    });
+    for_each_received(bucket,
+                      [&](const Piece& piece, const Codec& codec, const at::Tensor& payload) {
+                        if (bucket.slices[piece.slice].absent) return;
+                        at::Tensor values = bucket.gradient.narrow(0, piece.begin, piece.count);
+                        decode_add(codec, payload, 1, values);
+                        feedback.estimate(values, piece.begin);
+                      });
   }
 
  private:
@@ -55,15 +58,15 @@ class TwoStageExchange final : public Exchange {
     std::int64_t offset = 0;
     for (std::size_t owner = 0; owner < chunks_.size(); ++owner) {
       for (const Piece& piece : chunks_[owner].pieces) {
-        if (!bucket.slices[piece.slice].frozen) continue;
+        if (!bucket.layout.rests(piece.slice)) continue;
         feedback.hold(bucket.gradient.narrow(0, piece.begin, piece.count), piece.begin);
       }
-      for_each_payload(bucket, chunks_[owner], packed.narrow(0, offset, bytes_[owner]),
-                       [&](const Piece& piece, const at::Tensor& payload) {
+      for_each_payload(bucket, chunks_[owner], codecs_, packed.narrow(0, offset, bytes_[owner]),
+                       [&](const Piece& piece, const Codec& codec, const at::Tensor& payload) {
                          at::Tensor values = bucket.gradient.narrow(0, piece.begin, piece.count);
                          feedback.compensate(values, piece.begin);
-                         encode(*piece.codec, values, payload, {key, piece.begin});
-                         feedback.absorb(values, piece.begin, *piece.codec, payload);
+                         encode(codec, values, payload, {key, piece.begin});
+                         feedback.absorb(values, piece.begin, codec, payload);
                        });
       offset += bytes_[owner];
     }
@@ -81,45 +84,50 @@ class TwoStageExchange final : public Exchange {
     };
     for (std::size_t from = 0; from < chunks_.size(); ++from) {
       for_each_payload(
-          bucket, chunk,
+          bucket, chunk, codecs_,
           arrived.narrow(0, static_cast<std::int64_t>(from) * bytes_[rank_], bytes_[rank_]),
-          [&](const Piece& piece, const at::Tensor& payload) {
-            decode_add(*piece.codec, payload, 1, values_of(piece));
+          [&](const Piece& piece, const Codec& codec, const at::Tensor& payload) {
+            decode_add(codec, payload, 1, values_of(piece));
           });
     }
     if (chunks_.size() > 1) mean.div_(static_cast<std::int64_t>(chunks_.size()));
 
     for (const Piece& piece : chunk.pieces) {
-      if (bucket.slices[piece.slice].frozen) feedback.owner_hold(piece.begin, piece.count);
+      if (bucket.layout.rests(piece.slice)) feedback.owner_hold(piece.begin, piece.count);
     }
     at::Tensor reply = byte_tensor(bytes_[rank_]);
-    for_each_payload(bucket, chunk, reply, [&](const Piece& piece, const at::Tensor& payload) {
-      feedback.owner_compensate(values_of(piece), piece.begin);
-      encode(*piece.codec, values_of(piece), payload, {key, piece.begin});
-      feedback.owner_absorb(values_of(piece), piece.begin, *piece.codec, payload);
-    });
+    for_each_payload(bucket, chunk, codecs_, reply,
+                     [&](const Piece& piece, const Codec& codec, const at::Tensor& payload) {
+                       feedback.owner_compensate(values_of(piece), piece.begin);
+                       encode(codec, values_of(piece), payload, {key, piece.begin});
+                       feedback.owner_absorb(values_of(piece), piece.begin, codec, payload);
+                     });
     return reply;
   }
 
-  void for_each_received(const Bucket& bucket,
-                         const std::function<void(const Piece&, const at::Tensor&)>& body) {
+  void for_each_received(
+      const Bucket& bucket,
+      const std::function<void(const Piece&, const Codec&, const at::Tensor&)>& body) {
     std::int64_t offset = 0;
     for (std::size_t owner = 0; owner < chunks_.size(); ++owner) {
-      for_each_payload(bucket, chunks_[owner], received_.narrow(0, offset, bytes_[owner]), body);
+      for_each_payload(bucket, chunks_[owner], codecs_, received_.narrow(0, offset, bytes_[owner]),
+                       body);
       offset += bytes_[owner];
     }
   }
 
   std::optional<std::size_t> culprit(const Bucket& bucket) {
     std::optional<std::size_t> slice;
-    for_each_received(bucket, [&](const Piece& piece, const at::Tensor& payload) {
-      if (slice) return;
-      const auto dtype = bucket.gradient.scalar_type();
-      if (!finite(*piece.codec, payload, piece.count, dtype, 1)) slice = piece.slice;
-    });
+    for_each_received(bucket,
+                      [&](const Piece& piece, const Codec& codec, const at::Tensor& payload) {
+                        if (slice) return;
+                        const auto dtype = bucket.gradient.scalar_type();
+                        if (!finite(codec, payload, piece.count, dtype, 1)) slice = piece.slice;
+                      });
     return slice;
   }
 
+  CodecOfSlice codecs_;
   std::vector<Chunk> chunks_;  // one per owner
   std::size_t rank_;
   Counts bytes_;         // payload bytes of each chunk in this step (frozen slices are left out)
@@ -129,9 +137,8 @@ class TwoStageExchange final : public Exchange {
 
 }  // namespace
 
-std::unique_ptr<Exchange> make_two_stage_exchange(const Bucket& bucket,
-                                                  const std::vector<const Codec*>& codecs, int rank,
-                                                  int size) {
+std::unique_ptr<Exchange> make_two_stage_exchange(const Bucket& bucket, const CodecOfSlice& codecs,
+                                                  int rank, int size) {
   return std::make_unique<TwoStageExchange>(bucket, codecs, rank, size);
 }
 

@@ -10,6 +10,7 @@
 #include "tests/compression/averaging.h"
 #include "tests/compression/support.h"
 #include "tests/runtime/simulated_device.h"
+#include "tests/support/frozen.h"
 #include "tests/support/simulator/ranks.h"
 
 namespace thinwire {
@@ -43,7 +44,7 @@ Bucket bucket_for_tests() {
 StepContext prepare_step(Bucket& bucket, std::int64_t step) {
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
     bucket.slices[i].absent = false;
-    bucket.slices[i].frozen = step >= 5 && step < 8 && i == 2;
+    resting::set_frozen(bucket, i, step >= 5 && step < 8 && i == 2);
   }
   // In each of them some trackers' mean is formed anew.
   return {.step = 16 * step,
@@ -57,7 +58,8 @@ at::Tensor gradient_of(const Bucket& bucket, std::int64_t step, int rank) {
   at::Tensor gradient = random_gradient(bucket, step, rank);
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
     const Slice& slice = bucket.slices[i];
-    if (slice.frozen || is_absent(step, i)) gradient.narrow(0, slice.offset, slice.numel).zero_();
+    if (bucket.layout.rests(i) || is_absent(step, i))
+      gradient.narrow(0, slice.offset, slice.numel).zero_();
   }
   return gradient;
 }

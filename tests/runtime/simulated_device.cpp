@@ -34,11 +34,10 @@ LowRankKernels<T> simulated_low_rank_kernels() {
           later<host, &LowRankKernels<T>::subtract, LowRankProductArgs<T>>};
 }
 
-template <typename T>
-OptimizerKernels<T> simulated_optimizer_kernels() {
+template <typename T, typename... Rules>
+OptimizerKernels<T> simulated_optimizer_kernels(RuleList<Rules...>) {
   constexpr auto host = &host_optimizer_kernels<T>;
-  return {later<host, &OptimizerKernels<T>::sgd, SgdArgs<T>>,
-          later<host, &OptimizerKernels<T>::adam, AdamArgs<T>>,
+  return {{later<host, &OptimizerKernels<T>::template step<Rules>, StepArgs<Rules, T>>...},
           later<host, &OptimizerKernels<T>::squared_norm, SquaredNormArgs<T>>};
 }
 
@@ -56,9 +55,9 @@ ReducerLaunch KernelsOn::reducer_launch(std::shared_ptr<Queue> queue) const {
           simulated_low_rank_kernels<float>(), simulated_low_rank_kernels<double>(),
           std::move(queue)};
 }
-OptimizerLaunch KernelsOn::optimizer_launch(std::shared_ptr<Queue> queue) const {
-  return {simulated_optimizer_kernels<float>(), simulated_optimizer_kernels<double>(),
-          std::move(queue)};
+OptimizerDevice KernelsOn::optimizer_device(std::shared_ptr<Queue> queue) const {
+  return {simulated_optimizer_kernels<float>(ElementwiseRules{}),
+          simulated_optimizer_kernels<double>(ElementwiseRules{}), std::move(queue)};
 }
 
 }  // namespace thinwire::testing

@@ -2,12 +2,12 @@
 #pragma once
 
 #include "collectives/compression/options.h"
-#include "optimizers/launch.h"
+#include "optimizers/device.h"
 #include "tests/support/simulator/simulator.h"
 
 namespace thinwire::testing {
 
-// While it lives, `reducer_launch` and `optimizer_launch` put the host's kernels on the streams of
+// While it lives, `reducer_launch` and `optimizer_device` put the host's kernels on the streams of
 // this simulator. One at a time, because kernels are C functions.
 class KernelsOn {
  public:
@@ -17,7 +17,7 @@ class KernelsOn {
   KernelsOn& operator=(const KernelsOn&) = delete;
 
   ReducerLaunch reducer_launch(std::shared_ptr<Queue> queue) const;
-  OptimizerLaunch optimizer_launch(std::shared_ptr<Queue> queue) const;
+  OptimizerDevice optimizer_device(std::shared_ptr<Queue> queue) const;
 };
 
 }  // namespace thinwire::testing

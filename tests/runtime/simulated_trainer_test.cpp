@@ -105,7 +105,7 @@ std::string hash_over_devices(const TrainOptions& options, int size, std::uint64
         payloads == Payloads::over_nccl ? static_cast<Communicator&>(self.communicator) : *staged;
     const TrainerDevice device{{carrier, *compute, *communication},
                                kernels.reducer_launch(communication),
-                               kernels.optimizer_launch(compute)};
+                               kernels.optimizer_device(compute)};
     const std::string mine =
         train(*host_group[rank], options, data, &device, [&] { synchronize(cuda, stream.get()); });
     if (rank == 0) hash = mine;

@@ -13,7 +13,7 @@
 #include "collectives/compression/reducer/gradient_average.h"
 #include "collectives/cuda/cuda_queue.h"
 #include "collectives/threads/thread_communicator.h"
-#include "optimizers/sgd.h"
+#include "optimizers/elementwise.h"
 #include "runtime/step/arrival.h"
 #include "tests/reference/reducer.h"
 #include "tests/runtime/simulated_device.h"
@@ -72,9 +72,10 @@ struct Rank {
 template <typename Backward>
 std::string run_step(Rank& mine, GradientArrival& arrival, std::int64_t step,
                      const Backward& backward) {
-  const auto place = mine.buckets.place(kFrozen);
-  mine.buckets.buckets()[place.bucket].slices[place.slice].frozen = step >= kFrozenFrom;
+  at::Tensor frozen = mine.buckets.parameters()[kFrozen].tensor;
+  frozen.set_requires_grad(step < kFrozenFrom);
   for (std::size_t i = mine.buckets.parameters().size(); i-- > 0;) {
+    if (i == kFrozen && step >= kFrozenFrom) continue;
     arrival.arriving(i);
     const Slice& slice = mine.buckets.slice(i);
     at::Tensor& gradient = mine.buckets.buckets()[mine.buckets.place(i).bucket].gradient;
@@ -184,7 +185,7 @@ ScenarioResult step_scenario(std::uint64_t seed, const std::optional<WaitSite>& 
     mine.reducer = std::move(reduction.reducer);
     mine.before = std::move(reduction.before);
     mine.optimizer = std::make_unique<Sgd>(mine.buckets.buckets(), SgdOptions{.momentum = 0.5},
-                                           GroupRules{}, kernels.optimizer_launch(compute));
+                                           GroupRules{}, kernels.optimizer_device(compute));
     // Its memory is the simulator's, which it must not outlive.
     struct Reset {
       ~Reset() {

@@ -16,6 +16,7 @@
 #include "examples/models/models.h"
 #include "runtime/checkpoint/manifest.h"
 #include "runtime/data/load.h"
+#include "runtime/report/slowest_rank.h"
 #include "tests/compression/support.h"
 
 namespace thinwire {

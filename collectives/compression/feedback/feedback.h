@@ -13,13 +13,6 @@
 
 namespace thinwire {
 
-// Elements [begin, end) of a bucket.
-struct Range {
-  std::int64_t begin = 0;
-  std::int64_t end = 0;
-  std::int64_t count() const { return end - begin; }
-};
-
 // The elements of a slice that are in `range`; none: begin is end.
 inline Range part_within(const Slice& slice, Range range) {
   const std::int64_t begin = std::max(slice.offset, range.begin);

@@ -4,6 +4,7 @@
 #include "collectives/base/error.h"
 #include "collectives/compression/kernels/launch.h"
 #include "collectives/compression/kernels/low_rank_launch.h"
+#include "collectives/compression/kernels/permute_launch.h"
 
 namespace thinwire {
 
@@ -37,6 +38,14 @@ LowRankKernels<T> cuda_low_rank_kernels() {
           launch::checked<launch::subtract<T>, LowRankProductArgs<T>>};
 }
 
+template <typename T>
+PermuteKernels<T> cuda_permute_kernels() {
+  return {launch::checked<launch::apply_order<T>, PermuteArgs<T>>,
+          launch::checked<launch::revert_order<T>, PermuteArgs<T>>};
+}
+
+template PermuteKernels<float> cuda_permute_kernels<float>();
+template PermuteKernels<double> cuda_permute_kernels<double>();
 template Kernels<float> cuda_kernels<float>();
 template Kernels<double> cuda_kernels<double>();
 template LowRankKernels<float> cuda_low_rank_kernels<float>();

@@ -9,13 +9,19 @@
 #include <span>
 
 #include "collectives/bucket.h"
-#include "collectives/compression/feedback/feedback.h"
 #include "collectives/compression/kernels/kernels.h"
 #include "collectives/queue.h"
 
 namespace thinwire {
 
 bool has_absent(const Bucket& bucket);
+
+// Whether a block belongs to an absent slice.
+inline auto is_of_absent(const Bucket& bucket) {
+  return [&bucket](const Block& block) {
+    return bucket.slices[static_cast<std::size_t>(block.slice)].absent;
+  };
+}
 
 // next := now in the absent slices. Both have the bucket's elements `part`; where they are
 // undefined nothing is done.
@@ -25,15 +31,11 @@ void hold_absent(const Bucket& bucket, Range part, const at::Tensor& next, const
 // gradient := 0 in the absent slices.
 void clear_absent(const Bucket& bucket, Queue& queue);
 
-// Calls `body(first, count)` for every run of blocks of a table that belong to slices which are
-// `wanted(slice)`.
+// Calls `body(first, count)` for every run of blocks of a table that are `wanted(block)`.
 template <typename Wanted, typename Body>
-void for_each_run(const Bucket& bucket, std::span<const Block> table, Wanted wanted, Body body) {
+void for_each_run(std::span<const Block> table, Wanted wanted, Body body) {
   const auto size = static_cast<std::int64_t>(table.size());
-  const auto is_wanted = [&](std::int64_t b) {
-    const auto slice = static_cast<std::size_t>(table[static_cast<std::size_t>(b)].slice);
-    return wanted(bucket.slices[slice]);
-  };
+  const auto is_wanted = [&](std::int64_t b) { return wanted(table[static_cast<std::size_t>(b)]); };
   for (std::int64_t begin = 0; begin < size;) {
     std::int64_t end = begin;
     while (end < size && is_wanted(end)) ++end;

@@ -16,6 +16,8 @@ class BeforeReduce {
 
   // Once per bucket, before its first step: allocates the state.
   virtual void prepare(const Bucket& bucket) = 0;
+  // Between steps: the bucket has another layout from now on.
+  virtual void relayout(const Bucket& bucket) = 0;
   // Puts its work where the reducer puts it.
   virtual void before_reduce(Bucket& bucket, const StepContext& step) = 0;
   // The step is committed. Slices that are absent keep their state.

@@ -22,7 +22,7 @@ void for_each_tile(const Bucket& bucket, const std::function<void(const DecodedT
   std::int64_t filled = 0;  // elements in memory
   std::int64_t begin = 0;   // of the first of them
   for (std::size_t b = 0; b < blocks.size(); ++b) {
-    if (bucket.slices[static_cast<std::size_t>(blocks[b].slice)].rests()) continue;
+    if (bucket.rests(static_cast<std::size_t>(blocks[b].slice))) continue;
     if (filled == 0) begin = blocks[b].begin;
     Block& block = batch.emplace_back(blocks[b]);
     block.begin = filled;

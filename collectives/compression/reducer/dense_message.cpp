@@ -2,8 +2,6 @@
 
 #include <ATen/ops/empty.h>
 
-#include "collectives/compression/exchange/layout.h"
-
 namespace thinwire {
 namespace {
 
@@ -14,14 +12,22 @@ char* place(const at::Tensor& tensor, std::int64_t element) {
 
 }  // namespace
 
-at::Tensor DenseMessage::pack(const Bucket& bucket, Queue& queue) {
-  const auto width = static_cast<std::int64_t>(bucket.gradient.element_size());
-  for (const Slice& slice : bucket.slices) {
-    if (!slice.frozen) continue;
-    queue.fill(place(bucket.gradient, slice.offset), 0,
-               static_cast<std::size_t>(slice.numel * width));
+void clear_inactive(const at::Tensor& values, const std::vector<Chunk>& chunks, Queue& queue) {
+  const auto width = static_cast<std::int64_t>(values.element_size());
+  for (const Chunk& chunk : chunks) {
+    for (const Piece& piece : chunk.pieces) {
+      if (piece.live == piece.count) continue;
+      queue.fill(place(values, piece.begin + piece.live), 0,
+                 static_cast<std::size_t>((piece.count - piece.live) * width));
+    }
   }
-  runs_ = live_runs(bucket);
+}
+
+at::Tensor DenseMessage::pack(const Bucket& bucket, const std::vector<Chunk>& chunks,
+                              Queue& queue) {
+  const auto width = static_cast<std::int64_t>(bucket.gradient.element_size());
+  clear_inactive(bucket.gradient, chunks, queue);
+  runs_ = live_runs(bucket, chunks);
   std::int64_t count = 0;
   for (const Range& run : runs_) count += run.count();
   if (runs_.size() < 2) return bucket.gradient.narrow(0, runs_.empty() ? 0 : runs_[0].begin, count);

@@ -8,6 +8,7 @@
 #include "collectives/base/error.h"
 #include "collectives/compression/codec/typed.h"
 #include "collectives/compression/reducer/absent.h"
+#include "collectives/compression/reducer/live_order.h"
 
 namespace thinwire {
 namespace {
@@ -22,44 +23,54 @@ GradientAverage::GradientAverage(const GradientReducer& reducer, double momentum
   check(momentum > 0 && momentum < 1, "momentum is between 0 and 1");
 }
 
-GradientAverage::Path& GradientAverage::path(const Bucket& bucket) {
-  const auto found = paths_.find(bucket.index);
-  check(found != paths_.end(), "the bucket was prepared");
+GradientAverage::BucketState& GradientAverage::state_of(const Bucket& bucket) {
+  const auto found = states_.find(bucket.index);
+  check(found != states_.end(), "the bucket was prepared");
   return found->second;
 }
 
 void GradientAverage::prepare(const Bucket& bucket) {
-  Path here;
+  BucketState here;
   for (const SlicePlan& slice : reducer_.plan(bucket)) here.compressed.push_back(slice.compressed);
   here.momentum = at::zeros_like(bucket.gradient);
   here.next = at::zeros_like(bucket.gradient);
-  paths_.insert_or_assign(bucket.index, std::move(here));
+  states_.insert_or_assign(bucket.index, std::move(here));
 }
 
-void GradientAverage::lay_out(const Bucket& bucket, Path& here) {
-  std::vector<bool> frozen;
-  for (const Slice& slice : bucket.slices) frozen.push_back(slice.frozen);
-  if (here.table.filled() && frozen == here.frozen) return;
-  here.frozen = frozen;
+void GradientAverage::relayout(const Bucket& bucket) {
+  adopt_layout(bucket, state_of(bucket));
+}
+
+void GradientAverage::adopt_layout(const Bucket& bucket, BucketState& here) {
+  if (here.table.filled() && here.layout.is(bucket.layout)) return;
+  here.layout = bucket.layout;
+  clear_gone(bucket, here.momentum, {0, bucket.numel()}, *launch_.queue);
   std::vector<Block> table;
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
     if (!here.compressed[i]) continue;
     const Slice& slice = bucket.slices[i];
-    for (std::int64_t done = 0; done < slice.numel; done += kBlock) {
-      Block block;
-      block.begin = slice.offset + done;
-      block.count = static_cast<std::int32_t>(std::min(kBlock, slice.numel - done));
-      block.slice = static_cast<std::int32_t>(i);
-      if (frozen[i]) block.format.coding = Coding::held;
-      table.push_back(block);
+    const auto add = [&](std::int64_t begin, std::int64_t end, Coding coding) {
+      for (std::int64_t done = begin; done < end; done += kBlock) {
+        table.push_back({.begin = slice.offset + done,
+                         .count = static_cast<std::int32_t>(std::min(kBlock, end - done)),
+                         .slice = static_cast<std::int32_t>(i),
+                         .format = {.coding = coding}});
+      }
+    };
+    std::int64_t begin = 0;
+    for (const Range& live : live_ranges(bucket, i)) {
+      add(begin, live.begin, Coding::held);
+      add(live.begin, live.end, Coding::raw);
+      begin = live.end;
     }
+    add(begin, slice.numel, Coding::held);
   }
   here.table.fill(table, bucket.gradient, *launch_.queue);
 }
 
 void GradientAverage::before_reduce(Bucket& bucket, const StepContext& step) {
-  Path& here = path(bucket);
-  lay_out(bucket, here);
+  BucketState& here = state_of(bucket);
+  adopt_layout(bucket, here);
   const double keep = step.transmission == Transmission::dense ? 0 : momentum_;
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
     launch_.kernels<T>().average({.blocks = here.table.data(),
@@ -74,13 +85,14 @@ void GradientAverage::before_reduce(Bucket& bucket, const StepContext& step) {
 }
 
 void GradientAverage::commit(const Bucket& bucket) {
-  Path& here = path(bucket);
+  BucketState& here = state_of(bucket);
   hold_absent(bucket, {0, bucket.numel()}, here.next, here.momentum, *launch_.queue);
   std::swap(here.momentum, here.next);
 }
 
 void GradientAverage::visit(const Bucket& bucket, StateVisitor& visitor) {
-  const Path& here = path(bucket);
+  BucketState& here = state_of(bucket);
+  adopt_layout(bucket, here);
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
     if (!here.compressed[i]) continue;
     const Slice& slice = bucket.slices[i];

@@ -28,26 +28,27 @@ class GradientAverage final : public BeforeReduce {
   GradientAverage(const GradientReducer& reducer, double momentum, const ReducerLaunch& launch);
 
   void prepare(const Bucket& bucket) override;
+  void relayout(const Bucket& bucket) override;
   void before_reduce(Bucket& bucket, const StepContext& step) override;
   void commit(const Bucket& bucket) override;
   void visit(const Bucket& bucket, StateVisitor& visitor) override;
 
  private:
   // One bucket's averages.
-  struct Path {
+  struct BucketState {
     std::vector<bool> compressed;  // which slices are
-    std::vector<bool> frozen;      // as the table knows them
+    Layout layout;                 // as the table knows it
     QueueTable<Block> table;       // of compressed slices
     at::Tensor momentum, next;
   };
 
-  Path& path(const Bucket& bucket);
-  void lay_out(const Bucket& bucket, Path& here);
+  BucketState& state_of(const Bucket& bucket);
+  void adopt_layout(const Bucket& bucket, BucketState& here);
 
   const GradientReducer& reducer_;
   double momentum_;
   ReducerLaunch launch_;
-  std::map<int, Path> paths_;  // by bucket index
+  std::map<int, BucketState> states_;  // by bucket index
 };
 
 }  // namespace thinwire

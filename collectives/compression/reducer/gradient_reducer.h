@@ -53,6 +53,11 @@ class GradientReducer {
 
   // Once per bucket, before its first step: allocates the state.
   virtual void prepare(const Bucket& bucket, int rank, int size) = 0;
+  // Throws `UsageError`, naming the slice, for a layout that this reducer cannot give the bucket.
+  virtual void require_possible(const Bucket& bucket, const Layout& layout) const = 0;
+  // Between steps, alike on all ranks: the bucket has another layout from now on. What is live keeps
+  // its state, what rests holds it, what is gone loses it.
+  virtual void relayout(const Bucket& bucket) = 0;
   // Sends and receives; operations may be in flight when it returns.
   virtual void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) = 0;
   // Ends what the stages of this step have left in flight.

@@ -16,21 +16,6 @@
 #include "collectives/compression/reducer/absent.h"
 
 namespace thinwire {
-namespace {
-
-constexpr std::int64_t kCheckedBlock = 1024;  // values; of a size that suits a GPU
-
-void add_blocks(std::vector<Block>& blocks, std::size_t slice, std::int64_t begin,
-                std::int64_t count) {
-  for (std::int64_t done = 0; done < count; done += kCheckedBlock) {
-    blocks.push_back({.begin = begin + done,
-                      .count = static_cast<std::int32_t>(std::min(kCheckedBlock, count - done)),
-                      .slice = static_cast<std::int32_t>(slice)});
-  }
-}
-
-}  // namespace
-
 void check_power_sgd(const PowerSgd& power) {
   if (power.matrix_approximation_rank < 1) {
     throw UsageError(
@@ -65,119 +50,17 @@ double PowerSgdReducer::tolerance(at::ScalarType dtype) const {
   });
 }
 
-PowerSgdReducer::Path& PowerSgdReducer::path(const Bucket& bucket) {
-  const auto found = paths_.find(bucket.index);
-  check(found != paths_.end(), "the bucket was prepared");
+PowerSgdReducer::BucketState& PowerSgdReducer::state_of(const Bucket& bucket) {
+  const auto found = states_.find(bucket.index);
+  check(found != states_.end(), "the bucket was prepared");
   return found->second;
 }
 
-LowRankShape PowerSgdReducer::shape_of(const Slice& slice) const {
-  if (slice.is_vector() || slice.numel == 0 || reason_for_dense(slice, policy_)) return {};
-  const std::int64_t rows = slice.shape.front();
-  const std::int64_t columns = slice.numel / rows;
-  const std::int64_t rank = std::min({rows, columns, power_.matrix_approximation_rank});
-  const bool pays = static_cast<double>((rows + columns) * rank) * power_.min_compression_rate <
-                    static_cast<double>(slice.numel);
-  return {rows, columns, pays ? rank : 0};
-}
-
-void PowerSgdReducer::prepare(const Bucket& bucket, int, int) {
-  check(bucket.gradient.is_cpu() || !launch_.queue->on_host(),
-        "a bucket on a device has a reducer of that device");
-  Path here;
-  const auto options = bucket.gradient.options();
-  std::int64_t factors = 0;
-  for (const Slice& slice : bucket.slices) {
-    const LowRankShape shape = shape_of(slice);
-    here.factor.push_back(factors);
-    factors += shape.rank * shape.columns;
-  }
-  if (feedback_) here.residual = at::zeros_like(bucket.gradient);
-  if (power_.warm_start) here.factors = at::zeros({factors}, options);
-  here.flag = FiniteFlag(bucket, *launch_.queue);
-  paths_.insert_or_assign(bucket.index, std::move(here));
-}
-
-// Where everything is in the messages, as the frozen slices are now.
-void PowerSgdReducer::lay_out(const Bucket& bucket, Path& here) {
-  std::vector<bool> frozen;
-  for (const Slice& slice : bucket.slices) frozen.push_back(slice.frozen);
-  if (here.live.filled() && frozen == here.frozen) return;
-  form_residual(here);
-  here.before = {here.kept_left, here.kept_right};
-  here.frozen = frozen;
-  here.matrices.clear();
-  here.matrix_slices.clear();
-  here.passengers.clear();
-  std::vector<Block> live, first, second;
-  std::int64_t message = 0;
-  std::int64_t right = 0;
-  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
-    const Slice& slice = bucket.slices[i];
-    if (frozen[i]) continue;
-    add_blocks(live, i, slice.offset, slice.numel);
-    const LowRankShape shape = shape_of(slice);
-    if (shape.rank == 0) {
-      here.passengers.push_back({.slice = i});
-      continue;
-    }
-    here.matrices.push_back({.shape = shape,
-                             .matrix = slice.offset,
-                             .left = message,
-                             .right = right,
-                             .factor = here.factor[i],
-                             .fresh = hash64(slice.name)});
-    here.matrix_slices.push_back(i);
-    add_blocks(first, i, message, shape.rows * shape.rank);
-    message += shape.rows * shape.rank;
-    add_blocks(second, i, right, shape.rank * shape.columns);
-    right += shape.rank * shape.columns;
-  }
-  here.left_numel = message;
-  for (Passenger& passenger : here.passengers) {
-    const std::int64_t count = bucket.slices[passenger.slice].numel;
-    passenger.begin = message;
-    add_blocks(first, passenger.slice, message, count);
-    message += count;
-  }
-  here.live.fill(live, bucket.gradient, *launch_.queue);
-  here.first.fill(first, bucket.gradient, *launch_.queue);
-  here.second.fill(second, bucket.gradient, *launch_.queue);
-  const auto options = bucket.gradient.options();
-  here.message = at::empty({message}, options);
-  here.right = at::empty({right}, options);
-  here.own_right = at::empty({right}, options);
-  if (feedback_) {
-    here.kept_left = at::empty({here.left_numel}, options);
-    here.kept_right = at::empty({right}, options);
-  }
-  lay_out_matrices(bucket, here);
-}
-
-// The kernels' tables and what else they need.
-void PowerSgdReducer::lay_out_matrices(const Bucket& bucket, Path& here) {
-  const LowRankTiles made = make_tiles(here.matrices);
-  here.table.fill(here.matrices, bucket.gradient, *launch_.queue);
-  here.bands.fill(made.bands, bucket.gradient, *launch_.queue);
-  here.tiles.fill(made.tiles, bucket.gradient, *launch_.queue);
-  here.largest_rank = made.largest_rank;
-  here.top_tile_count = made.top_tile_count;
-  if (launch_.queue->on_host()) return;
-  for (const LowRankMatrix& matrix : here.matrices) {
-    check(matrix.shape.columns < std::int64_t{1} << 28,
-          "a GPU counts the elements of a few rows in ints");
-  }
-  const auto options = bucket.gradient.options();
-  here.vectors =
-      at::empty({std::max(here.left_numel, here.right.numel())}, options.dtype(at::kDouble));
-  here.partial = at::empty({made.partial}, options);
-}
-
-double* PowerSgdReducer::vectors(const Path& here) {
+double* PowerSgdReducer::vectors(const BucketState& here) {
   return here.vectors.defined() ? here.vectors.data_ptr<double>() : nullptr;
 }
 
-LowRankTables PowerSgdReducer::tables(const Path& here) {
+LowRankTables PowerSgdReducer::tables(const BucketState& here) {
   return {.matrices = here.table.data(),
           .matrix_count = here.table.size(),
           .largest_rank = here.largest_rank,
@@ -189,15 +72,21 @@ LowRankTables PowerSgdReducer::tables(const Path& here) {
 }
 
 void PowerSgdReducer::stage(Bucket& bucket, Communicator& communicator, const StepContext& step) {
-  Path& here = path(bucket);
+  BucketState& here = state_of(bucket);
   here.bucket = &bucket;
   here.timeout = communicator.timeout();
   here.staged_dense = step.transmission == Transmission::dense;
   host_is_behind_ = true;
-  lay_out(bucket, here);
+  adopt_layout(bucket, here);
+  if (!here.residual_is_in_order && !here.order.is_natural()) {
+    here.order.apply(here.residual, {0, bucket.numel()}, launch_);
+    here.residual_is_in_order = true;
+  }
+  here.order.apply(bucket.gradient, {0, bucket.numel()}, launch_);
   here.flag.clear(*launch_.queue);
   if (here.staged_dense) {
-    launch(here, here.dense.pack(bucket, *launch_.queue), InFlight::mean, communicator);
+    launch(here, here.dense.pack(bucket, here.chunks, *launch_.queue), InFlight::mean,
+           communicator);
   } else {
     send_left(bucket, here, communicator, step);
   }
@@ -206,14 +95,14 @@ void PowerSgdReducer::stage(Bucket& bucket, Communicator& communicator, const St
   underway_.push_back(&here);
 }
 
-void PowerSgdReducer::launch(Path& here, at::Tensor tensor, InFlight in_flight,
+void PowerSgdReducer::launch(BucketState& here, at::Tensor tensor, InFlight in_flight,
                              Communicator& communicator) {
   here.in_flight = in_flight;
   here.work = nullptr;
   if (tensor.numel() > 0) here.work = communicator.all_reduce(std::move(tensor), ReduceOp::sum);
 }
 
-void PowerSgdReducer::receive(Path& here, int ranks) {
+void PowerSgdReducer::receive(BucketState& here, int ranks) {
   if (here.work) here.work->wait();
   here.work = nullptr;
   const InFlight arrived = std::exchange(here.in_flight, InFlight::nothing);
@@ -242,18 +131,29 @@ void PowerSgdReducer::copy(const at::Tensor& to, std::int64_t to_begin, const at
                       static_cast<std::size_t>(count * width));
 }
 
-void PowerSgdReducer::send_left(Bucket& bucket, Path& here, Communicator& communicator,
+void PowerSgdReducer::send_left(Bucket& bucket, BucketState& here, Communicator& communicator,
                                 const StepContext& step) {
   multiply_left(bucket, here, step);
   for (const Passenger& passenger : here.passengers) {
+    if (feedback_ && here.slices[passenger.slice].has_residual) continue;
     const Slice& slice = bucket.slices[passenger.slice];
-    copy(here.message, passenger.begin, bucket.gradient, slice.offset, slice.numel);
+    copy(here.message, passenger.begin, bucket.gradient, slice.offset, passenger.count);
+  }
+  if (here.owing.size() > 0) {
+    with_type(here.message.scalar_type(), [&]<typename T>(T) {
+      launch_.kernels<T>().encode({.blocks = here.owing.data(),
+                                   .block_count = here.owing.size(),
+                                   .gradient = bucket.gradient.data_ptr<T>(),
+                                   .residual = {.error = here.residual.const_data_ptr<T>()},
+                                   .payload = static_cast<char*>(here.message.data_ptr())},
+                                  launch_.queue->stream());
+    });
   }
   launch(here, here.message, InFlight::left, communicator);
 }
 
 // If the bucket's left factors are underway: receives them and sends the right ones.
-void PowerSgdReducer::send_right(Path& here, Communicator& communicator) {
+void PowerSgdReducer::send_right(BucketState& here, Communicator& communicator) {
   if (here.in_flight != InFlight::left) return;
   receive(here, communicator.size());
   multiply_right(here);
@@ -261,7 +161,7 @@ void PowerSgdReducer::send_right(Path& here, Communicator& communicator) {
   launch(here, here.right, InFlight::right, communicator);
 }
 
-void PowerSgdReducer::multiply_left(Bucket& bucket, Path& here, const StepContext& step) {
+void PowerSgdReducer::multiply_left(Bucket& bucket, BucketState& here, const StepContext& step) {
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
     const LowRankKernels<T>& run = launch_.low_rank<T>();
     // The start is of no use once the right factors are sent from its place.
@@ -286,7 +186,7 @@ void PowerSgdReducer::multiply_left(Bucket& bucket, Path& here, const StepContex
   });
 }
 
-void PowerSgdReducer::multiply_right(Path& here) {
+void PowerSgdReducer::multiply_right(BucketState& here) {
   with_type(here.message.scalar_type(), [&]<typename T>(T) {
     const LowRankKernels<T>& run = launch_.low_rank<T>();
     T* left = here.message.data_ptr<T>();
@@ -305,8 +205,8 @@ void PowerSgdReducer::multiply_right(Path& here) {
 }
 
 void PowerSgdReducer::settle(Communicator& communicator) {
-  for (Path* here : underway_) send_right(*here, communicator);
-  for (Path* here : underway_) {
+  for (BucketState* here : underway_) send_right(*here, communicator);
+  for (BucketState* here : underway_) {
     receive(*here, communicator.size());
     here->flag.fetch(*launch_.queue);
   }
@@ -314,47 +214,49 @@ void PowerSgdReducer::settle(Communicator& communicator) {
 }
 
 std::optional<std::string> PowerSgdReducer::non_finite(const Bucket& bucket) {
-  const Path& here = path(bucket);
+  const BucketState& here = state_of(bucket);
   if (host_is_behind_) launch_.queue->synchronize(Clock::now() + here.timeout);
   host_is_behind_ = false;
   return here.flag.name(bucket);
 }
 
 void PowerSgdReducer::show_estimate(const Bucket& bucket, Bucket& view) {
-  Path& here = path(bucket);
+  BucketState& here = state_of(bucket);
   view.coded.reset();
   view.gradient = bucket.gradient;
-  if (here.staged_dense) return;
+  if (here.staged_dense && here.order.is_natural()) return;
   if (!here.shown.defined()) here.shown = at::zeros_like(bucket.gradient);
   view.gradient = here.shown;
-  multiply_back(here, here.shown);
-  for (const Passenger& passenger : here.passengers) {
-    const Slice& slice = bucket.slices[passenger.slice];
-    copy(here.shown, slice.offset, here.message, passenger.begin, slice.numel);
+  if (here.staged_dense) {
+    copy(here.shown, 0, bucket.gradient, 0, bucket.numel());
+  } else {
+    multiply_back(bucket, here, here.shown);
+    clear_inactive(here.shown, here.chunks, *launch_.queue);
   }
+  here.order.revert(here.shown, {0, bucket.numel()}, launch_);
 }
 
 void PowerSgdReducer::commit(Bucket& bucket) {
-  Path& here = path(bucket);
-  if (here.staged_dense) return clear_absent(bucket, *launch_.queue);
+  BucketState& here = state_of(bucket);
+  if (!here.staged_dense) commit_compressed(bucket, here);
+  here.order.revert(bucket.gradient, {0, bucket.numel()}, launch_);
+  clear_absent(bucket, *launch_.queue);
+}
+
+void PowerSgdReducer::commit_compressed(Bucket& bucket, BucketState& here) {
   if (has_absent(bucket)) hold_residual_of_absent(bucket, here);
-  multiply_back(here, feedback_ ? here.residual : bucket.gradient);
   // With feedback the gradient buffer becomes the residual, and the old residual the estimate.
   const at::Tensor& estimate = feedback_ ? here.residual : bucket.gradient;
-  if (power_.warm_start) keep_factors(bucket, here);
-  for (const Passenger& passenger : here.passengers) {
-    const Slice& slice = bucket.slices[passenger.slice];
-    copy(estimate, slice.offset, here.message, passenger.begin, slice.numel);
-  }
-  const auto width = static_cast<std::int64_t>(estimate.element_size());
-  for (const Slice& slice : bucket.slices) {
-    if (!slice.rests()) continue;
-    if (feedback_ && slice.frozen) {
-      copy(bucket.gradient, slice.offset, estimate, slice.offset, slice.numel);
+  if (feedback_) {
+    for (const Piece& piece : here.chunks[0].pieces) {
+      if (piece.live == piece.count) continue;
+      copy(bucket.gradient, piece.begin + piece.live, estimate, piece.begin + piece.live,
+           piece.count - piece.live);
     }
-    launch_.queue->fill(static_cast<char*>(estimate.data_ptr()) + slice.offset * width, 0,
-                        static_cast<std::size_t>(slice.numel * width));
   }
+  multiply_back(bucket, here, estimate);
+  if (power_.warm_start) keep_factors(bucket, here);
+  clear_inactive(estimate, here.chunks, *launch_.queue);
   if (!feedback_) return;
   std::swap(bucket.gradient, here.residual);
   copy(here.kept_left, 0, here.message, 0, here.left_numel);
@@ -363,13 +265,13 @@ void PowerSgdReducer::commit(Bucket& bucket) {
   if (has_absent(bucket)) forget_factors_of_absent(bucket, here);
 }
 
-void PowerSgdReducer::hold_residual_of_absent(Bucket& bucket, Path& here) {
+void PowerSgdReducer::hold_residual_of_absent(Bucket& bucket, BucketState& here) {
   if (!feedback_) return;
   form_residual(here);
   hold_absent(bucket, {0, bucket.numel()}, bucket.gradient, here.residual, *launch_.queue);
 }
 
-void PowerSgdReducer::forget_factors_of_absent(const Bucket& bucket, Path& here) {
+void PowerSgdReducer::forget_factors_of_absent(const Bucket& bucket, BucketState& here) {
   const auto width = static_cast<std::int64_t>(bucket.gradient.element_size());
   const auto clear = [&](const at::Tensor& factors, std::int64_t begin, std::int64_t count) {
     launch_.queue->fill(static_cast<char*>(factors.data_ptr()) + begin * width, 0,
@@ -385,7 +287,7 @@ void PowerSgdReducer::forget_factors_of_absent(const Bucket& bucket, Path& here)
 }
 
 // Neighbours in both buffers, which are all unless slices rest, go in one copy.
-void PowerSgdReducer::keep_factors(const Bucket& bucket, Path& here) {
+void PowerSgdReducer::keep_factors(const Bucket& bucket, BucketState& here) {
   std::int64_t to = 0;
   std::int64_t from = 0;
   std::int64_t count = 0;
@@ -403,7 +305,9 @@ void PowerSgdReducer::keep_factors(const Bucket& bucket, Path& here) {
   copy(here.factors, to, here.right, from, count);
 }
 
-void PowerSgdReducer::multiply_back(Path& here, const at::Tensor& into) {
+// into := the estimate of what is live.
+void PowerSgdReducer::multiply_back(const Bucket& bucket, BucketState& here,
+                                    const at::Tensor& into) {
   with_type(into.scalar_type(), [&]<typename T>(T) {
     launch_.low_rank<T>().multiply({.tables = tables(here),
                                     .left = here.message.const_data_ptr<T>(),
@@ -411,9 +315,13 @@ void PowerSgdReducer::multiply_back(Path& here, const at::Tensor& into) {
                                     .bucket = into.data_ptr<T>()},
                                    launch_.queue->stream());
   });
+  for (const Passenger& passenger : here.passengers) {
+    const Slice& slice = bucket.slices[passenger.slice];
+    copy(into, slice.offset, here.message, passenger.begin, passenger.count);
+  }
 }
 
-void PowerSgdReducer::form_residual(Path& here) {
+void PowerSgdReducer::form_residual(BucketState& here) {
   if (!here.residual_is_matrix) return;
   with_type(here.residual.scalar_type(), [&]<typename T>(T) {
     launch_.low_rank<T>().subtract({.tables = tables(here),
@@ -428,27 +336,28 @@ void PowerSgdReducer::form_residual(Path& here) {
 void PowerSgdReducer::rollback(Bucket&) {}
 
 void PowerSgdReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
-  Path& here = path(bucket);
-  if (here.residual_is_matrix) {
-    form_residual(here);
-    // The visitor reads it by another queue, or from the host.
-    launch_.queue->synchronize(Clock::now() + here.timeout);
-  }
+  BucketState& here = state_of(bucket);
+  adopt_layout(bucket, here);
+  const bool changes = here.residual_is_matrix || here.residual_is_in_order;
+  form_residual(here);
+  bring_out_of_order(bucket, here);
+  // The visitor reads it by another queue, or from the host.
+  if (changes) launch_.queue->synchronize(Clock::now() + here.timeout);
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
     const Slice& slice = bucket.slices[i];
-    const LowRankShape shape = shape_of(slice);
-    if (shape.rank == 0) continue;
-    if (feedback_) {
+    const LowRankShape& shape = here.slices[i].whole;
+    if (feedback_ && here.slices[i].has_residual) {
       visitor.tensor(
           {.name = "residual/" + slice.name,
            .kind = StateKind::averaged,
            .tensor = here.residual.narrow(0, slice.offset, slice.numel).view(slice.shape)});
     }
-    if (power_.warm_start) {
-      visitor.tensor({.name = "factor/" + slice.name,
-                      .kind = StateKind::replicated,
-                      .tensor = here.factors.narrow(0, here.factor[i], shape.rank * shape.columns)
-                                    .view({shape.rank, shape.columns})});
+    if (power_.warm_start && shape.rank > 0) {
+      visitor.tensor(
+          {.name = "factor/" + slice.name,
+           .kind = StateKind::replicated,
+           .tensor = here.factors.narrow(0, here.slices[i].factor, shape.rank * shape.columns)
+                         .view({shape.rank, shape.columns})});
     }
   }
 }
@@ -456,8 +365,11 @@ void PowerSgdReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
 std::vector<SlicePlan> PowerSgdReducer::plan(const Bucket& bucket) const {
   std::vector<SlicePlan> plans;
   const auto width = static_cast<std::int64_t>(bucket.gradient.element_size());
-  for (const Slice& slice : bucket.slices) {
-    const LowRankShape shape = shape_of(slice);
+  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+    const Slice& slice = bucket.slices[i];
+    const LowRankShape shape = live_shape(bucket, i);
+    const std::int64_t live =
+        bucket.layout.is_partial(i) ? bucket.layout.of(i).live.count(slice.numel) : slice.numel;
     SlicePlan entry;
     entry.name = slice.name;
     entry.numel = slice.numel;
@@ -468,12 +380,14 @@ std::vector<SlicePlan> PowerSgdReducer::plan(const Bucket& bucket) const {
     } else {
       // A policy may let vectors pass, but they have no rank.
       const std::string too_small =
-          slice.is_vector()
-              ? "a vector"
+          slice.is_vector()             ? "a vector"
+          : bucket.layout.is_partial(i) ? "its live part is not whole rows"
+          : bucket.layout.of(i).coding.rank
+              ? "as its layout says"
               : fmt::format("too small for rank {} at min_compression_rate {}",
                             power_.matrix_approximation_rank, power_.min_compression_rate);
       entry.coding = "uncompressed: " + reason_for_dense(slice, policy_).value_or(too_small);
-      entry.payload_bytes = slice.numel * width;
+      entry.payload_bytes = live * width;
     }
     plans.push_back(std::move(entry));
   }

@@ -2,39 +2,41 @@
 #pragma once
 
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include "collectives/bucket.h"
 #include "collectives/compression/codec/codec.h"
-#include "collectives/compression/codec/identity.h"
+#include "collectives/compression/options.h"
 #include "collectives/compression/policy.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
+#include "collectives/compression/reducer/owners.h"
 
 namespace thinwire {
 
-// Which codec each slice goes through: `codec` (null: nothing is compressed), or the identity where
-// `policy` has a reason.
+// Which codec each slice goes through: that of the options, with the numbers that the bucket's
+// layout has for the slice, or the identity where nothing is compressed or `policy` has a reason.
 class SliceCodecs {
  public:
-  explicit SliceCodecs(std::unique_ptr<Codec> codec, CompressionPolicy policy = {})
-      : codec_(std::move(codec)), policy_(std::move(policy)) {}
+  // `options` are resolved.
+  explicit SliceCodecs(const CompressionOptions& options);
 
-  const Codec& of(const Slice& slice) const {
-    if (codec_ && !reason_for_dense(slice, policy_)) return *codec_;
-    return identity_;
+  bool compresses(const Slice& slice) const {
+    return codec_ && !reason_for_dense(slice, options_.policy);
   }
-  bool compresses(const Slice& slice) const { return &of(slice) != &identity_; }
-  // One per slice of the bucket.
-  std::vector<const Codec*> of(const Bucket& bucket) const;
+  // One per slice of the bucket, as its own layout is, or another. Throws `UsageError`, naming the
+  // slice, for numbers that the codec does not have, or that cannot be.
+  CodecOfSlice of(const Bucket& bucket) const { return of(bucket, bucket.layout); }
+  CodecOfSlice of(const Bucket& bucket, const Layout& layout) const;
   std::vector<SlicePlan> plan(const Bucket& bucket) const;
-  // Null: nothing is compressed.
+  // That of the options; null: nothing is compressed.
   const Codec* codec() const { return codec_.get(); }
 
  private:
-  std::unique_ptr<Codec> codec_;
-  CompressionPolicy policy_;
-  IdentityCodec identity_;
+  std::shared_ptr<const Codec> recoded(const Slice& slice, const SliceCoding& coding) const;
+
+  CompressionOptions options_;
+  std::shared_ptr<const Codec> codec_;
+  std::shared_ptr<const Codec> identity_;
 };
 
 }  // namespace thinwire

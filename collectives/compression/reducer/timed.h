@@ -23,6 +23,10 @@ class TimedReducer final : public GradientReducer {
   void prepare(const Bucket& bucket, int rank, int size) override {
     inner_->prepare(bucket, rank, size);
   }
+  void require_possible(const Bucket& bucket, const Layout& layout) const override {
+    inner_->require_possible(bucket, layout);
+  }
+  void relayout(const Bucket& bucket) override { inner_->relayout(bucket); }
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override {
     timed([&] { inner_->stage(bucket, communicator, step); });
   }

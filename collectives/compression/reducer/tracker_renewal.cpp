@@ -27,23 +27,28 @@ Range common(Range a, Range b) {
 
 }  // namespace
 
-void TrackerRenewal::renew(const Bucket& bucket, const EControlState& state,
-                           Communicator& communicator, std::int64_t step,
-                           const ReducerLaunch& launch, FiniteFlag& flag) {
+void TrackerRenewal::renew(const Bucket& bucket, const std::vector<Chunk>& chunks,
+                           const EControlState& state, Communicator& communicator,
+                           std::int64_t step, const ReducerLaunch& launch, FiniteFlag& flag) {
   pieces_.clear();
   if (communicator.size() == 1) return;
   std::int64_t count = 0;
   std::vector<Block> blocks;
-  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
-    const Range range = part_within(bucket.slices[i], renewed_part(bucket, step));
-    if (bucket.slices[i].frozen || range.count() == 0) continue;
-    pieces_.push_back({.slice = i, .range = range, .place = count});
+  const auto add = [&](std::size_t slice, Range range) {
+    if (range.count() == 0) return;
+    pieces_.push_back({.slice = slice, .range = range, .place = count});
     for (std::int64_t done = 0; done < range.count(); done += kBlock) {
       blocks.push_back({.begin = count + done,
                         .count = static_cast<std::int32_t>(std::min(kBlock, range.count() - done)),
-                        .slice = static_cast<std::int32_t>(i)});
+                        .slice = static_cast<std::int32_t>(slice)});
     }
     count += range.count();
+  };
+  const Range renewed = renewed_part(bucket, step);
+  for (const Chunk& chunk : chunks) {
+    for (const Piece& piece : chunk.pieces) {
+      add(piece.slice, common({piece.begin, piece.begin + piece.live}, renewed));
+    }
   }
   if (count == 0) return;
 
@@ -53,7 +58,7 @@ void TrackerRenewal::renew(const Bucket& bucket, const EControlState& state,
     message_ = at::empty({count}, options);
     before_ = at::empty({count}, options);
   }
-  for (const Piece& piece : pieces_) {
+  for (const RenewedPiece& piece : pieces_) {
     copy(queue, message_, piece.place, state.tracker, piece.range.begin, piece.range.count());
   }
   communicator.all_reduce(message_, ReduceOp::sum)->wait();
@@ -67,7 +72,7 @@ void TrackerRenewal::renew(const Bucket& bucket, const EControlState& state,
                                        queue.stream());
   });
   const auto [mean, part] = mean_of_trackers(bucket, state);
-  for (const Piece& piece : pieces_) {
+  for (const RenewedPiece& piece : pieces_) {
     const Range own = common(piece.range, part);
     if (own.count() == 0) continue;
     const std::int64_t place = piece.place + own.begin - piece.range.begin;
@@ -76,8 +81,8 @@ void TrackerRenewal::renew(const Bucket& bucket, const EControlState& state,
   }
 }
 
-void TrackerRenewal::put_back(const Piece& piece, const Bucket& bucket, const EControlState& state,
-                              Queue& queue) {
+void TrackerRenewal::put_back(const RenewedPiece& piece, const Bucket& bucket,
+                              const EControlState& state, Queue& queue) {
   const auto [mean, part] = mean_of_trackers(bucket, state);
   const Range own = common(piece.range, part);
   if (own.count() == 0) return;
@@ -86,14 +91,14 @@ void TrackerRenewal::put_back(const Piece& piece, const Bucket& bucket, const EC
 }
 
 void TrackerRenewal::commit(const Bucket& bucket, const EControlState& state, Queue& queue) {
-  for (const Piece& piece : pieces_) {
+  for (const RenewedPiece& piece : pieces_) {
     if (bucket.slices[piece.slice].absent) put_back(piece, bucket, state, queue);
   }
   pieces_.clear();
 }
 
 void TrackerRenewal::rollback(const Bucket& bucket, const EControlState& state, Queue& queue) {
-  for (const Piece& piece : pieces_) put_back(piece, bucket, state, queue);
+  for (const RenewedPiece& piece : pieces_) put_back(piece, bucket, state, queue);
   pieces_.clear();
 }
 

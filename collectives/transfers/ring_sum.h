@@ -1,4 +1,4 @@
-// How a sum goes round a ring of ranks, whatever carries the messages.
+// A sum goes round a ring of ranks: no link carries more than one stream in each direction.
 #pragma once
 
 #include <cstdint>
@@ -6,41 +6,27 @@
 #include <optional>
 #include <vector>
 
-#include "collectives/operation.h"
+#include "collectives/transfers/transfers.h"
 
 namespace thinwire {
 
 // One rank's part in a reduce_scatter or all_reduce in which every rank hears the one before it and
-// sends to the one behind it. A share starts behind its owner and grows by one rank's terms at each
-// step until it is at its owner's; from there the result goes round to all. Pieces go in groups,
-// each through all steps, so that the wire is never idle and memory is bounded.
-//
-// Two ranks that both want the sum exchange their terms instead, whole: no more bytes, and one
-// message's time rather than two, for twice the additions. Each owns everything then; what is added
-// to what still goes by the shares.
-//
-// Both neighbours carry the messages in the order in which they are handed out here. Not
-// thread-safe; does not send anything itself.
-class RingSum {
+// sends to the one behind it, in the first stream. A share starts behind its owner and grows by one
+// rank's terms at each step until it is at its owner's; from there the result goes round to all.
+// Pieces go in groups, each through all steps, so that the wire is never idle and memory is
+// bounded.
+class RingSum final : public Transfers {
  public:
-  // `call` is an all_reduce or a reduce_scatter of host memory, which must outlive this.
   RingSum(const Operation& call, int rank, int size, std::int64_t piece_bytes);
 
-  struct Message {
-    char* data = nullptr;
-    std::int64_t bytes = 0;
-    std::int64_t place = 0;  // in the order of all
-  };
-  // The next message to the rank behind, or from the rank before. Nullopt: none may go now; ask
-  // again when another message has been handed out, has left or has arrived.
-  std::optional<Message> next_to_send();
-  std::optional<Message> next_to_receive();
-  // The message has left, or has arrived; either may let others go.
-  void sent(std::int64_t place);
-  void received(std::int64_t place);
-
-  // Everything has been sent and received.
-  bool done() const { return to_send_ == 0 && to_receive_ == 0; }
+  std::int64_t bytes_to_send(int peer, int stream) const override;
+  std::int64_t bytes_to_receive(int peer, int stream) const override;
+  std::optional<Message> next_to_send(int peer, int stream) override;
+  std::optional<Message> next_to_receive(int peer, int stream) override;
+  void sent(int peer, int stream, const Message& message) override;
+  void received(int peer, int stream, const Message& message) override;
+  bool done() const override { return to_send_ == 0 && to_receive_ == 0; }
+  bool goes_round() const override { return size_ > 2; }
 
  private:
   static constexpr std::int64_t kGroup = 32;  // pieces
@@ -58,6 +44,8 @@ class RingSum {
     int owner = 0;           // of the share
     std::int64_t count = 0;  // elements; 0: the share has no such piece
   };
+  int before() const { return (rank_ + size_ - 1) % size_; }
+  int behind() const { return (rank_ + 1) % size_; }
   Part part(std::int64_t place, int first_owner) const;
   Part part_to_send(std::int64_t place) const { return part(place, rank_ - 1); }
   Part part_to_receive(std::int64_t place) const { return part(place, rank_ - 2); }
@@ -72,6 +60,7 @@ class RingSum {
   // Of this rank's own share.
   char* result(const Part& part) const { return result_ + part.piece * piece_ * width_; }
   void pass_over_absent();
+  void mark_sent(std::int64_t place);
   void take(const Part& part, char* arrived);
   char* slot(std::int64_t place) const;
   bool slot_is_free(std::int64_t place) const;
@@ -82,19 +71,17 @@ class RingSum {
   int size_;
   std::int64_t width_;         // bytes of an element
   std::vector<Share> shares_;  // by owner
-  Share own_;                  // as the call has it
+  std::int64_t total_ = 0;     // elements
   char* input_;
   char* output_;
   char* result_;
-  bool exchange_;
+  bool passes_results_on_;  // in an all_reduce
   std::int64_t piece_ = 1;  // elements
   std::int64_t steps_ = 0;
   std::int64_t places_ = 0;
   std::unique_ptr<char[]> slots_;
-  // By place; a place without a message counts as soon as it is passed over. What has arrived
-  // counts as received once it has been taken, which may have to wait until what it overwrites has
-  // left.
-  std::vector<bool> sent_, received_, arrived_;
+  // By place; a place without a message counts as soon as it is passed over.
+  std::vector<bool> sent_, received_;
   std::int64_t send_next_ = 0;
   std::int64_t receive_next_ = 0;
   std::int64_t to_send_ = 0;  // places

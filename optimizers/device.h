@@ -1,4 +1,4 @@
-// Where an optimizer's arithmetic runs.
+// The device on which an optimizer's arithmetic runs.
 #pragma once
 
 #include <memory>
@@ -9,9 +9,9 @@
 
 namespace thinwire {
 
-// Kernels and the queue that they are put on, in whose memory the buckets are; by default the
-// host's.
-struct OptimizerLaunch {
+// Kernels, and the queue that they are put on. The buckets are in the memory of that queue. The
+// default is the host.
+struct OptimizerDevice {
   OptimizerKernels<float> for_float = host_optimizer_kernels<float>();
   OptimizerKernels<double> for_double = host_optimizer_kernels<double>();
   std::shared_ptr<Queue> queue = make_host_queue();

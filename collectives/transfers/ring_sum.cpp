@@ -1,4 +1,4 @@
-#include "collectives/ring_sum.h"
+#include "collectives/transfers/ring_sum.h"
 
 #include <algorithm>
 #include <cstring>
@@ -13,16 +13,15 @@ RingSum::RingSum(const Operation& call, int rank, int size, std::int64_t piece_b
       width_(static_cast<std::int64_t>(call.input.element_size())),
       input_(static_cast<char*>(call.input.data_ptr())),
       output_(static_cast<char*>(call.output.data_ptr())),
-      exchange_(size == 2 && call.kind == OperationKind::all_reduce) {
-  const bool all = call.kind == OperationKind::all_reduce;
-  const Counts& counts = all ? call.output_counts : call.input_counts;
+      passes_results_on_(call.kind == OperationKind::all_reduce) {
+  const Counts& counts = passes_results_on_ ? call.output_counts : call.input_counts;
   const Counts offsets = offsets_of(counts);
   for (std::size_t owner = 0; owner < counts.size(); ++owner) {
-    shares_.push_back(exchange_ ? Share{0, offsets.back()} : Share{offsets[owner], counts[owner]});
+    shares_.push_back({offsets[owner], counts[owner]});
   }
-  own_ = {offsets[static_cast<std::size_t>(rank)], counts[static_cast<std::size_t>(rank)]};
-  result_ = all ? output_ + share(rank).begin * width_ : output_;
-  steps_ = exchange_ ? 1 : (all ? 2 : 1) * (size - 1);
+  total_ = offsets.back();
+  result_ = passes_results_on_ ? output_ + share(rank).begin * width_ : output_;
+  steps_ = (passes_results_on_ ? 2 : 1) * (size - 1);
   std::int64_t largest = 0;
   for (const Share& one : shares_) largest = std::max(largest, one.count);
   piece_ = std::max<std::int64_t>(1, std::min(piece_bytes / width_, largest));
@@ -31,15 +30,28 @@ RingSum::RingSum(const Operation& call, int rank, int size, std::int64_t piece_b
   const auto places = static_cast<std::size_t>(places_);
   sent_.resize(places);
   received_.resize(places);
-  arrived_.resize(places);
   to_send_ = to_receive_ = places_;
   slots_ = std::make_unique_for_overwrite<char[]>(
-      static_cast<std::size_t>(std::min(kSlots, exchange_ ? pieces : places_) * piece_ * width_));
+      static_cast<std::size_t>(std::min(kSlots, places_) * piece_ * width_));
   if (size > 1) return;
   const std::int64_t bytes = largest * width_;
   if (result_ != input_ && bytes > 0) {
     std::memcpy(result_, input_, static_cast<std::size_t>(bytes));
   }
+}
+
+// A rank sends on the terms of every share but its own, and the results of all but that of the rank
+// behind it.
+std::int64_t RingSum::bytes_to_send(int peer, int stream) const {
+  if (size_ == 1 || peer != behind() || stream != 0) return 0;
+  const std::int64_t results = passes_results_on_ ? total_ - share(behind()).count : 0;
+  return (total_ - share(rank_).count + results) * width_;
+}
+
+std::int64_t RingSum::bytes_to_receive(int peer, int stream) const {
+  if (size_ == 1 || peer != before() || stream != 0) return 0;
+  const std::int64_t results = passes_results_on_ ? total_ - share(rank_).count : 0;
+  return (total_ - share(before()).count + results) * width_;
 }
 
 RingSum::Part RingSum::part(std::int64_t place, int first_owner) const {
@@ -75,7 +87,7 @@ void RingSum::pass_over_absent() {
   for (bool moved = true; moved;) {
     moved = false;
     for (; send_next_ < places_ && part_to_send(send_next_).count == 0; ++send_next_) {
-      sent(send_next_);
+      mark_sent(send_next_);
       moved = true;
     }
     for (; receive_next_ < places_; ++receive_next_) {
@@ -89,7 +101,8 @@ void RingSum::pass_over_absent() {
   }
 }
 
-std::optional<RingSum::Message> RingSum::next_to_send() {
+std::optional<Transfers::Message> RingSum::next_to_send(int peer, int stream) {
+  if (peer != behind() || stream != 0) return {};
   pass_over_absent();
   if (send_next_ == places_) return {};
   const Part part = part_to_send(send_next_);
@@ -103,7 +116,8 @@ std::optional<RingSum::Message> RingSum::next_to_send() {
   return Message{data, part.count * width_, place};
 }
 
-std::optional<RingSum::Message> RingSum::next_to_receive() {
+std::optional<Transfers::Message> RingSum::next_to_receive(int peer, int stream) {
+  if (peer != before() || stream != 0) return {};
   pass_over_absent();
   if (receive_next_ == places_) return {};
   const Part part = part_to_receive(receive_next_);
@@ -119,48 +133,27 @@ std::optional<RingSum::Message> RingSum::next_to_receive() {
   return Message{output(part), part.count * width_, receive_next_++};
 }
 
-void RingSum::sent(std::int64_t place) {
-  const auto at = static_cast<std::size_t>(place);
-  sent_[at] = true;
+void RingSum::mark_sent(std::int64_t place) {
+  sent_[static_cast<std::size_t>(place)] = true;
   --to_send_;
-  if (arrived_[at] && !received_[at]) received(place);
 }
 
-void RingSum::received(std::int64_t place) {
-  const auto at = static_cast<std::size_t>(place);
-  arrived_[at] = true;
-  const Part part = part_to_receive(place);
-  // The result overwrites what leaves from the same place.
-  if (exchange_ && !sent_[at] && result(part) == input(part)) return;
-  received_[at] = true;
+void RingSum::sent(int, int, const Message& message) {
+  mark_sent(message.place);
+}
+
+void RingSum::received(int, int, const Message& message) {
+  received_[static_cast<std::size_t>(message.place)] = true;
   --to_receive_;
-  if (grows(part.step)) take(part, slot(place));
+  const Part part = part_to_receive(message.place);
+  if (grows(part.step)) take(part, message.data);
 }
 
-// What arrived and this rank's terms make one, in the order of `in_ring`: a minimum, a maximum and
-// a NaN depend on it.
+// What arrived grows by this rank's terms. In the last step that makes the result.
 void RingSum::take(const Part& part, char* arrived) {
-  if (!exchange_) {
-    reduce_into(dtype_, op_, arrived, input(part), part.count);
-    if (part.step < size_ - 2) return;
-    std::memcpy(result(part), arrived, static_cast<std::size_t>(part.count * width_));
-    return;
-  }
-  if (output_ != input_) {
-    std::memcpy(output(part), input(part), static_cast<std::size_t>(part.count * width_));
-  }
-  // The own share begins with the other rank's terms, the other's with these.
-  const std::int64_t begin = element(part);
-  const std::int64_t end = begin + part.count;
-  const std::int64_t own_begin = std::clamp(own_.begin, begin, end);
-  const std::int64_t own_end = std::clamp(own_.begin + own_.count, begin, end);
-  const auto here = [&](std::int64_t i) { return output_ + i * width_; };
-  const auto there = [&](std::int64_t i) { return arrived + (i - begin) * width_; };
-  reduce_into(dtype_, op_, here(begin), there(begin), own_begin - begin);
-  reduce_into(dtype_, op_, there(own_begin), here(own_begin), own_end - own_begin);
-  std::memcpy(here(own_begin), there(own_begin),
-              static_cast<std::size_t>((own_end - own_begin) * width_));
-  reduce_into(dtype_, op_, here(own_end), there(own_end), end - own_end);
+  reduce_into(dtype_, op_, arrived, input(part), part.count);
+  if (part.step < size_ - 2) return;
+  std::memcpy(result(part), arrived, static_cast<std::size_t>(part.count * width_));
 }
 
 }  // namespace thinwire

@@ -1,0 +1,48 @@
+// The optimizers in all forms that differ in what they do. Whoever adds an optimizer adds rows
+// here, and the tests of state, resuming, groups, 16-bit weights, coded gradients, vectors of every
+// kind and GPUs have it. (What only one optimizer does is in torch_equality_test.cpp or in a test
+// of its own.)
+#pragma once
+
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "collectives/base/spec.h"
+#include "optimizers/list.h"
+
+namespace thinwire {
+
+inline std::vector<std::string> optimizer_cases() {
+  return {
+      "sgd:weight_decay=0.05",
+      "sgd:momentum=0.9,dampening=0.3,weight_decay=0.05",
+      "sgd:momentum=0.9,weight_decay=0.05,nesterov=1",
+      "adam:weight_decay=0.05",
+      "adam:amsgrad=1",
+      "adamw:weight_decay=0.05",
+      "adamw:beta1=0.8,eps=0.001,weight_decay=0.05,amsgrad=1",
+  };
+}
+
+// Calls `body(Rule{}, options)` with the rule and the options of a case; whether there is one.
+template <typename Body, typename... Rules>
+bool with_rule_in(const std::string& text, const Body& body, RuleList<Rules...>) {
+  const auto try_rule = [&](auto rule) {
+    using Rule = decltype(rule);
+    Spec spec("case", text);
+    for (const std::string& word : Rule::words()) {
+      if (word != spec.name()) continue;
+      body(rule, Rule::parse(spec, {}));
+      return true;
+    }
+    return false;
+  };
+  return (try_rule(Rules{}) || ...);
+}
+template <typename Body>
+bool with_rule(const std::string& text, const Body& body) {
+  return with_rule_in(text, body, ElementwiseRules{});
+}
+
+}  // namespace thinwire
