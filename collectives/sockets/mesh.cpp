@@ -10,32 +10,21 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <numeric>
 #include <set>
 #include <thread>
 
 #include "collectives/base/error.h"
-#include "collectives/base/text.h"
 
 namespace thinwire::sockets {
 namespace {
 
 using namespace std::chrono_literals;
 
-// A first stream up to this size goes with the call, whether the peer has called or not.
-constexpr std::int64_t kEagerBytes = 64 << 10;
-// What may be under way to one peer in such calls; what it may have to keep.
-constexpr std::int64_t kAheadBytes = 256 << 10;
-// Counted for each of them, for what keeping it costs besides its bytes.
-constexpr std::int64_t kAheadOverhead = 128;
-// Read from one peer before the others have their turn.
-constexpr std::int64_t kTurnBytes = 2 << 20;
-constexpr std::size_t kNoticeText = 4000;
 constexpr std::size_t kWasteBytes = 64 << 10;
 constexpr std::size_t kMostUnknownGroups = 4096;
 
-// Has the peer's kernel everything that was sent, or will it never?
+// True once the peer's kernel has everything that was sent, or if it will never have it.
 bool drained(const Descriptor& socket) {
   int left = 0;
   if (::ioctl(socket.get(), SIOCOUTQ, &left) != 0 || left == 0) return true;
@@ -44,21 +33,6 @@ bool drained(const Descriptor& socket) {
 }
 
 }  // namespace
-
-const Failure* Group::ended() const {
-  if (failure) return &*failure;
-  return parent != nullptr ? parent->ended() : nullptr;
-}
-
-bool Group::fails(std::uint64_t sequence) const {
-  if (failure && static_cast<std::int64_t>(sequence) >= failure->from) return true;
-  return parent != nullptr && parent->ended() != nullptr;
-}
-
-int Group::place_of(int job_rank) const {
-  const auto place = std::find(members.begin(), members.end(), job_rank);
-  return place == members.end() ? -1 : static_cast<int>(place - members.begin());
-}
 
 Mesh::Mesh(const SocketOptions& options, std::vector<Connections> connections)
     : options_(options),
@@ -86,10 +60,14 @@ Mesh::Mesh(const SocketOptions& options, std::vector<Connections> connections)
 Mesh::~Mesh() {
   const bool clean = world_->ended() == nullptr;
   each_peer([&](int rank) {
-    if (clean) send_notice(peer(rank), {NoticeKind::goodbye, FailureKind::lost, {}, 0, 0, 0}, {});
+    if (clean) {
+      send_notice(peer(rank).sockets.notices, {NoticeKind::goodbye, FailureKind::lost, {}, 0, 0, 0},
+                  {});
+    }
     ::shutdown(peer(rank).sockets.data.get(), SHUT_WR);
   });
-  // Closing a socket into which a peer still writes throws away what it has not delivered.
+  // Closing a socket at once would throw away what the kernel has not delivered yet, if the peer is
+  // still writing to it.
   const Deadline deadline =
       Clock::now() + (clean ? options_.timeout : std::min(options_.timeout, 1000ms));
   for (auto pause = 50us;; pause = std::min(2 * pause, std::chrono::microseconds(10ms))) {
@@ -139,7 +117,7 @@ void Mesh::leave(Group& group) {
   if (group.ended() != nullptr) return;
   for (const int rank : group.members) {
     if (rank == options_.rank) continue;
-    send_notice(peer(rank),
+    send_notice(peer(rank).sockets.notices,
                 {NoticeKind::left, FailureKind::lost, group.id,
                  static_cast<std::int64_t>(group.posted), 0, 0},
                 {});
@@ -170,7 +148,7 @@ std::shared_ptr<PendingOperation> Mesh::post(Group& group, Operation call) {
 void Mesh::wait(Group& group, PendingOperation& operation, Deadline deadline) {
   std::unique_lock lock(mutex_);
   const auto complete = [&] {
-    // The last frame may still be in writing.
+    // A call without bytes may still be in writing; then the operation is among those pending.
     return operation.complete() &&
            std::none_of(pending_.begin(), pending_.end(),
                         [&](const auto& entry) { return entry.get() == &operation; });
@@ -217,7 +195,7 @@ void Mesh::progress(std::unique_lock<std::mutex>& lock, Deadline deadline) {
     std::uint64_t count = 0;
     [[maybe_unused]] const ssize_t got = ::read(wake_.get(), &count, sizeof count);
   }
-  // Notices first: they tell why the connections behind them end.
+  // Notices come first, as they tell why a data connection ends.
   for (std::size_t i = 0; i < ranks.size(); ++i) {
     if (entries[2 * i + 2].revents != 0) receive_notices(ranks[i]);
   }
@@ -242,7 +220,7 @@ void Mesh::forget_complete() {
   std::erase_if(pending_, [&](const auto& operation) {
     if (!operation->complete()) return false;
     return std::none_of(peers_.begin(), peers_.end(),
-                        [&](const Peer& to) { return to.writing.operation == operation; });
+                        [&](const Peer& to) { return to.writer.operation() == operation; });
   });
 }
 
@@ -273,368 +251,65 @@ std::string Mesh::timed_out(const Group& group, const PendingOperation& operatio
                      operation.call().describe(), options_.rank, who);
 }
 
-// --- Sending ------------------------------------------------------------------------------------
-
-namespace {
-
-// Is there something that the member may get now?
-bool may_send(PendingOperation& operation, int member) {
-  if (!operation.call_received(member)) return false;
-  return operation.sendable(member, 0) != nullptr || operation.sendable(member, 1) != nullptr;
-}
-
-}  // namespace
-
-bool Mesh::has_frame(int rank) {
-  Peer& to = peer(rank);
-  if (to.writing.active) return true;
-  for (const auto& operation : pending_) {
-    const int member = find_group(operation->id().group)->place_of(rank);
-    if (member < 0) continue;
-    if (!operation->call_sent(member) || may_send(*operation, member)) return true;
-  }
-  return false;
-}
-
-// Calls first, which let the peers send; then the oldest operation, and in it the first stream, of
-// which peers make the second.
-bool Mesh::start_frame(int rank) {
-  Peer& to = peer(rank);
-  for (const auto& operation : pending_) {
-    const int member = find_group(operation->id().group)->place_of(rank);
-    if (member < 0 || operation->call_sent(member)) continue;
-    operation->note_call_sent(member);
-    const bool called = operation->call_received(member);
-    const std::int64_t bytes = operation->unsent(member, 0);
-    const Transfers::Message* first = operation->sendable(member, 0);
-    const std::int64_t cost = bytes + kAheadOverhead;
-    const bool fits = called || to.bytes_ahead + cost <= kAheadBytes;
-    const bool along = first != nullptr && first->bytes == bytes && bytes <= kEagerBytes && fits;
-    if (along && !called) {
-      to.ahead[operation->id()] = cost;
-      to.bytes_ahead += cost;
-    }
-    write_frame(to, operation, member, FrameKind::call,
-                along ? operation->take_sendable(member, 0) : Transfers::Message{});
-    return true;
-  }
-  for (const auto& operation : pending_) {
-    const int member = find_group(operation->id().group)->place_of(rank);
-    if (member < 0 || !may_send(*operation, member)) continue;
-    for (const FrameKind kind : {FrameKind::first, FrameKind::second}) {
-      const int stream = stream_of(kind);
-      if (operation->sendable(member, stream) == nullptr) continue;
-      write_frame(to, operation, member, kind, operation->take_sendable(member, stream));
-      return true;
-    }
-  }
-  return false;
-}
-
-void Mesh::write_frame(Peer& to, const std::shared_ptr<PendingOperation>& operation, int member,
-                       FrameKind kind, const Transfers::Message& message) {
-  Writing& writing = to.writing;
-  writing.header = operation->header(member, kind);
-  writing.header.bytes = static_cast<std::uint32_t>(message.bytes);
-  writing.message = message;
-  writing.payload = message.data;
-  writing.written = 0;
-  writing.operation = operation;
-  writing.member = member;
-  writing.active = true;
-}
-
-void Mesh::send_frames(int rank) {
-  Peer& to = peer(rank);
-  std::int64_t turn = 0;
-  while (to.can_write && !to.full && turn < kTurnBytes) {
-    Writing& writing = to.writing;
-    if (!writing.active && !start_frame(rank)) return;
-    constexpr std::size_t kHeader = sizeof(FrameHeader);
-    const std::size_t whole = kHeader + writing.header.bytes;
-    std::array<iovec, 2> parts{};
-    std::size_t count = 0;
-    if (writing.written < kHeader) {
-      parts[count++] = {reinterpret_cast<char*>(&writing.header) + writing.written,
-                        kHeader - writing.written};
-    }
-    const std::size_t payload_written = std::max(writing.written, kHeader) - kHeader;
-    if (payload_written < writing.header.bytes) {
-      parts[count++] = {const_cast<char*>(writing.payload) + payload_written,
-                        writing.header.bytes - payload_written};
-    }
-    msghdr message{};
-    message.msg_iov = parts.data();
-    message.msg_iovlen = count;
-    const ssize_t sent = ::sendmsg(to.sockets.data.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (sent < 0) {
-      to.full = net::again(errno);
-      if (!to.full) {
-        // The peer reads no more; whether that matters is seen once it is known why.
-        to.can_write = false;
-        stop_writing(to);
-      }
-      return;
-    }
-    writing.written += static_cast<std::size_t>(sent);
-    turn += sent;
-    to.full = writing.written < whole;
-    if (!to.full) finish_frame(to);
-  }
-}
-
-void Mesh::finish_frame(Peer& to) {
-  Writing& writing = to.writing;
-  if (writing.operation && writing.header.bytes > 0) {
-    writing.operation->sent(writing.member, stream_of(writing.header.kind), writing.message);
-  }
-  stop_writing(to);
-}
-
-void Mesh::stop_writing(Peer& to) {
-  to.writing.active = false;
-  to.writing.operation.reset();
-  to.writing.kept.clear();
-}
-
-// --- Receiving ----------------------------------------------------------------------------------
-
-void Mesh::receive_frames(int rank) {
-  Peer& from = peer(rank);
-  Reading& reading = from.reading;
-  std::int64_t turn = 0;
-  while (from.can_read && turn < kTurnBytes) {
-    // What is left of a payload goes straight to its place; where that place is in one piece the
-    // next header comes in the same call.
-    std::array<iovec, 2> parts{};
-    std::size_t count = 0;
-    const PendingOperation::Room room = room_for_payload(rank);
-    if (room.bytes > 0) parts[count++] = {room.to, static_cast<std::size_t>(room.bytes)};
-    if (room.bytes == reading.payload_left) {
-      parts[count++] = {reading.next.data() + reading.next_bytes,
-                        reading.next.size() - reading.next_bytes};
-    }
-    const std::int64_t asked =
-        room.bytes + (count > 0 && room.bytes == reading.payload_left
-                          ? static_cast<std::int64_t>(reading.next.size() - reading.next_bytes)
-                          : 0);
-    const ssize_t got = ::readv(from.sockets.data.get(), parts.data(), static_cast<int>(count));
-    if (got < 0 && net::again(errno)) return;
-    if (got <= 0) {
-      from.can_read = false;
-      return;
-    }
-    const std::int64_t payload = std::min<std::int64_t>(got, room.bytes);
-    reading.next_bytes += static_cast<std::size_t>(got - payload);
-    if (payload > 0) take_payload(reading, payload);
-    if (reading.next_bytes == reading.next.size()) begin_frame(rank);
-    turn += got;
-    if (got < asked) return;
-  }
-}
-
-PendingOperation::Room Mesh::room_for_payload(int rank) {
-  Reading& reading = peer(rank).reading;
-  if (reading.payload_left == 0) return {};
-  PendingOperation::Room room;
-  if (reading.operation) {
-    room = reading.operation->room(reading.member, stream_of(reading.header.kind));
-    if (room.bytes == 0) {
-      const OperationId id = reading.operation->id();
-      reading.operation.reset();
-      refuse(rank, *find_group(id.group), id.sequence,
-             "sent a result before it had all terms of it");
-    }
-  } else if (reading.early != nullptr) {
-    room.to = reading.early->payload.data() + (reading.header.bytes - reading.payload_left);
-    room.bytes = reading.payload_left;
-  }
-  if (room.bytes == 0) room = {waste_.data(), static_cast<std::int64_t>(waste_.size())};
-  room.bytes = std::min(room.bytes, reading.payload_left);
-  return room;
-}
-
-void Mesh::take_payload(Reading& reading, std::int64_t bytes) {
-  reading.payload_left -= bytes;
-  if (reading.operation) {
-    reading.operation->arrived(reading.member, stream_of(reading.header.kind), bytes);
-  }
-  if (reading.payload_left > 0) return;
-  reading.operation.reset();
-  reading.early = nullptr;
-}
-
-// A header is complete: whose bytes follow?
-void Mesh::begin_frame(int rank) {
-  Peer& from = peer(rank);
-  Reading& reading = from.reading;
-  std::memcpy(&reading.header, reading.next.data(), reading.next.size());
-  reading.next_bytes = 0;
-  reading.payload_left = reading.header.bytes;
-  const FrameHeader& header = reading.header;
-  if (!plausible(header)) {
-    refuse(rank, *world_, 0, "sent what this program does not send");
-    return;
-  }
-  if (header.kind == FrameKind::call) release_ahead(from, header.id);
-
-  Group* group = find_group(header.id.group);
-  if (group != nullptr && group->fails(header.id.sequence)) return;
-  if (const auto operation = find_operation(header.id)) {
-    if (accept(rank, *group, *operation, header) && header.bytes > 0) {
-      reading.operation = operation;
-      reading.member = group->place_of(rank);
-    }
-    return;
-  }
-  if (group != nullptr && header.id.sequence < group->posted) {
-    // The operation is over here, so nothing was expected from this rank but its call.
-    if (header.total > 0) {
-      refuse(rank, *group, header.id.sequence,
-             fmt::format("sent {} bytes where none were expected", header.total));
-    }
-    return;
-  }
-  std::int64_t kept = header.bytes;
-  for (const auto& [id, early] : from.early) kept += early.header.bytes;
-  if (header.kind != FrameKind::call || kept > kAheadBytes || from.early.contains(header.id)) {
-    refuse(rank, *world_, 0, "sent what this program does not send");
-    return;
-  }
-  reading.early = &from.early[header.id];
-  reading.early->header = header;
-  reading.early->payload.resize(header.bytes);
-  if (header.bytes == 0) reading.early = nullptr;
-}
-
-// Is this frame what was expected? If not, the group ends.
-bool Mesh::accept(int rank, Group& group, PendingOperation& operation, const FrameHeader& header) {
-  const int member = group.place_of(rank);
-  if (member < 0) {
-    refuse(rank, group, header.id.sequence, "sent something to a group that it is not in");
-    return false;
-  }
-  const std::string what = operation.mismatch(member, header);
-  if (!what.empty()) {
-    refuse(rank, group, header.id.sequence, what);
-    return false;
-  }
-  if (header.kind == FrameKind::call) operation.note_call_received(member);
-  return true;
-}
-
-void Mesh::refuse(int rank, Group& group, std::uint64_t sequence, const std::string& what) {
-  if (group.ended() != nullptr) return;
-  end_group(group, {FailureKind::disagree,
-                    fmt::format("rank {} {}: ranks called different operations; every rank must "
-                                "call the same operations in the same order",
-                                rank, what),
-                    static_cast<std::int64_t>(sequence)});
-  tell_members(group);
-}
-
-// The peer has called an operation: what was sent for it in advance is no longer ahead of it.
-void Mesh::release_ahead(Peer& from, const OperationId& id) {
-  const auto ahead = from.ahead.find(id);
-  if (ahead == from.ahead.end()) return;
-  from.bytes_ahead -= ahead->second;
-  from.ahead.erase(ahead);
-}
-
-// Hands a new operation what came for it before it was called.
-void Mesh::adopt_early(Group& group, const std::shared_ptr<PendingOperation>& operation) {
-  for (const int rank : group.members) {
-    Peer& from = peer(rank);
-    const auto found = from.early.find(operation->id());
-    if (found == from.early.end()) continue;
-    Early& early = found->second;
-    if (!accept(rank, group, *operation, early.header)) return;
-    std::int64_t have = early.header.bytes;
-    const int member = group.place_of(rank);
-    if (from.reading.early == &early) {
-      have -= from.reading.payload_left;
-      from.reading.early = nullptr;
-      from.reading.operation = operation;
-      from.reading.member = member;
-    }
-    for (std::int64_t done = 0; done < have;) {
-      const PendingOperation::Room room = operation->room(member, 0);
-      const std::int64_t bytes = std::min(room.bytes, have - done);
-      std::memcpy(room.to, early.payload.data() + done, static_cast<std::size_t>(bytes));
-      operation->arrived(member, 0, bytes);
-      done += bytes;
-    }
-    from.early.erase(found);
-  }
-}
-
 // --- The end of ranks and groups ----------------------------------------------------------------
 
 void Mesh::receive_notices(int rank) {
   Peer& from = peer(rank);
-  std::array<char, 4096> buffer;
-  const ssize_t got =
-      ::recv(from.sockets.notices.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
-  if (got < 0 && net::again(errno)) return;
-  if (got <= 0) {
+  const auto outcome = from.notices.read(from.sockets.notices);
+  if (outcome == NoticeReader::Outcome::nothing) return;
+  if (outcome == NoticeReader::Outcome::closed) {
     from.lost = true;
     if (!from.said_goodbye) {
       fail_world(fmt::format("rank {} closed its connection; look there for why", rank));
     }
     return;
   }
-  from.notices.insert(from.notices.end(), buffer.data(), buffer.data() + got);
-  NoticeHeader header;
-  while (from.notices.size() >= sizeof header) {
-    std::memcpy(&header, from.notices.data(), sizeof header);
-    // Groups that this rank does not know yet are few: ranks make them together.
-    const bool too_many = early_failures_.size() + early_left_.size() > kMostUnknownGroups;
-    if (!plausible(header) || header.bytes > kNoticeText || too_many) {
-      from.lost = true;
-      fail_world(fmt::format("rank {} sent what this program does not send", rank));
-      return;
-    }
-    if (from.notices.size() < sizeof header + header.bytes) return;
-    const std::string text =
-        printable({from.notices.data() + sizeof header, header.bytes}, kNoticeText);
-    const auto end = from.notices.begin() + static_cast<std::ptrdiff_t>(sizeof header);
-    from.notices.erase(from.notices.begin(), end + static_cast<std::ptrdiff_t>(header.bytes));
-    if (header.kind == NoticeKind::goodbye) {
-      from.said_goodbye = true;
-    } else if (header.kind == NoticeKind::left) {
-      Group* group = find_group(header.group);
-      (group != nullptr ? group->left : early_left_[header.group])[rank] = header.sequence;
-    } else if (Group* group = find_group(header.group)) {
-      if (!end_group(*group, {header.failure, text, header.sequence})) continue;
-      // Once more to everybody, though the sender did: this rank may now end, and a peer that sees
-      // that before it hears the sender would blame this one.
-      tell_members(*group);
-    } else {
-      early_failures_[header.group] = {header.failure, text, header.sequence};
-    }
+  // Groups that this rank does not know yet are few: ranks make them together.
+  const auto too_many = [&] {
+    return early_failures_.size() + early_left_.size() > kMostUnknownGroups;
+  };
+  while (!too_many()) {
+    const auto notice = from.notices.next();
+    if (!notice) break;
+    take_notice(rank, *notice);
   }
+  if (!from.notices.malformed() && !too_many()) return;
+  from.lost = true;
+  fail_world(fmt::format("rank {} sent what this program does not send", rank));
 }
 
-void Mesh::send_notice(Peer& to, NoticeHeader header, const std::string& reason) {
-  const std::string text = reason.substr(0, kNoticeText);
-  header.bytes = static_cast<std::uint32_t>(text.size());
-  std::vector<char> bytes(sizeof header + text.size());
-  std::memcpy(bytes.data(), &header, sizeof header);
-  std::copy(text.begin(), text.end(), bytes.begin() + sizeof header);
-  // Notices are few and small: one that does not fit goes to somebody who reads nothing any more.
-  [[maybe_unused]] const ssize_t sent =
-      ::send(to.sockets.notices.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+void Mesh::take_notice(int rank, const Notice& notice) {
+  const auto& [header, text] = notice;
+  Group* const group = find_group(header.group);
+  switch (header.kind) {
+    case NoticeKind::goodbye:
+      peer(rank).said_goodbye = true;
+      return;
+    case NoticeKind::left:
+      (group != nullptr ? group->left : early_left_[header.group])[rank] = header.sequence;
+      return;
+    case NoticeKind::failure:
+      if (group == nullptr) {
+        early_failures_[header.group] = {header.failure, text, header.sequence};
+      } else if (end_group(*group, {header.failure, text, header.sequence})) {
+        // Once more to everybody, though the sender did: this rank may now end, and a peer that
+        // sees that before it hears the sender would blame this one.
+        tell_members(*group);
+      }
+      return;
+  }
 }
 
 void Mesh::fail_world(const std::string& reason) {
   if (world_->ended() != nullptr) return;
   end_group(*world_, {FailureKind::lost, reason});
-  // Others may see this rank end before they see why.
+  // This rank may end before the others have seen the reason for themselves.
   tell_members(*world_);
 }
 
-// A rank that left is an error once an operation needs it: one that it has not called, or, once it
-// has closed its connections, one to which it owes something. What it sent before is read first.
+// Ends the groups in which an operation needs a rank that has left: one that the rank has not
+// called, or, once it has closed its connections and everything from it has been read, one that
+// still lacks something from it.
 void Mesh::miss_those_who_left() {
   each_peer([&](int rank) {
     const Peer& gone = peer(rank);
@@ -647,7 +322,8 @@ void Mesh::miss_those_who_left() {
       const auto left = group.left.find(rank);
       const auto sequence = static_cast<std::int64_t>(operation.id().sequence);
       const bool never_called = left != group.left.end() && sequence >= left->second;
-      // Without a goodbye it has failed, but what it sent before that may still complete.
+      // A rank that ended without a goodbye has failed, but what it sent before may still complete
+      // an operation.
       const bool closed = (gone.said_goodbye || gone.lost) && !gone.can_read &&
                           (operation.needs_to_receive(member) || operation.needs_to_send(member));
       if (!never_called && !closed) continue;
@@ -659,7 +335,7 @@ void Mesh::miss_those_who_left() {
   });
 }
 
-// False where it is no news. What a group fails for first is said.
+// False if that is known already. The first failure stays the one that is reported.
 bool Mesh::end_group(Group& group, Failure failure) {
   if (group.parent != nullptr && group.parent->ended() != nullptr) return false;
   if (!group.failure) {
@@ -678,7 +354,7 @@ bool Mesh::end_group(Group& group, Failure failure) {
 void Mesh::tell_members(const Group& group) {
   for (const int rank : group.members) {
     if (rank == options_.rank) continue;
-    send_notice(peer(rank),
+    send_notice(peer(rank).sockets.notices,
                 {NoticeKind::failure, group.ended()->kind, group.id, group.ended()->from, 0, 0},
                 group.ended()->reason);
   }
@@ -691,16 +367,7 @@ void Mesh::drop_what_fails() {
     return find_group(operation.id().group)->fails(operation.id().sequence);
   };
   for (Peer& each : peers_) {
-    Writing& writing = each.writing;
-    if (writing.operation && ended(*writing.operation)) {
-      writing.operation.reset();
-      if (writing.written == 0) {
-        writing.active = false;
-      } else if (writing.payload != nullptr) {
-        writing.kept.assign(writing.payload, writing.payload + writing.header.bytes);
-        writing.payload = writing.kept.data();
-      }
-    }
+    if (each.writer.operation() && ended(*each.writer.operation())) each.writer.let_go();
     if (each.reading.operation && ended(*each.reading.operation)) each.reading.operation.reset();
     std::erase_if(each.early, [&](const auto& entry) {
       const Group* group = find_group(entry.first.group);

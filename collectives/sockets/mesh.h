@@ -1,8 +1,6 @@
 // The connections between all ranks of a job, and the operations that travel over them.
 #pragma once
 
-#include <sys/uio.h>
-
 #include <array>
 #include <condition_variable>
 #include <cstdint>
@@ -14,29 +12,13 @@
 #include <vector>
 
 #include "collectives/sockets/frame.h"
+#include "collectives/sockets/frame_writer.h"
+#include "collectives/sockets/group.h"
+#include "collectives/sockets/notices.h"
 #include "collectives/sockets/pending_operation.h"
 #include "collectives/sockets/rendezvous.h"
 
 namespace thinwire::sockets {
-
-// Ranks of the job that act together. Guarded by the mesh; everything but the end is fixed.
-struct Group {
-  GroupId id;
-  std::vector<int> members;  // ranks in the job, by place in the group
-  int rank = 0;              // this rank's place
-  Group* parent = nullptr;
-  std::uint64_t posted = 0;  // operations so far
-  std::optional<Failure> failure;
-  // Members that have left, by their ranks in the job: how many operations they have called.
-  std::map<int, std::int64_t> left;
-
-  // Does the operation of this number fail?
-  bool fails(std::uint64_t sequence) const;
-  // Its own end, or that of a group it was split from.
-  const Failure* ended() const;
-  // The place of a rank of the job, or -1.
-  int place_of(int job_rank) const;
-};
 
 // The whole job's network on one rank: shared by its communicator, all splits of that and their
 // operations, which all progress together. Whoever waits moves the bytes of all; of several
@@ -67,21 +49,11 @@ class Mesh {
   void leave(Group& group);
 
  private:
-  // The call of an operation that this rank has not called yet, with the bytes that came along.
+  // A peer's call of an operation that this rank has not called yet, and the bytes that came with
+  // it.
   struct Early {
     FrameHeader header;
     std::vector<char> payload;
-  };
-  // The frame that is being written, and how far.
-  struct Writing {
-    FrameHeader header;
-    Transfers::Message message;  // of the operation
-    const char* payload = nullptr;
-    std::size_t written = 0;  // of header and payload together
-    std::shared_ptr<PendingOperation> operation;
-    int member = 0;
-    std::vector<char> kept;  // the payload, once its operation was given up
-    bool active = false;
   };
   // The frame that is being read, and how far. Payload without a destination is thrown away.
   struct Reading {
@@ -95,12 +67,12 @@ class Mesh {
   };
   struct Peer {
     Connections sockets;
-    Writing writing;
+    FrameWriter writer;
     Reading reading;
     std::map<OperationId, Early> early;
     std::map<OperationId, std::int64_t> ahead;  // sent for operations the peer has not called
     std::int64_t bytes_ahead = 0;
-    std::vector<char> notices;  // not complete yet
+    NoticeReader notices;
     bool can_read = true;
     bool can_write = true;
     bool full = false;  // the kernel takes no more at the moment
@@ -112,17 +84,14 @@ class Mesh {
   template <typename Body>
   void each_peer(Body body);
 
-  // One look at all sockets, for at most until `deadline`, and all that can be done then.
+  // Waits in poll() until a socket is ready, but not beyond `deadline`, and does all that can be
+  // done then.
   void progress(std::unique_lock<std::mutex>& lock, Deadline deadline);
   void wake();
 
   void send_frames(int rank);
   bool start_frame(int rank);
   bool has_frame(int rank);
-  void write_frame(Peer& to, const std::shared_ptr<PendingOperation>& operation, int member,
-                   FrameKind kind, const Transfers::Message& message);
-  void finish_frame(Peer& to);
-  void stop_writing(Peer& to);
 
   void receive_frames(int rank);
   PendingOperation::Room room_for_payload(int rank);
@@ -134,7 +103,7 @@ class Mesh {
   void adopt_early(Group& group, const std::shared_ptr<PendingOperation>& operation);
 
   void receive_notices(int rank);
-  void send_notice(Peer& to, NoticeHeader header, const std::string& reason);
+  void take_notice(int rank, const Notice& notice);
   void fail_world(const std::string& reason);
   void miss_those_who_left();
 
@@ -152,7 +121,7 @@ class Mesh {
   std::condition_variable changed_;
   bool polling_ = false;
   std::vector<Peer> peers_;
-  // Never erased: a frame that comes late must find that its group was here.
+  // A group is never erased: a frame that comes late must find that it existed.
   std::map<GroupId, std::unique_ptr<Group>> groups_;
   Group* world_ = nullptr;
   std::uint32_t names_ = 0;

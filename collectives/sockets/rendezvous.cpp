@@ -29,7 +29,7 @@ using net::Role;
 // A rank that is asked to stop while others are missing gives them this long to come, so that all
 // can stop together after a step.
 constexpr auto kGrace = 2s;
-// Between two looks at what does not wake poll().
+// How often a wait looks at what does not wake poll().
 constexpr int kLookMilliseconds = 100;
 constexpr auto kBeforeAskingAgain = 3s;
 // What a rank says at the meeting after its contact, if it was asked to stop.
@@ -45,7 +45,7 @@ Descriptor& channel_of(Connections& connections, Role role) {
   return role == Role::data ? connections.data : connections.notices;
 }
 
-// Rank 0's refusal to wait any longer, as what it is for all ranks.
+// The exception with which all ranks end when rank 0 refuses to wait any longer.
 [[noreturn]] void end_meeting(MeetingHeader::Kind kind, const std::string& text) {
   if (kind == MeetingHeader::Kind::gave_up) throw PeerLost(text);
   throw Error(ExitCode::stopped_with_checkpoint, text);
@@ -59,7 +59,7 @@ class Patience {
  public:
   explicit Patience(const SocketOptions& options) : options_(options) {}
 
-  // Asked to stop, and the others had their time to come?
+  // Whether this rank was asked to stop and the others have had their time to come.
   bool is_over() {
     if (!options_.stop_requested || !options_.stop_requested()) return false;
     if (since_ == Clock::time_point{}) since_ = Clock::now();
@@ -156,7 +156,7 @@ class Gathering {
     door_.admit([&](const Introduction& who) { return expects(who); },
                 [&](const Introduction& who, Descriptor socket) { take(who, std::move(socket)); });
   }
-  // Meanwhile those above are let in.
+  // The ranks above this one are let in meanwhile.
   void call(int peer, Role role, const Contact& contact) {
     const Introduction who{role, options_.rank, peer};
     try {
@@ -237,7 +237,7 @@ class MeetingHost {
       return who.role == Role::meeting && !guests_.contains(who.guest);
     };
     for (auto& guest : guests_) listen_to(guest.first, guest.second);
-    // One that left may come again.
+    // A rank that left may come again.
     std::erase_if(guests_, [](const auto& guest) { return !guest.second.socket.open(); });
     door_.admit(expected, [&](const Introduction& who, Descriptor socket) {
       net::tune(socket, options_.timeout);
@@ -245,7 +245,7 @@ class MeetingHost {
     });
   }
 
-  // First its contact; after that only that it was asked to stop.
+  // A rank says its contact first. After that it can only say that it was asked to stop.
   void listen_to(int rank, Guest& guest) {
     std::array<char, kContactBytes> buffer;
     const bool has_contact = guest.said.size() == kContactBytes;
@@ -264,7 +264,7 @@ class MeetingHost {
         return;
       }
     }
-    // It left, or says what no rank says.
+    // The guest left, or says what no rank says.
     contacts_.erase(rank);
     guest.socket.reset();
   }
@@ -296,7 +296,7 @@ class MeetingHost {
   std::optional<int> asked_to_stop_;  // a rank
 };
 
-// Where rank 0 says that it is, if it has.
+// Where rank 0 says that it is. Nothing if it has not said so yet.
 std::optional<Contact> find_rank_zero(const SocketOptions& options, Directory* directory) {
   if (directory == nullptr) return Contact{options.meet_host, options.meet_port};
   auto contact = directory->look_up();
@@ -327,7 +327,7 @@ std::pair<Descriptor, Contact> call_rank_zero(const SocketOptions& options, Dire
       std::this_thread::sleep_for(pause);
       continue;
     }
-    // What a directory holds may be of an earlier start; then it is asked again.
+    // A directory may still hold the place of an earlier start of the job, so it is asked again.
     const Deadline until =
         directory == nullptr ? deadline : std::min(deadline, Clock::now() + kBeforeAskingAgain);
     try {

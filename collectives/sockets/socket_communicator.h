@@ -36,7 +36,8 @@ struct SocketOptions {
   std::string address;
   // For the rendezvous, and for each operation after it.
   std::chrono::milliseconds timeout{60000};
-  // Sums are formed and passed on in pieces of this size.
+  // No message is longer. Sums are formed and passed on in pieces of this size, so it must be the
+  // same on all ranks.
   std::int64_t chunk_bytes = 1 << 18;
   // Looked at while ranks meet: once it has said yes for two seconds and ranks are still missing,
   // the rendezvous throws `Error` with exit code 75.

@@ -6,10 +6,14 @@ namespace thinwire {
 
 namespace {
 
+template <typename Rule, typename T>
+void step(const BucketView<T>& bucket, const typename Rule::Step& step, StreamHandle stream) {
+  launch::check_launched(launch::step<Rule>(bucket, step, stream));
+}
+
 template <typename T, typename... Rules>
 OptimizerKernels<T> kernels_of(RuleList<Rules...>) {
-  return {{launch::checked<launch::step<Rules, T>, StepArgs<Rules, T>>...},
-          launch::checked<launch::squared_norm<T>, SquaredNormArgs<T>>};
+  return {{step<Rules, T>...}, launch::checked<launch::squared_norm<T>, SquaredNormArgs<T>>};
 }
 
 }  // namespace

@@ -48,11 +48,11 @@ __device__ void for_each_element(const StepSlice* slices, std::int64_t slice_cou
 }
 
 template <typename Rule, typename T, int... k>
-__global__ void __launch_bounds__(threads) step_kernel(StepArgs<Rule, T> args) {
-  const BucketView<T>& bucket = args.bucket;
+__global__ void __launch_bounds__(threads)
+    step_kernel(BucketView<T> bucket, typename Rule::Step step) {
   for_each_element(
       bucket.slices, bucket.slice_count, bucket.numel,
-      [&](const StepSlice& slice) { return Rule::template numbers<T>(args.step, slice); },
+      [&](const StepSlice& slice) { return Rule::template numbers<T>(step, slice); },
       [&](const typename Rule::template Numbers<T>& numbers, std::int64_t i) {
         Rule::move(numbers, bucket.gradient[i], bucket.weights[i], bucket.state[k][i]...);
       });
@@ -106,16 +106,17 @@ __global__ void __launch_bounds__(result_threads) result_kernel(SquaredNormArgs<
 namespace launch {
 
 template <typename Rule, typename T, int... k>
-void launch_step(const StepArgs<Rule, T>& args, StreamHandle stream,
+void launch_step(const BucketView<T>& bucket, const typename Rule::Step& step, StreamHandle stream,
                  std::integer_sequence<int, k...>) {
-  const std::int64_t tiles = (args.bucket.numel + tile - 1) / tile;
-  step_kernel<Rule, T, k...><<<groups_for(tiles), threads, 0, stream>>>(args);
+  const std::int64_t tiles = (bucket.numel + tile - 1) / tile;
+  step_kernel<Rule, T, k...><<<groups_for(tiles), threads, 0, stream>>>(bucket, step);
 }
 
 template <typename Rule, typename T>
-int step(const StepArgs<Rule, T>& args, StreamHandle stream) {
-  if (args.bucket.slice_count <= 0 || args.bucket.numel <= 0) return cudaSuccess;
-  with_states(args, [&](auto states) { launch_step(args, stream, states); });
+int step(const BucketView<T>& bucket, const typename Rule::Step& step, StreamHandle stream) {
+  if (bucket.slice_count <= 0 || bucket.numel <= 0) return cudaSuccess;
+  with_states<Rule>(bucket.state_count,
+                    [&](auto states) { launch_step<Rule>(bucket, step, stream, states); });
   return cudaGetLastError();
 }
 

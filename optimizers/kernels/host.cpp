@@ -24,18 +24,19 @@ __attribute__((flatten)) void step_slice(const typename Rule::Step& step, const 
 }
 
 template <typename Rule, typename T, int... k>
-void step_slices(const StepArgs<Rule, T>& args, std::integer_sequence<int, k...>) {
-  const BucketView<T>& bucket = args.bucket;
+void step_slices(const BucketView<T>& bucket, const typename Rule::Step& step,
+                 std::integer_sequence<int, k...>) {
   for (std::int64_t s = 0; s < bucket.slice_count; ++s) {
     const StepSlice& slice = bucket.slices[s];
-    step_slice<Rule>(args.step, slice, bucket.gradient + slice.offset,
-                     bucket.weights + slice.offset, (bucket.state[k] + slice.offset)...);
+    step_slice<Rule>(step, slice, bucket.gradient + slice.offset, bucket.weights + slice.offset,
+                     (bucket.state[k] + slice.offset)...);
   }
 }
 
 template <typename Rule, typename T>
-void step(const StepArgs<Rule, T>& args, StreamHandle) {
-  with_states(args, [&](auto states) { step_slices(args, states); });
+void step(const BucketView<T>& bucket, const typename Rule::Step& step, StreamHandle) {
+  with_states<Rule>(bucket.state_count,
+                    [&](auto states) { step_slices<Rule>(bucket, step, states); });
 }
 
 // In one piece with what it calls, which was not compiled for these vectors.

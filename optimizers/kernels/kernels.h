@@ -26,13 +26,6 @@ struct BucketView {
   int state_count = 0;
 };
 
-// The update of a bucket by one rule (optimizers/rule.h).
-template <typename Rule, typename T>
-struct StepArgs {
-  BucketView<T> bucket;
-  typename Rule::Step step;
-};
-
 // At most 1024 consecutive elements whose squares are summed together.
 struct NormBlock {
   std::int64_t begin = 0;  // elements from the bucket's start
@@ -52,8 +45,12 @@ struct SquaredNormArgs {
   double* result = nullptr;
 };
 
+// The update of a bucket by one rule (optimizers/rule.h). There are two arguments because the first
+// changes with each tile of a coded gradient, and copying what was just written makes the host
+// wait.
 template <typename Rule, typename T>
-using StepKernel = void (*)(const StepArgs<Rule, T>& args, StreamHandle stream);
+using StepKernel = void (*)(const BucketView<T>& bucket, const typename Rule::Step& step,
+                            StreamHandle stream);
 
 template <typename T, typename... Rules>
 std::tuple<StepKernel<Rules, T>...> step_kernels_of(RuleList<Rules...>);  // only its type is used
@@ -66,8 +63,9 @@ struct OptimizerKernels {
 
   // The rule is one of the list.
   template <typename Rule>
-  void step(const StepArgs<Rule, T>& args, StreamHandle stream) const {
-    std::get<StepKernel<Rule, T>>(steps)(args, stream);
+  void step(const BucketView<T>& bucket, const typename Rule::Step& step,
+            StreamHandle stream) const {
+    std::get<StepKernel<Rule, T>>(steps)(bucket, step, stream);
   }
 };
 
@@ -76,11 +74,11 @@ void with_states_of(int count, const Body& body, std::integer_sequence<int, coun
   (void)((count == counts && (body(std::make_integer_sequence<int, counts>{}), true)) || ...);
 }
 
-// Calls `body` with std::make_integer_sequence<int, args.bucket.state_count>{}: the indices of the
-// rule's states, from which a kernel for so many of them is made.
-template <typename Rule, typename T, typename Body>
-void with_states(const StepArgs<Rule, T>& args, const Body& body) {
-  with_states_of(args.bucket.state_count, body, typename Rule::StateCounts{});
+// Calls `body` with std::make_integer_sequence<int, state_count>{}: the indices of the rule's
+// states, from which a kernel for so many of them is made.
+template <typename Rule, typename Body>
+void with_states(int state_count, const Body& body) {
+  with_states_of(state_count, body, typename Rule::StateCounts{});
 }
 
 // Runs at once, in the calling thread.

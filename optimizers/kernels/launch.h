@@ -6,7 +6,7 @@
 namespace thinwire::launch {
 
 template <typename Rule, typename T>
-int step(const StepArgs<Rule, T>& args, StreamHandle stream);
+int step(const BucketView<T>& bucket, const typename Rule::Step& step, StreamHandle stream);
 template <typename T>
 int squared_norm(const SquaredNormArgs<T>& args, StreamHandle stream);
 

@@ -350,20 +350,20 @@ void compare_optimizers(Dice& dice) {
       .lr = 0.1, .gradient_scale = dice.uniform(), .committed_step = dice.below(1000)};
   with_rule(text, [&](auto rule, const auto& options) {
     using Rule = decltype(rule);
-    StepArgs<Rule, T> args{{slices.data(),
-                            std::ssize(slices),
-                            numel,
-                            weights.data(),
-                            gradient.data(),
-                            {state[0].data(), state[1].data(), state[2].data()},
-                            static_cast<int>(Rule::state(options).size())},
-                           Rule::step(options, parameters)};
-    host_optimizer_kernels<T>().step(args, nullptr);
-    args.bucket.slices = device_slices.data();
-    args.bucket.weights = device_weights.data();
-    args.bucket.gradient = device_gradient.data();
-    for (int k = 0; k < max_states; ++k) args.bucket.state[k] = device_state[k].data();
-    cuda_optimizer_kernels<T>().step(args, nullptr);
+    const auto step = Rule::step(options, parameters);
+    BucketView<T> bucket{slices.data(),
+                         std::ssize(slices),
+                         numel,
+                         weights.data(),
+                         gradient.data(),
+                         {state[0].data(), state[1].data(), state[2].data()},
+                         static_cast<int>(Rule::state(options).size())};
+    host_optimizer_kernels<T>().template step<Rule>(bucket, step, nullptr);
+    bucket.slices = device_slices.data();
+    bucket.weights = device_weights.data();
+    bucket.gradient = device_gradient.data();
+    for (int k = 0; k < max_states; ++k) bucket.state[k] = device_state[k].data();
+    cuda_optimizer_kernels<T>().template step<Rule>(bucket, step, nullptr);
   });
   expect_equal((text + ": weights").c_str(), device_weights.host(), weights);
   for (int k = 0; k < max_states; ++k) {

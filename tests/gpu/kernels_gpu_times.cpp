@@ -183,18 +183,17 @@ void time_signs_and_steps(std::int64_t numel) {
   });
   const auto time_update = [&]<typename Rule>(const char* name, Rule,
                                               const typename Rule::Options& options) {
-    StepArgs<Rule, float> args{{slices.data(),
-                                1,
-                                numel,
-                                weights.data(),
-                                gradient.data(),
-                                {first.data(), second.data()},
-                                0},
-                               Rule::step(options, {.lr = 0.1})};
-    args.bucket.state_count = static_cast<int>(Rule::state(options).size());
-    // The gradient is read, weights and states are read and written.
-    report(name, (3 + 2 * args.bucket.state_count) * values,
-           [&] { optimizers.step(args, nullptr); });
+    const BucketView<float> bucket{slices.data(),
+                                   1,
+                                   numel,
+                                   weights.data(),
+                                   gradient.data(),
+                                   {first.data(), second.data()},
+                                   static_cast<int>(Rule::state(options).size())};
+    const typename Rule::Step step = Rule::step(options, {.lr = 0.1});
+    // The gradient is read; weights and states are read and written.
+    report(name, (3 + 2 * bucket.state_count) * values,
+           [&] { optimizers.step<Rule>(bucket, step, nullptr); });
   };
   time_update("sgd, momentum", SgdRule{}, {.momentum = 0.9});
   time_update("adam", AdamRule{}, {});

@@ -70,18 +70,17 @@ TYPED_TEST(OptimizerKernelsTest, AStepOfABucketEqualsTheOptimizers) {
         step(*optimizer, expected, parameters_of(t));
         for (std::size_t b = 0; b < got.size(); ++b) {
           const auto table = table_of(got[b], options.weight_decay);
-          StepArgs<Rule, T> args;
-          args.bucket.slices = table.data();
-          args.bucket.slice_count = std::ssize(table);
-          args.bucket.numel = got[b].numel();
-          args.bucket.weights = got[b].weights.template mutable_data_ptr<T>();
-          args.bucket.gradient = expected[b].gradient.template const_data_ptr<T>();
+          BucketView<T> view;
+          view.slices = table.data();
+          view.slice_count = std::ssize(table);
+          view.numel = got[b].numel();
+          view.weights = got[b].weights.template mutable_data_ptr<T>();
+          view.gradient = expected[b].gradient.template const_data_ptr<T>();
           for (std::int64_t k = 0; k < count; ++k) {
-            args.bucket.state[k] = state[b][k].template mutable_data_ptr<T>();
+            view.state[k] = state[b][k].template mutable_data_ptr<T>();
           }
-          args.bucket.state_count = static_cast<int>(count);
-          args.step = Rule::step(options, parameters_of(t));
-          this->kernels.step(args, nullptr);
+          view.state_count = static_cast<int>(count);
+          this->kernels.template step<Rule>(view, Rule::step(options, parameters_of(t)), nullptr);
           EXPECT_TRUE(got[b].weights.equal(expected[b].weights))
               << "bucket " << b << ", step " << t;
         }
@@ -116,7 +115,7 @@ TYPED_TEST(OptimizerKernelsTest, RoundsAsTheFormulasAreWritten) {
   };
   const SgdRule::Step sgd{
       .lr = 5, .gradient_scale = 0.9, .momentum = 0.8, .take = 0.6, .direct = 0.7, .buffered = 0.9};
-  this->kernels.template step<SgdRule>({view(1), sgd}, nullptr);
+  this->kernels.template step<SgdRule>(view(1), sgd, nullptr);
   for (std::int64_t i = slice.offset; i < slice.offset + slice.numel; ++i) {
     const volatile T w = start.template const_data_ptr<T>()[i];
     const volatile T scaled = static_cast<T>(0.9) * gradient[i];
@@ -142,7 +141,7 @@ TYPED_TEST(OptimizerKernelsTest, RoundsAsTheFormulasAreWritten) {
                             .bias1 = 0.19,
                             .sqrt_bias2 = 0.07,
                             .decoupled_weight_decay = true};
-  this->kernels.template step<AdamRule>({view(2), adam}, nullptr);
+  this->kernels.template step<AdamRule>(view(2), adam, nullptr);
   for (std::int64_t i = slice.offset; i < slice.offset + slice.numel; ++i) {
     const volatile T w = start.template const_data_ptr<T>()[i];
     const volatile T g = static_cast<T>(0.9) * gradient[i];
@@ -177,18 +176,17 @@ TYPED_TEST(OptimizerKernelsTest, EveryKindOfVectorsHasTheSameBits) {
       at::Tensor expected;
       for (const auto& [target, table] : host_optimizer_kernels_by_target<T>()) {
         const at::Tensor x = start.clone();
-        StepArgs<Rule, T> args;
-        args.bucket.slices = &slice;
-        args.bucket.slice_count = 1;
-        args.bucket.numel = numel;
-        args.bucket.weights = x[0].template mutable_data_ptr<T>();
-        args.bucket.gradient = x[1].template const_data_ptr<T>();
+        BucketView<T> view;
+        view.slices = &slice;
+        view.slice_count = 1;
+        view.numel = numel;
+        view.weights = x[0].template mutable_data_ptr<T>();
+        view.gradient = x[1].template const_data_ptr<T>();
         for (int k = 0; k < max_states; ++k) {
-          args.bucket.state[k] = x[2 + k].template mutable_data_ptr<T>();
+          view.state[k] = x[2 + k].template mutable_data_ptr<T>();
         }
-        args.bucket.state_count = static_cast<int>(Rule::state(options).size());
-        args.step = Rule::step(options, parameters_of(3));
-        table.step(args, nullptr);
+        view.state_count = static_cast<int>(Rule::state(options).size());
+        table.template step<Rule>(view, Rule::step(options, parameters_of(3)), nullptr);
         EXPECT_FALSE(x.equal(start));
         if (!expected.defined()) expected = x;
         EXPECT_TRUE(x.equal(expected)) << text << ", " << target;

@@ -34,10 +34,17 @@ LowRankKernels<T> simulated_low_rank_kernels() {
           later<host, &LowRankKernels<T>::subtract, LowRankProductArgs<T>>};
 }
 
+template <typename Rule, typename T>
+void later_step(const BucketView<T>& bucket, const typename Rule::Step& step, StreamHandle stream) {
+  machine->launch(stream, [bucket, step] {
+    host_optimizer_kernels<T>().template step<Rule>(bucket, step, nullptr);
+  });
+}
+
 template <typename T, typename... Rules>
 OptimizerKernels<T> simulated_optimizer_kernels(RuleList<Rules...>) {
   constexpr auto host = &host_optimizer_kernels<T>;
-  return {{later<host, &OptimizerKernels<T>::template step<Rules>, StepArgs<Rules, T>>...},
+  return {{later_step<Rules, T>...},
           later<host, &OptimizerKernels<T>::squared_norm, SquaredNormArgs<T>>};
 }
 
