@@ -9,14 +9,14 @@
 
 namespace thinwire {
 
-// The squared L2 norm of the gradients (float or double, on the CPU) of all slices that do
-// not rest, summed in double in one fixed order (that of `SquaredNormArgs` over a bucket's
-// `norm_blocks`, then bucket by bucket), so that it is the same bits everywhere. Not finite if a
-// gradient is not.
+// The squared L2 norm of the gradients (float or double, in the device's memory) of all slices that
+// do not rest. It is summed in double in one fixed order, that of `SquaredNormArgs` over a bucket's
+// `norm_blocks` and then bucket by bucket, so that it has the same bits everywhere. It is not
+// finite if a gradient is not.
 double squared_norm(std::span<const Bucket> buckets, const OptimizerDevice& device = {});
 
-// The blocks whose squares make the norm of one bucket: its slices that do not rest, each cut
-// from its own start.
+// The blocks of which the norm of one bucket is made: its slices that do not rest, each cut into
+// blocks from its own start.
 std::vector<NormBlock> norm_blocks(const Bucket& bucket);
 
 // torch::nn::utils::clip_grad_norm_'s factor, min(1, max_norm / (norm + 1e-6)): exactly 1 when

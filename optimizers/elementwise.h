@@ -1,9 +1,12 @@
 // The optimizer that a rule makes.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
 
+#include "collectives/base/error.h"
 #include "optimizers/device.h"
 #include "optimizers/groups.h"
 #include "optimizers/list.h"
@@ -43,7 +46,13 @@ class Elementwise : public Optimizer {
  private:
   static const Options& validated(const Options& options) {
     Rule::validate(options);
+    check(has_kernel(Rule::state(options).size(), typename Rule::StateCounts{}),
+          "a rule's StateCounts has the number of its states");
     return options;
+  }
+  template <int... counts>
+  static bool has_kernel(std::size_t states, std::integer_sequence<int, counts...>) {
+    return ((states == counts) || ...);
   }
 
   Options options_;

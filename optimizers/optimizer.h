@@ -20,7 +20,7 @@ enum class Quantity { gradient, momentum, update };
 struct StepPlan {
   Quantity quantity = Quantity::gradient;
   Transmission transmission = Transmission::compressed;
-  // What its update reads. Of coded estimates a norm or an update decodes a tile at a time.
+  // What its update reads. Updates and norms decode an estimate that is still coded, tile by tile.
   EstimateForm reads = EstimateForm::coded;
 };
 
@@ -36,10 +36,10 @@ struct ParameterGroup {
 // the reducer makes it the group's estimate; `after_reduce(b)` moves `b.weights`. A step that is
 // rolled back calls no `after_reduce`, so only `after_reduce` may change state. The estimate may be
 // coded (`Bucket::coded`): `SliceState::update` and `squared_norm` read it in either form.
-// State may be of elements (`SliceState`), of tensors, or of a rank (`StateKind::averaged`). What
-// an update needs of whole tensors it forms first, see `slice_reductions.h`. Different buckets may
-// be in `before_reduce` and `after_reduce` at the same time. Slices that rest, frozen or absent, do
-// not move.
+// State may belong to elements (`SliceState`), to tensors, or to a rank (`StateKind::averaged`). An
+// update that needs numbers of whole tensors forms them first (slice_reductions.h). Several buckets
+// may be in `before_reduce` and `after_reduce` at once. Slices that rest, frozen or absent, do not
+// move.
 class Optimizer {
  public:
   virtual ~Optimizer() = default;

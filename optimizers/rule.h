@@ -41,9 +41,9 @@ class Elementwise;
 // A rule says everything of one optimizer whose update goes element by element. It is a struct with
 // these members, in a file of its own, and has a line in optimizers/list.h:
 //
-//   using Options                      A plain struct with its defaults. One option is
-//   weight_decay. words()                            The names behind --optimizer. keys The options
-//   behind such a name, for the help. parse(Spec&, OptimizerDefaults)    Options from words.
+//   using Options                      A plain struct with its defaults, weight_decay among them.
+//   words(), keys                      Its names behind --optimizer, and what follows such a name.
+//   parse(Spec&, OptimizerDefaults)    Options from words.
 //   validate(Options)                  Throws `UsageError` for what cannot be.
 //   state(Options)                     The names of the tensors that it keeps beside the weights.
 //   using StateCounts                  How many these may be. There is a kernel for each number.
