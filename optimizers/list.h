@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "optimizers/adam.h"
+#include "optimizers/lion.h"
 #include "optimizers/sgd.h"
 
 namespace thinwire {
@@ -13,7 +14,7 @@ namespace thinwire {
 template <typename... Rules>
 struct RuleList {};
 
-using ElementwiseRules = RuleList<SgdRule, AdamRule>;
+using ElementwiseRules = RuleList<SgdRule, AdamRule, LionRule>;
 
 // Every word that `make_optimizer` knows, also of optimizers that are not elementwise.
 std::vector<std::string> known_optimizers();

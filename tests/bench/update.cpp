@@ -54,6 +54,7 @@ class Bench {
     add("sgd");
     add("sgd:momentum=0.9");
     add("adam");
+    add("lion");
     add_all("squared norm", [this] { sum_ += squared_norm(buckets_); });
     for (std::size_t c = 0; c < codings().size(); ++c) {
       operations_.push_back(

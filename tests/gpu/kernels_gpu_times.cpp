@@ -197,6 +197,7 @@ void time_signs_and_steps(std::int64_t numel) {
   };
   time_update("sgd, momentum", SgdRule{}, {.momentum = 0.9});
   time_update("adam", AdamRule{}, {});
+  time_update("lion", LionRule{}, {});
   report("squared norm", values, [&] {
     optimizers.squared_norm({.blocks = norm_blocks.data(),
                              .block_count = count,

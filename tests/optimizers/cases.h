@@ -22,6 +22,8 @@ inline std::vector<std::string> optimizer_cases() {
       "adam:amsgrad=1",
       "adamw:weight_decay=0.05",
       "adamw:beta1=0.8,eps=0.001,weight_decay=0.05,amsgrad=1",
+      "lion:weight_decay=0.05",
+      "lion:beta1=0.5,beta2=0.75",
   };
 }
 

@@ -69,9 +69,20 @@ TEST(Factory, AdamAndAdamW) {
               own);
 }
 
+TEST(Factory, Lion) {
+  const auto buckets = make_buckets(torch::kFloat, torch::kFloat);
+  const OptimizerDefaults defaults{.momentum = 0.5, .weight_decay = 0.1};
+  Lion lion(buckets, {.beta1 = 0.9, .beta2 = 0.99, .weight_decay = 0.1}, no_decay_on_vectors());
+  expect_same(buckets, *make_optimizer("lion", defaults, buckets), lion);
+  Lion own(buckets, {.beta1 = 0.5, .beta2 = 0.75, .weight_decay = 0.2}, no_decay_on_vectors());
+  expect_same(buckets,
+              *make_optimizer("lion:beta1=0.5,beta2=0.75,weight_decay=0.2", defaults, buckets),
+              own);
+}
+
 TEST(Factory, MakesEveryWordAndSaysHow) {
   const auto buckets = make_buckets(torch::kFloat, torch::kFloat);
-  EXPECT_THAT(known_optimizers(), IsSupersetOf({"sgd", "adam", "adamw"}));
+  EXPECT_THAT(known_optimizers(), IsSupersetOf({"sgd", "adam", "adamw", "lion"}));
   for (const std::string& word : known_optimizers()) {
     EXPECT_NE(make_optimizer(word, {}, buckets), nullptr) << word;
     EXPECT_THAT(optimizer_help(), HasSubstr(word));
@@ -114,6 +125,12 @@ TEST(Factory, RefusesWhatItDoesNotKnow) {
   EXPECT_THAT(message("adamw:weight_decay=1e300"), HasSubstr("from 0 to 1000"));
   EXPECT_THAT(message("sgd:weight_decay=1e300"), HasSubstr("from 0 to 1000"));
   EXPECT_THAT(message("adam:eps=2"), HasSubstr("from 0 to 1"));
+  EXPECT_THAT(message("lino"), HasSubstr("did you mean 'lion'?"));
+  EXPECT_EQ(message("lion:beta1=1"), "lion: beta1 is 1; give a number from 0, below 1");
+  EXPECT_EQ(message("lion:beta2=much"),
+            "--optimizer lion: 'beta2' is 'much'; give a number from 0 to 1");
+  EXPECT_EQ(message("lion:momentum=0.9"),
+            "--optimizer lion: unknown key 'momentum'; it takes beta1, beta2, weight_decay");
 }
 
 }  // namespace

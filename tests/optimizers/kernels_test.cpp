@@ -163,6 +163,25 @@ TYPED_TEST(OptimizerKernelsTest, RoundsAsTheFormulasAreWritten) {
     EXPECT_EQ(second.template const_data_ptr<T>()[i], v);
     EXPECT_EQ(weights.template const_data_ptr<T>()[i], shrunk - quotient);
   }
+
+  weights = start.clone();
+  first.fill_(0.2);
+  const LionRule::Step lion{.lr = 5, .gradient_scale = 0.9, .beta1 = 0.3, .beta2 = 0.4};
+  this->kernels.template step<LionRule>(view(1), lion, nullptr);
+  for (std::int64_t i = slice.offset; i < slice.offset + slice.numel; ++i) {
+    const volatile T w = start.template const_data_ptr<T>()[i];
+    const volatile T g = static_cast<T>(0.9) * gradient[i];
+    const volatile T mixed_kept = static_cast<T>(0.3) * static_cast<T>(0.2);
+    const volatile T mixed_taken = static_cast<T>(1 - 0.3) * g;
+    const volatile T mixed = mixed_kept + mixed_taken;
+    const volatile T m_kept = static_cast<T>(0.4) * static_cast<T>(0.2);
+    const volatile T m_taken = static_cast<T>(1 - 0.4) * g;
+    const volatile T decay = static_cast<T>(0.05) * w;
+    const volatile T direction = static_cast<T>(mixed > 0 ? 1 : -1) + decay;
+    const volatile T move = static_cast<T>(5 * 0.3) * direction;
+    EXPECT_EQ(first.template const_data_ptr<T>()[i], m_kept + m_taken);
+    EXPECT_EQ(weights.template const_data_ptr<T>()[i], w - move);
+  }
 }
 
 TYPED_TEST(OptimizerKernelsTest, EveryKindOfVectorsHasTheSameBits) {

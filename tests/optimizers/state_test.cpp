@@ -52,6 +52,7 @@ TEST(State, Names) {
   EXPECT_THAT(kinds("sgd:momentum=0.9"), ElementsAre("momentum"));
   EXPECT_THAT(kinds("adam"), ElementsAre("exp_avg", "exp_avg_sq"));
   EXPECT_THAT(kinds("adamw:amsgrad=1"), ElementsAre("exp_avg", "exp_avg_sq", "max_exp_avg_sq"));
+  EXPECT_THAT(kinds("lion"), ElementsAre("exp_avg"));
 }
 
 TEST(State, IsReplicatedShapedAsTheParameterAndAliasesTheOwner) {

@@ -125,7 +125,7 @@ class SimulatedTrainer : public ::testing::TestWithParam<int> {
 
 TEST_P(SimulatedTrainer, EndsWithTheParametersOfThreads) {
   at::set_num_threads(1);
-  for (const char* optimizer : {"sgd:momentum=0.5", "adamw"}) {
+  for (const char* optimizer : {"sgd:momentum=0.5", "adamw", "lion"}) {
     const TrainOptions options = options_of("sign:block=64", optimizer);
     const std::string expected = hash_over_threads(options, GetParam());
     for (std::uint64_t seed = 0; seed < 4; ++seed) {

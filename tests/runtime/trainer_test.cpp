@@ -378,15 +378,16 @@ TEST_F(TrainerTest, ResumeIsBitIdenticalAtTheSameWorldSize) {
     const char* partition = "iid";
     const char* feedback = "auto";
   };
-  for (const Case& c : {Case{"none", "sgd", "mlp:hidden=24,16"}, Case{"none", "adamw", "mlp"},
-                        Case{"sign:block=64", "sgd", "mlp:hidden=24,16"},
-                        Case{"sign:block=64", "sgd", "mlp:hidden=24,16", "by_label:classes=3"},
-                        Case{"powersgd:rank=2", "sgd", "mlp:hidden=24,16"},
-                        Case{"topk:density=0.1", "sgd", "mlp", "iid", "ef21:momentum=0.8"},
-                        Case{"quantize:bits=3", "adam", "mlp"},
-                        Case{"powersgd:rank=2", "adamw", "mlp:hidden=24,16"},
-                        Case{"sign:block=64", "sgd", "mlp", "iid", "econtrol"},
-                        Case{"sign:block=64", "adam:amsgrad=1", "resnet8"}}) {
+  for (const Case& c :
+       {Case{"none", "sgd", "mlp:hidden=24,16"}, Case{"none", "adamw", "mlp"},
+        Case{"sign:block=64", "sgd", "mlp:hidden=24,16"},
+        Case{"sign:block=64", "sgd", "mlp:hidden=24,16", "by_label:classes=3"},
+        Case{"powersgd:rank=2", "sgd", "mlp:hidden=24,16"},
+        Case{"topk:density=0.1", "sgd", "mlp", "iid", "ef21:momentum=0.8"},
+        Case{"quantize:bits=3", "adam", "mlp"},
+        Case{"powersgd:rank=2", "adamw", "mlp:hidden=24,16"},
+        Case{"sign:block=64", "sgd", "mlp", "iid", "econtrol"},
+        Case{"sign:block=64", "lion", "mlp"}, Case{"sign:block=64", "adam:amsgrad=1", "resnet8"}}) {
     Job whole = job(3, c.compressor);
     whole.options.optimizer = c.optimizer;
     whole.options.model = c.model;
