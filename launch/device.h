@@ -28,10 +28,11 @@ struct Device {
 // What --device `word` means for this rank: "cpu", "cuda" (its local rank is the index), or "auto",
 // which is cuda where there is a device and else cpu.
 //
-// A process that sees exactly one device because CUDA_VISIBLE_DEVICES is set takes that one
-// whatever its local rank is: launchers give each process its own so. Whether they did,
-// `require_own_devices` finds out. Otherwise more local ranks than devices throws `UsageError`, or
-// with `SharePolicy::share` deals the devices out in turn. So does "cuda" without a device.
+// A process that sees exactly one device because CUDA_VISIBLE_DEVICES is set takes that one,
+// whatever its local rank is: this is how launchers give each process a device of its own, and
+// `require_own_devices` checks that they did. Otherwise, where there are more local ranks than
+// devices, it throws `UsageError`, or with `SharePolicy::share` deals the devices out in turn.
+// "cuda" where there is no device is a `UsageError` too.
 Device choose_device(const std::string& word, const JobEnvironment& environment,
                      const VisibleDevices& visible, SharePolicy policy);
 
@@ -45,8 +46,9 @@ JobEnvironment thread_rank(int thread, int threads);
 // on a device.
 void require_same_kind(Communicator& communicator, const Device& device);
 
-// Collective. `identity` names this rank's device among those of the whole job, e.g. host and UUID;
-// empty: a CPU. Throws the same `AgreedError` on every rank if two ranks have the same one.
+// Collective. `identity` names this rank's device among those of the whole job, e.g. by host and
+// UUID; it is empty on a CPU. Throws the same `AgreedError` on every rank if two ranks have the
+// same device.
 void require_own_devices(Communicator& communicator, const std::string& identity);
 
 }  // namespace thinwire

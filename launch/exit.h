@@ -9,7 +9,7 @@
 
 namespace thinwire {
 
-// Lost, and the operator knows: `report` says nothing.
+// A peer was lost and the operator has been told so already: `report` prints nothing more.
 struct PeerLostSaid : PeerLost {
   using PeerLost::PeerLost;
 };
@@ -20,17 +20,18 @@ int exit_code(const std::exception& error);
 // What to tell the operator: without libtorch's stack trace, and with advice where there is any.
 std::string message(const std::exception& error);
 
-// Prints "thinwire: <message>", as `printable_lines` shows it, to stderr, or "thinwire: rank 3:
-// <message>" where `rank` is given (give it when there are several), and returns the exit code. Of
-// a `PeerLostSaid` only the latter.
+// Prints "thinwire: <message>", made printable by `printable_lines`, to stderr, or "thinwire: rank
+// 3: <message>" where `rank` is given (give it when there are several ranks). Returns the exit
+// code. For a `PeerLostSaid` it prints nothing.
 int report(const std::exception& error, std::optional<int> rank);
 
 // Waits a second where another rank ought to speak before this one leaves: launchers end all
 // processes as soon as one has failed.
 void let_others_speak();
 
-// How a rank that is a process ends by an exception that left it: what all ranks throw alike rank 0
-// reports, anything else whoever has it. Both return the exit code.
+// How a rank that is a process ends when an exception has left it. `end_together` is for an error
+// that all ranks throw alike, which only rank 0 reports; `end_alone` for any other error, which the
+// rank that has it reports. Both return the exit code.
 int end_together(const AgreedError& error, int rank);
 int end_alone(const std::exception& error, int rank);
 

@@ -32,9 +32,9 @@ class GpuRank {
   virtual void abort(const std::string& reason) = 0;
 };
 
-// Collective over `host`, which reports to `meter` and must outlive the rank, on the thread that
-// trains. `explain_stall` says at a deadline who is missing. Throws `UsageError` where ranks share
-// a device and `policy` refuses that, `Error` where the device cannot be used.
+// Collective over `host`, which reports to `meter` and must outlive the rank. Call it on the thread
+// that trains. `explain_stall` is asked who is missing when a deadline passes. Throws `UsageError`
+// where ranks share a device and `policy` refuses that, `Error` where the device cannot be used.
 std::unique_ptr<GpuRank> make_gpu_rank(const Device& device, SharePolicy policy, Communicator& host,
                                        std::shared_ptr<Meter> meter,
                                        std::function<std::string()> explain_stall = {});

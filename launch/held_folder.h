@@ -1,4 +1,4 @@
-// An output folder that is one run's, for all its ranks.
+// An output folder that belongs to one run, as all ranks of that run see it.
 #pragma once
 
 #include <functional>
@@ -10,28 +10,28 @@
 
 namespace thinwire {
 
-// What to do while the lock is another run's.
+// What to do while another run has the lock.
 struct LockWait {
-  std::function<void(const std::string&)> say;  // told what is waited for, on rank 0
-  std::function<bool()> stop_requested;         // on any rank: ends the wait (exit 75)
-  std::string have;                             // "no checkpoint yet": what the run has then
+  std::function<void(const std::string&)> say;  // on rank 0: tells the user what is waited for
+  std::function<bool()> stop_requested;         // true on any rank ends the wait (exit 75)
+  std::string have;  // what the run leaves if it is stopped so, e.g. "no checkpoint yet"
 };
 
-// What a rank has of an output folder that is its run's.
+// What a rank holds once the output folder belongs to its run.
 struct HeldFolder {
   std::unique_ptr<RunLock> lock;  // on rank 0
-  std::string token;              // of the run, which its lock file shows
+  std::string token;              // of the run; its lock file shows the same
 };
 
-// Collective, before anything in `folder` is touched: makes the folder, takes its lock on rank 0,
-// waiting if need be, and lets every rank look for it.
+// Collective. Call it before anything in `folder` is touched: it makes the folder, takes its lock
+// on rank 0, waiting if need be, and has every rank check that it sees this lock.
 //
 // Throws `AgreedError` (exit 73) on every rank where another run has the folder, where it cannot be
 // written, and where some ranks do not see in it what rank 0 wrote.
 HeldFolder take_run_lock(Communicator& communicator, const std::string& folder, RunLockParts parts,
                          const LockWait& wait);
 
-// Whether the lock file in the folder names another run than that of this token.
+// Whether the lock file in the folder names a run other than the one with this token.
 bool belongs_to_another(const std::string& folder, const std::string& token);
 
 }  // namespace thinwire

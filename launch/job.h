@@ -40,8 +40,8 @@ Backend choose_backend(const std::string& word, const JobEnvironment& environmen
 SocketOptions socket_options(const JobEnvironment& environment, const JobName& name = {});
 
 // Gives each rank of this process its share of the host's cores, unless OMP_NUM_THREADS says
-// otherwise. `ranks`: how many are threads of this process. Throws `Error` where there cannot be as
-// many threads as they will use.
+// otherwise. `ranks`: how many ranks are threads of this process. Throws `Error` where the system
+// does not allow as many threads as they will use.
 void share_cores(const JobEnvironment& environment, std::int64_t ranks);
 
 // This process's share of a job.
@@ -51,10 +51,10 @@ struct Job {
   int ranks = 1;  // threads of this process; 1 on the other backends
   std::chrono::milliseconds timeout{60000};
   Admission admission;
-  // Of rank 0: the numeric address at which it listens for the lifeline; empty: every interface.
+  // On rank 0: the numeric address at which it listens for the lifeline; empty: every interface.
   std::string lifeline_address;
-  // Of rank 0: why it listens on every interface, for the meeting or the lifeline; empty where it
-  // does not.
+  // On rank 0: why it listens on every interface, for the meeting or for the lifeline; empty where
+  // it does not.
   std::string listens_everywhere;
   // Whether this process was asked to stop; looked at while ranks meet over sockets.
   std::function<bool()> stop_requested;
@@ -70,7 +70,7 @@ struct JobRequest {
 // Throws `UsageError` as `choose_backend` and `admission_of`.
 Job make_job(const JobEnvironment& environment, const JobRequest& request);
 
-// One line: which launcher was believed and why, over what the ranks meet, and whom that keeps out.
+// One line: which launcher was believed and why, over what the ranks meet, and who is kept out.
 std::string describe(const Job& job);
 
 // Runs one rank on its communicator and returns the exit code.

@@ -1,4 +1,4 @@
-// A program whose ranks any launcher starts, or it itself as threads.
+// A program whose ranks are processes that any launcher starts, or threads that it starts itself.
 #pragma once
 
 #include <chrono>
@@ -20,7 +20,8 @@ struct LaunchOptions {
   std::int64_t ranks = 1;        // threads, where no launcher has started several processes
   std::string backend = "auto";  // auto | threads | mpi | sockets
   std::chrono::milliseconds timeout{60000};  // of an operation between ranks
-  std::string job_id = {};  // tells jobs apart that no launcher names and that meet at one place
+  // Tells jobs apart that meet at the same place, where no launcher gives them names.
+  std::string job_id = {};
 };
 
 namespace detail {
@@ -41,8 +42,8 @@ RankBody rank_body(Body body) {
 
 }  // namespace detail
 
-// Runs `body` once for each rank that this process is, as `thinwire train` runs, and returns the
-// exit code of the process:
+// Runs `body` once for each rank that this process has, started as `thinwire train` is, and returns
+// the exit code of the process:
 //
 //   int main(int argc, char** argv) {
 //     return thinwire::launch(argc, argv, [](std::unique_ptr<thinwire::Communicator> ranks) {
@@ -52,8 +53,8 @@ RankBody rank_body(Body body) {
 //
 // Under mpirun, srun or torchrun each process is one rank; otherwise there are `options.ranks`
 // threads. `--ranks N`, `--backend WORD` and `--job-id TEXT` among the arguments win over the
-// options; all others are left to the program. `body` is one object for all ranks that are threads,
-// called by several at once. It returns nothing, or an exit code. What leaves it as an exception is
+// options; all other arguments are left to the program. Ranks that are threads call the same
+// `body`, several at once. It returns nothing, or an exit code. An exception that leaves it is
 // printed to stderr and ends the job with the code that the README lists.
 //
 // Rank 0 prints to stderr which launcher it believes and over what the ranks meet. Each rank gets

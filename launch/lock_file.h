@@ -1,4 +1,4 @@
-// The file run.lock in an output folder: whose the folder is.
+// The file run.lock in an output folder, which says which run the folder belongs to.
 #pragma once
 
 #include <cstdint>
@@ -9,15 +9,15 @@
 
 namespace thinwire {
 
-// Who has a folder, as the lock file in it says.
+// Which run has a folder, as the lock file in it says.
 struct LockOwner {
   std::string host;
   std::string boot;           // id of this boot of the host
   std::string process_table;  // a container has one of its own
   std::int64_t process = 0;
-  std::int64_t process_start = 0;  // in ticks since the boot: numbers of processes are used again
+  std::int64_t process_start = 0;  // in ticks since the boot, as systems reuse process numbers
   std::string since;               // UTC, for people
-  std::string token;               // random: no other run has it
+  std::string token;               // random, so that no other run has the same
 };
 
 // This process, with a new token.
@@ -30,10 +30,11 @@ std::string describe(const LockOwner& owner);
 namespace lock_file {
 
 std::string path_of(const std::string& folder);
-// Never waits, whatever stands there, and follows no link; not open, with errno, where it cannot
-// be.
+// Opens the lock file. Never waits, whatever kind of file is there, and follows no link. What it
+// returns is not open where that fails; errno says why.
 FileDescriptor open(const std::string& path, int flags);
-// What it holds, as far as a lock file goes; or why it cannot be read, as errno says.
+// The text of a lock file, read no further than a whole one is long; or the errno that says why it
+// cannot be read.
 struct Content {
   std::string text;
   int error = 0;
@@ -41,7 +42,8 @@ struct Content {
 Content read(int descriptor);
 // None where the text is not that of a whole lock file.
 std::optional<LockOwner> parse(const std::string& text);
-// A lock file that was not written whole, as a crash may leave it; nobody else's file.
+// Whether the text is that of a lock file that was not written whole, as a crash may leave it, and
+// not the text of somebody else's file.
 bool is_damaged(const std::string& text);
 // 0, or what errno says.
 int write(int descriptor, const LockOwner& owner);

@@ -1,5 +1,6 @@
-// Ranks as processes of an MPI job. Two libraries define this, with MPI and without, so that one
-// installed thinwire serves programs that have MPI and programs that have not: each links one.
+// Ranks as processes of an MPI job. Two libraries define these functions, one with MPI and one
+// without, and a program links one of the two. So one installed thinwire serves programs with MPI
+// and programs without it.
 #pragma once
 
 #include "launch/job.h"

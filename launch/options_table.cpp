@@ -141,7 +141,8 @@ std::vector<Option> options_table() {
       {"dense-below", communication, "parameters of fewer values go uncompressed",
        Integer{&R::dense_below, 0, kMany}},
       {"dense-names", communication,
-       "and those whose names match: PATTERN[,PATTERN], e.g. *embedding*,fc.weight",
+       "patterns of names of parameters that go uncompressed: PATTERN[,PATTERN], e.g. "
+       "*embedding*,fc.weight",
        Text{&R::dense_names}},
       {"bucket-mb", communication, "MiB of gradients that travel together",
        Number{&R::bucket_mb, 0.0001, 4096}},
@@ -155,17 +156,17 @@ std::vector<Option> options_table() {
        Integer{&R::ranks, 1, 256}},
       {"backend", run, "auto | threads | mpi | sockets: what joins the ranks", Word{&R::backend}},
       {"job-id", run,
-       "tells jobs apart that no launcher names and that meet at one place; empty: the output "
-       "folder",
+       "name of the job, for jobs that meet at the same place without a launcher that names them; "
+       "empty: the output folder",
        Text{&R::job_id}},
       {"device", run, "auto | cpu | cuda; auto: cuda where there is one", Word{&R::device}},
       {"share-device", run, "ranks of a host may share a device", Switch{&R::share_device}},
       {"seed", run, "of weights, data order and rounding", SeedField{&R::seed}},
       {"output", run, "folder for the report and the checkpoints", Word{&R::output}},
-      {"checkpoint-every", run, "steps; 0: only at the end",
+      {"checkpoint-every", run, "steps between checkpoints; 0: only at the end",
        Integer{&R::checkpoint_every, 0, kMany}},
       {"resume", run, "auto or a checkpoint's folder; empty: start anew", Text{&R::resume}},
-      {"report-every", run, "steps", Integer{&R::report_every, 1, kMany}},
+      {"report-every", run, "steps between reports", Integer{&R::report_every, 1, kMany}},
       {"trace", run, "file for a timeline of the steps; empty: none", Text{&R::trace}},
   };
 }

@@ -16,7 +16,7 @@ struct TrainRequest : TrainOptions {
   std::int64_t ranks = 1;        // threads of this process
   std::string backend = "auto";  // auto | threads | mpi | sockets
   std::string device = "auto";   // auto | cpu | cuda
-  std::string job_id;            // tells jobs apart that meet at one place
+  std::string job_id;            // tells jobs apart that meet at the same place
   bool share_device = false;     // may ranks of a host compute on the same device?
 };
 

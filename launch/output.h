@@ -1,26 +1,27 @@
-// Where a command prints, and what becomes of it where that cannot be written.
+// How a command prints, and what happens where its output cannot be written.
 #pragma once
 
 #include <string>
 
 namespace thinwire {
 
-// Descriptors 0, 1 and 2 that the parent closed (`>&-`) are opened so that writing to them fails:
-// otherwise the next file or connection would get the number, and what is printed would go there.
-// Call it before anything is opened.
+// Opens those of the descriptors 0, 1 and 2 that the parent closed (`>&-`), in such a way that
+// writing to them fails. Otherwise the next file or connection would get the number of stdout, and
+// what is printed would go into it. Call it before anything else is opened.
 void occupy_standard_descriptors();
 
-// To stdout, of commands whose output is their result. Remembers a failure and does not throw it,
-// so that one rank does not leave the others for it.
+// Prints to stdout, for commands whose output is their result. A failure is remembered and not
+// thrown, because a rank that threw would leave the others waiting.
 void print(const std::string& text);
-// At a command's end: throws `Error` (exit 73) unless all that was printed is written.
+// To be called at a command's end: throws `Error` (exit 73) unless everything that was printed has
+// been written.
 void require_printed();
 
-// Standard output of a run, which is not its result: nothing that happens to it ends the run.
+// Standard output of a run. It is not the run's result, so nothing that happens to it ends the run.
 class RunOutput {
  public:
-  // The first text that cannot be written is followed by a warning on stderr; later ones are tried
-  // again. Never throws. One thread at a time.
+  // When a text cannot be written for the first time, a warning goes to stderr; later texts are
+  // tried all the same. Never throws. One thread at a time.
   void write(const std::string& text);
 
  private:

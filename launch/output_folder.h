@@ -8,7 +8,7 @@
 
 namespace thinwire {
 
-// Throws `Error` (exit 73).
+// Makes the folder and its parents. Throws `Error` (exit 73).
 void make_output_folder(const std::string& folder);
 
 // What the output folder holds of this run's history.
@@ -18,11 +18,14 @@ struct OutputHistory {
 };
 
 // Moves what does not belong to the history of this run into "earlier-N" in the output folder, so
-// that nothing is deleted or mixed up; to be called once the run has loaded what it resumes from. A
-// run that starts anew shares no history with what is there, also where it looked for a checkpoint
-// and found none; one that resumes from "auto" shares all but the strangers; one that resumes from
-// a checkpoint shares what is up to that one if it is among them, else nothing. Metrics that hold
-// something else are kept there whole. Throws `Error` (exit 73).
+// that nothing is deleted or mixed up. To be called once the run has loaded what it resumes from.
+// What belongs to its history:
+//   * of a run that starts anew, nothing, also where it looked for a checkpoint and found none;
+//   * of a run that resumes from "auto", everything but the strangers;
+//   * of a run that resumes from a checkpoint in this folder, everything up to that checkpoint;
+//   * of a run that resumes from a checkpoint elsewhere, nothing.
+// A metrics file with lines that are no metrics is copied there as a whole.
+// Throws `Error` (exit 73).
 OutputHistory set_aside_earlier_runs(const TrainOptions& options, const Resumption& resumption);
 
 }  // namespace thinwire

@@ -1,4 +1,4 @@
-// The files of a run, which are touched only while the output folder is the run's.
+// The files of a run, which it changes only while the output folder belongs to it.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,9 @@
 
 namespace thinwire {
 
-// The machine's. What would change something first asks `lock`, which is null on the ranks that
-// have none and so touch nothing before rank 0 has; see RunLock::require_mine.
+// The machine's file system. Each call that would change something first asks `lock` whether the
+// folder still belongs to this run (RunLock::require_mine). Only rank 0 has the lock. On the other
+// ranks `lock` is null: they change nothing before rank 0 has.
 class OwnedFiles final : public FileSystem {
  public:
   explicit OwnedFiles(RunLock* lock) : lock_(lock) {}

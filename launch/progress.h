@@ -36,8 +36,8 @@ class Progress {
   // The width of that terminal in characters; 80 if it is none.
   static std::size_t columns_of(int descriptor);
 
-  // `write` is given what is to be seen at once, and must not throw. `rewrite` cuts reports to less
-  // than `columns` (> 0): a line that wraps cannot be replaced.
+  // `write` gets text that is to be shown at once, and must not throw. `rewrite` cuts reports to
+  // less than `columns` (> 0) characters, because a line that wraps cannot be replaced.
   using Write = std::function<void(const std::string& text)>;
   Progress(Write write, Mode mode, std::size_t columns)
       : write_(std::move(write)), mode_(mode), columns_(columns) {}

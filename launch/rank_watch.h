@@ -19,7 +19,8 @@ struct RankWatchParts {
   const FlightRecorder& recorder;
   SignalWatcher& signals;
   std::string output;  // where `flight/rank-<rank>.json` goes
-  // Whether that is this run's; asked from any thread, once the first step has begun.
+  // Whether `output` still belongs to this run. Asked from any thread, once the first step has
+  // begun.
   std::function<bool()> owns_output;
   // Ends every wait of this rank's communicators; safe from any thread.
   std::function<void(const std::string& reason)> abort;
@@ -27,24 +28,24 @@ struct RankWatchParts {
 
 // Ties a rank's lifeline, flight recorder and signals together. All parts must outlive it.
 //
-// When the lifeline says that a rank is lost, this rank says so at once, on stderr: launchers kill
-// everybody a second or two after a death. Then the communicators are aborted, the flight recorder
-// is written, and a later SIGTERM asks for no checkpoint.
+// When the lifeline says that a rank is lost, this rank says so on stderr at once, because
+// launchers kill all processes a second or two after a death. Then it aborts the communicators and
+// writes the flight recorder. A later SIGTERM asks for no checkpoint.
 class RankWatch {
  public:
   // Ranks that are threads of one process need no lifeline.
   explicit RankWatch(RankWatchParts parts) : parts_(std::move(parts)) {}
 
-  // Collective, for ranks that are processes. Returns what to tell the user where no lifeline can
-  // be had, on every rank: the run goes on without one.
+  // Collective, for ranks that are processes. Where no lifeline can be had the run goes on without
+  // one, and every rank gets the same text to tell the user; otherwise the text is empty.
   std::string connect(Communicator& communicator, const Lifeline::Access& access,
                       std::chrono::milliseconds timeout);
 
-  // The rank ends as all of them do.
+  // This rank ends because the run ends on all ranks.
   void goodbye();
-  // For the handler of what `error` is: tells the other ranks if they cannot know, writes the
-  // flight recorder, and rethrows; a `PeerLost` with what is known of the cause, as
-  // `PeerLostSaid` if that has been said.
+  // For the handler that has caught `error`: tells the other ranks if they cannot know, writes the
+  // flight recorder, and rethrows. A `PeerLost` is thrown again with what is known of the cause, as
+  // `PeerLostSaid` if the user has been told that already.
   [[noreturn]] void rethrow(const std::exception& error);
 
  private:

@@ -10,17 +10,19 @@
 namespace thinwire {
 
 // Turns SIGUSR1, SIGUSR2, SIGTERM, SIGINT, SIGHUP and SIGXCPU into a request to checkpoint and
-// stop. What the parent had this process ignore (nohup, a shell's `&`) stays ignored.
+// stop. Signals that the parent made this process ignore (nohup, a shell's `&`) stay ignored.
 //
 // The constructor blocks them in its thread, so construct one before any other thread exists
 // (before MPI is initialised): threads inherit what is blocked. The first signal is announced on
 // stderr. A SIGTERM or SIGINT that follows more than two seconds later ends the process at once
-// with 128 + its number; until then it is the same request that came by two ways: Ctrl-C reaches
-// the ranks and their launcher, which passes it on, mpirun after a second. The destructor gives the
-// constructing thread its signals back. At most one at a time.
+// with 128 + its number. Within those two seconds it counts as the same request, because one Ctrl-C
+// may come twice: from the terminal, and from the launcher that passes it on (mpirun a second
+// later). The destructor gives the constructing thread its signals back. At most one watcher exists
+// at a time.
 class SignalWatcher {
  public:
-  // For as long as `one_request` all signals are one. Throws `Error` where no thread can be made.
+  // Signals that come within `one_request` of the first count as the same request. Throws `Error`
+  // where no thread can be made.
   explicit SignalWatcher(std::chrono::milliseconds one_request = std::chrono::seconds(2));
   ~SignalWatcher();
   SignalWatcher(const SignalWatcher&) = delete;
@@ -28,11 +30,11 @@ class SignalWatcher {
 
   // Whether a signal came. Safe from any thread.
   bool requested() const { return taken_ != 0; }
-  // The run ends and nothing can be saved: a first signal from now on asks for nothing and is not
-  // announced. Safe from any thread.
+  // To be called when the run ends and nothing can be saved any more: a first signal that comes
+  // after this asks for nothing and is not announced. Safe from any thread.
   void give_up() { given_up_ = true; }
-  // There is no run after all: gives the signals back. One that came does now what it would have
-  // done. Nothing is watched any more.
+  // To be called when there is no run after all: stops watching and gives the signals back. A
+  // signal that came meanwhile now has its usual effect.
   void release();
 
  private:
@@ -48,8 +50,9 @@ class SignalWatcher {
   std::thread thread_;  // last: it uses the others
 };
 
-// While it lives a write that nobody can read any more (SIGPIPE), or over a limit on a file's size
-// (SIGXFSZ), is an error of the write, as on a full disk, not the end of the process.
+// While this object lives, a write to a pipe that has no reader (SIGPIPE), or beyond the limit on
+// the size of files (SIGXFSZ), fails with an error, as on a full disk, and does not end the
+// process.
 class WritesFailAlive {
  public:
   WritesFailAlive();

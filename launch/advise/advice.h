@@ -17,11 +17,11 @@ struct Choice {
   double predicted_seconds = 0;  // a step, over this network
 };
 
-// The index of the shortest step; of those that are longer by less than 3 %, which nobody could
-// tell apart, the first.
+// The index of the choice with the shortest step. Steps that are longer than the shortest by less
+// than 3 % count as equally short, because nobody could tell them apart; the first of them wins.
 std::size_t best_of(const std::vector<Choice>& choices);
 
-// The bandwidth below which `choice` beats `dense`, see break_even_bandwidth.
+// The bandwidth in bits per second below which `choice` beats `dense`; see break_even_bandwidth.
 std::optional<double> break_even(const Choice& choice, const Choice& dense);
 
 // Table and verdict, for people. `dense` is the index of "none".

@@ -16,16 +16,16 @@ struct LinkPoint {
   double seconds = 0;
 };
 
-// Seconds of one kind of operation by the bytes that a rank sends: straight lines between what was
-// measured, and the last line beyond; not less than the bytes take at the speed of large messages,
-// which a small one is above while the link has a burst to spend.
+// Seconds of one kind of operation by the bytes that a rank sends: straight lines between the
+// measured points, the last one continued. No result is less than the bytes take at the speed of
+// large messages, because a small message may be faster than that while the link lets a burst pass.
 class LinkCurve {
  public:
   // By rising bytes; not empty.
   explicit LinkCurve(std::vector<LinkPoint> points);
 
   double seconds(double bytes) const;
-  // Of the smallest message.
+  // Seconds of the smallest message.
   double latency() const { return points_.front().seconds; }
   // Bits per second and rank, of the largest message.
   double bandwidth() const;
@@ -37,16 +37,16 @@ class LinkCurve {
   std::vector<LinkPoint> points_;
 };
 
-// Curves by the name of the operation: all_reduce, all_to_all, all_gather. They are those of a link
+// Curves by the name of the operation: all_reduce, all_to_all, all_gather. They hold for a link
 // that is never at rest.
 class Link {
  public:
-  // `burst` in seconds: how much sooner an operation ends after a long rest. Shapers, switches and
-  // clouds let that much pass at once, and save it up again while the link rests.
+  // `burst`: how many seconds sooner an operation ends when the link has rested for long before it.
+  // Shapers, switches and clouds let that much pass at once, and save it up again while it rests.
   explicit Link(std::map<std::string, LinkCurve> curves, double burst = 0)
       : curves_(std::move(curves)), burst_(burst) {}
 
-  // Of an operation that was not measured: the curve of all_to_all.
+  // For an operation that was not measured, the curve of all_to_all.
   const LinkCurve& curve(const std::string& operation) const;
   double seconds(const std::string& operation, double bytes) const {
     return curve(operation).seconds(bytes);
@@ -59,10 +59,10 @@ class Link {
   double burst_;
 };
 
-// Collective: times each kind of operation over sizes of up to `largest` bytes sent by a rank, or
-// until one takes long; the median of `repeats` after two to warm up (TCP opens its window slowly),
-// on the slowest rank. Then the largest ones again after a rest each, for the burst. The same on
-// every rank.
+// Collective. Times each kind of operation over growing sizes, until a rank sends `largest` bytes
+// or until one operation takes long. Each time is the median of `repeats` runs, after two to warm
+// up (TCP opens its window slowly), on the slowest rank. Then it times the largest sizes again,
+// each after a rest, for the burst. Every rank gets the same result.
 Link measure_link(Communicator& communicator, std::int64_t largest, std::int64_t repeats);
 
 double median(std::vector<double> values);

@@ -9,17 +9,17 @@ namespace thinwire {
 
 // Which compressors are compared, how often each is measured, and where the results are written.
 struct AdviseOptions {
-  // From the one that loses nothing to those that lose more: of equally fast ones the first wins.
+  // Those that lose least come first, because the first one wins among equally fast ones.
   std::string compressors = "none,bf16,sign,powersgd:rank=4";
   std::int64_t repeats = 5;  // steps of each compressor and round; runs of each exchange and size
   std::string json;          // file for the results; empty: none
 };
 
-// Takes the flags of `advise` out of `arguments`: --FLAG VALUE or --FLAG=VALUE. The others are
-// left, for `thinwire train`. Throws `UsageError`.
+// Takes the flags of `advise`, --FLAG VALUE or --FLAG=VALUE, out of `arguments` and leaves those of
+// `thinwire train` in it. Throws `UsageError`.
 AdviseOptions take_advise_options(std::vector<std::string>& arguments);
 
-// "none,sign:block=64,scale=rms,bf16" is none, sign:block=64,scale=rms and bf16.
+// Splits "none,sign:block=64,scale=rms,bf16" into none, sign:block=64,scale=rms and bf16.
 std::vector<std::string> split_compressors(const std::string& list);
 
 std::string advise_help_text();

@@ -23,8 +23,9 @@ struct Profile {
   std::vector<Step> steps;
 };
 
-// Collective over `ranks`, which start together, because they may share cores; nothing else goes
-// over it. Takes `steps` steps of `options` after three to warm up. The model's weights change.
+// Collective over `ranks`: it makes all ranks start together, because they may share cores, and
+// nothing else goes over it. Takes `steps` steps of `options`, after three to warm up. The model's
+// weights change.
 Profile measure_profile(Communicator& ranks, const Model& model, const DataSplit& data,
                         const TrainOptions& options, std::int64_t steps);
 

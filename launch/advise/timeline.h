@@ -8,14 +8,14 @@
 
 namespace thinwire {
 
-// What a rank's communication thread did in one step, in its order; times are seconds from the
-// step's start.
+// One thing that a rank's communication thread did in a step.
 struct TimelineEvent {
   enum class Kind {
-    ready,    // a bucket is full, or the step was begun: nothing before `seconds`
-    compute,  // arithmetic of `seconds`
-    post,     // operation `operation` of `bytes` is called
-    wait,     // until operation number `number` (they count from 0 in the order of posts) is done
+    ready,    // a bucket is full, or the step has begun: what follows happens no sooner than
+              // `seconds` after the step's start
+    compute,  // arithmetic that takes `seconds`
+    post,     // calls the operation `operation`, in which a rank sends `bytes`
+    wait,     // waits until the operation `number` is done; posts count from 0
   };
   Kind kind = Kind::compute;
   double seconds = 0;
@@ -37,8 +37,8 @@ struct Timeline {
 //
 // where the communication thread begins a bucket when it is full and the one before is done. With
 // one operation per bucket that is max(gamma T_compute, (k-1) T_comm) + T_comm(last bucket) of
-// Agarwal et al. (MLSys 2022), with the gamma and the arithmetic that were measured. What the link
-// saves up for a burst it saves up while no operation is in flight; the step is one of many.
+// Agarwal et al. (MLSys 2022), with the gamma and the arithmetic that were measured. The link saves
+// up for a burst while no operation is in flight, over many such steps one after the other.
 double predict_step(const Timeline& timeline, const Link& link);
 
 // Seconds of all its operations.

@@ -21,8 +21,8 @@ struct SaveRequest {
   std::string root;                         // the folder of all checkpoints, shared by the ranks
   std::int64_t step = 0;                    // >= 0
   std::map<std::string, std::string> info;  // free-form: the run's configuration
-  // Keys of `info` whose values a complete checkpoint of the same step must have, or lack, to be
-  // this run's.
+  // Keys of `info`. A complete checkpoint of the same step is this run's if it has the same values
+  // for them, or lacks the same ones.
   std::set<std::string> identity = {};
   int keep = 2;  // complete checkpoints to keep, >= 1
 };
@@ -32,11 +32,12 @@ struct SaveResult {
   bool complete = false;  // the checkpoint is on the disk, whole
   std::string folder;
   std::string warning;  // why it is not, or what could not be tidied up; empty if all went well
-  bool lacks_space = false;  // why it is not: `make_room` may help
+  bool lacks_space = false;  // it is not because there is no space: `make_room` may help
 };
 
-// Collective: every rank passes its own state, and the same request. `model` is saved by its plain
-// names as rank 0 holds it; what is `averaged` or `ranged` in either is saved per rank.
+// Collective: every rank passes its own state, and the same request. Replicated state is saved
+// once, as rank 0 holds it; that of `model` under its plain names. State of `model` and `other`
+// that is `averaged` or `ranged` is saved per rank.
 //
 // Does not throw when a file cannot be written, on any rank: the unfinished folder is removed as
 // far as possible, earlier checkpoints stay, and every rank gets the same warning. Throws what the
@@ -50,9 +51,10 @@ SaveResult save_checkpoint(FileSystem& files, Communicator& communicator,
                            const SaveRequest& request, const StateCollector& model,
                            const StateCollector& other);
 
-// For rank 0 after a save that lacked space: removes what is unfinished up to its step, and the
-// oldest complete checkpoint of this run before it, if the newest is another one and whole. Returns
-// what was removed as the end of a sentence, empty if nothing was. Throws `IoError`.
+// For rank 0 after a save that lacked space. Removes unfinished checkpoints up to the step of that
+// save, and the oldest complete checkpoint of this run before it, provided that there is a newer
+// one which is whole. Returns what was removed, as the end of a sentence; empty if nothing was.
+// Throws `IoError`.
 std::string make_room(FileSystem& files, const SaveRequest& request);
 
 // Reads every byte of the checkpoint in `folder`. Throws `DataError` naming the file, where
@@ -71,19 +73,19 @@ struct LatestCheckpoint {
   bool any_damaged = false;  // some of these were complete once
 };
 
-// What speaks against a checkpoint, by what its manifest says; empty if nothing does.
+// Why a checkpoint with this manifest is not wanted; empty if it is.
 using Objection = std::function<std::string(const Manifest&)>;
 
-// A folder whose manifest is whole, but against which something speaks, or which is called by
-// another step than its manifest (a link or a copy).
+// A folder whose manifest is whole, but to which there is an objection, or whose name gives another
+// step than its manifest (a link or a copy).
 struct StrangeCheckpoint {
   std::string folder;
   std::string why;  // "was made with ..."
 };
 
-// The newest checkpoint below `root` that verifies and is no stranger; of those only the manifest
-// is read. No folder `root`: none found. Throws `IoError` where something cannot be read, which may
-// be whole.
+// The newest checkpoint below `root` that verifies and is no stranger. Of strangers only the
+// manifest is read. Where there is no folder `root` there is none. Throws `IoError` where a
+// checkpoint cannot be read, because it may be whole.
 LatestCheckpoint find_latest_checkpoint(FileSystem& files, const std::string& root,
                                         const Objection& objection = {});
 

@@ -17,7 +17,7 @@ struct NoSpaceError : IoError {
   using IoError::IoError;
 };
 
-// A file being written. Dropping it unclosed closes it without reporting errors.
+// A file being written. If it is destroyed before `close`, errors of closing are not reported.
 class OutputFile {
  public:
   virtual ~OutputFile() = default;
@@ -33,7 +33,7 @@ class OutputFile {
 class FileSystem {
  public:
   virtual ~FileSystem() = default;
-  // Makes the folder and its missing parents, durably; one that exists is fine.
+  // Makes the folder and its missing parents, durably, unless it is there already.
   virtual void make_directories(const std::string& path) = 0;
   // Makes the file, or empties the one that is there.
   virtual std::unique_ptr<OutputFile> create(const std::string& path) = 0;

@@ -13,9 +13,9 @@ namespace thinwire {
 using Lineage = std::map<std::string, std::string>;
 
 // "was made with seed 1, this run has 2" where the checkpoint was made with another seed, other
-// data or another partition of them (its position in the data would mean other samples), with other
-// parameters or another kind of model or optimizer. What a manifest does not say is no difference.
-// Empty if nothing differs.
+// data or another partition of them (its position in the data would then mean other samples), with
+// other parameters, or with another kind of model or optimizer. Entries that the manifest lacks are
+// not compared. Empty if nothing differs.
 std::string describe_other_lineage(const Manifest& manifest, const Lineage& lineage);
 
 }  // namespace thinwire

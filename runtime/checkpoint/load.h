@@ -18,15 +18,15 @@ using ShowState = std::function<void(StateVisitor&)>;
 // place: counters while they are shown, tensors before it returns. Each rank calls it for itself.
 //
 //   replicated  exact.
-//   averaged    at the checkpoint's world size this rank's own; at another the mean over the old
-//               ranks, formed in float64; of integers rank 0's.
-//   ranged      from all pieces of all old ranks; what no piece covers is zero.
+//   averaged    at the checkpoint's world size, this rank's own state; at another world size, the
+//               mean over the old ranks, formed in float64, or rank 0's where it is of integers.
+//   ranged      from the pieces of all old ranks; what no piece covers is zero.
 //
-// Files are checked against `manifest` as they are read, one at a time; at the same world size and
-// with the same ranges only this rank's are. Returns warnings: averaged or ranged state that the
-// checkpoint lacks (it is set to zero), and saved state that nobody asked for. Throws `DataError`
-// for replicated state or a counter that is missing, and for any other shape or dtype than saved;
-// the state is partly restored then.
+// Files are read one at a time and checked against `manifest`. At the same world size and with the
+// same ranges, of the ranks' files only this rank's is read. Returns warnings: averaged or ranged
+// state that the checkpoint lacks (it is set to zero), and saved state that nobody asked for.
+// Throws `DataError` where replicated state or a counter is missing, and where a shape or dtype is
+// not the saved one; the state is partly restored then.
 std::vector<std::string> load_checkpoint(FileSystem& files, const std::string& folder,
                                          const Manifest& manifest, int rank, int world_size,
                                          const ShowState& show_model, const ShowState& show_other);

@@ -51,9 +51,9 @@ Manifest parse_manifest(std::string_view text, const std::string& place);
 // Throws `DataError` if the folder holds none, i.e. its saving was never finished.
 Manifest read_manifest(FileSystem& files, const std::string& folder);
 
-// The file's bytes, of exactly the size and checksum that the manifest gives. Throws `DataError`
-// naming the file, and the damaged tensor where it can be told; before it reads anything if the
-// size is larger.
+// The file's bytes, which have exactly the size and the checksum that the manifest gives. Throws
+// `DataError` naming the file, and the damaged tensor where that can be found out. A file that is
+// too large is refused before it is read.
 std::string read_listed_file(FileSystem& files, const std::string& folder,
                              const ManifestFile& listed);
 std::string read_listed_file(FileSystem& files, const std::string& folder, const Manifest& manifest,

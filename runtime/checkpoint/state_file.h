@@ -1,4 +1,4 @@
-// State as the files of a checkpoint hold it.
+// How the files of a checkpoint hold state.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +32,8 @@ class StateCollector : public StateVisitor {
 // The entry's name in a file: its name, for `ranged` followed by "[begin:end]".
 std::string state_key(const StateEntry& entry);
 
-// The bytes of a safetensors file. The metadata give "state:<key>" for all that is not replicated:
-// "averaged", or "ranged <begin> <end> <name>".
+// The bytes of a safetensors file. Its metadata have an entry "state:<key>" for each tensor that is
+// not replicated: "averaged", or "ranged <begin> <end> <name>".
 std::string write_state(const std::vector<StateEntry>& entries);
 
 // Throws `DataError` naming `place` (the file) and the tensor.

@@ -24,13 +24,13 @@ class Dataset {
   virtual std::int64_t classes() const = 0;
   // One sample's shape, e.g. {1, 28, 28}.
   virtual std::vector<std::int64_t> sample_shape() const = 0;
-  // What there is to predict of one sample: its class, or for text the next character at every
-  // place. Samples count alike, and a sample's loss is the mean over its targets.
+  // How many things there are to predict of one sample: its class, or for text the next character
+  // at every place. All samples count alike: a sample's loss is the mean over its targets.
   virtual std::int64_t targets_per_sample() const { return 1; }
   // The class of each sample, below `classes()`; empty where samples have none (text).
   virtual std::span<const std::uint8_t> labels() const { return {}; }
-  // The samples at `indices`, inputs in `dtype` (text: int64, whatever `dtype` is). Safe from
-  // several threads.
+  // The samples at `indices`, with inputs of type `dtype` (of text always int64). Safe from several
+  // threads.
   virtual Batch batch(std::span<const std::int64_t> indices, at::ScalarType dtype) const = 0;
   // A checksum of everything in it, equal on ranks that loaded the same data.
   virtual std::uint64_t fingerprint() const = 0;

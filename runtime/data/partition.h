@@ -1,5 +1,5 @@
-// Who learns which samples where ranks' data differ: what federated learning is like, and where
-// compressed gradients have the harder time, because ranks' gradients no longer agree.
+// Which samples each rank learns. Where ranks have different data, as in federated learning, their
+// gradients differ, which makes it harder to compress them.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,12 @@
 
 namespace thinwire {
 
-// Any sample may be any rank's, in each epoch another's (`next_batch` in sampler.h).
+// Any rank may get any sample, and gets other ones in each epoch (`next_batch` in sampler.h).
 struct Iid {};
-// Each rank learns the samples of some classes only, in every epoch the same.
+// Each rank learns samples of a few classes only, the same ones in every epoch.
 struct ByLabel {
-  std::optional<std::int64_t> classes = std::nullopt;  // of each rank; none: the fewest
+  // How many classes each rank has. None: as few as give every class a rank.
+  std::optional<std::int64_t> classes = std::nullopt;
 };
 using PartitionOptions = std::variant<Iid, ByLabel>;
 
@@ -31,18 +32,18 @@ PartitionOptions parse_partition(const std::string& text);
 // have the class. So every sample has one owner, and an epoch is every sample once, as without a
 // partition.
 //
-// All ranks reach the end of their samples together: where `next_batch` of sampler.h takes the
-// samples [a, b) of an epoch of D, a rank that owns s of them takes [s a / D, s b / D), rounded
-// down, of its own, which are in the epoch's order. With equal s those are the batch size; else a
-// rank that owns more learns larger batches.
+// All ranks reach the end of their samples together. Where `next_batch` of sampler.h takes the
+// samples [a, b) of an epoch of D samples, a rank that owns s of the D takes [s a / D, s b / D),
+// rounded down, of its own samples in the epoch's order. If all ranks own equally many, each gets
+// the batch size; otherwise a rank that owns more has larger batches.
 class LabelPartition {
  public:
-  // Throws `UsageError` for data without labels, for more classes than there are, and for so few
-  // that some would be nobody's.
+  // Throws `UsageError` for data without labels, for more classes than the data have, and for so
+  // few that some class would have no rank.
   LabelPartition(const Dataset& data, const ByLabel& options, std::int64_t world_size,
                  std::int64_t rank);
 
-  // "by_label:classes=5 of 4 ranks": partitions of the same data are the same if this is.
+  // "by_label:classes=5 of 4 ranks". Partitions of the same data are equal if their names are.
   const std::string& name() const { return name_; }
   // Like the function of that name; `order` is of the same data set, `layout` of the same world.
   RankBatch next_batch(EpochOrder& order, const DataPosition& position, const BatchLayout& layout);

@@ -1,6 +1,6 @@
-// The order in which samples are learnt: a function of seed, epoch and the count of samples
-// consumed by all ranks together, whatever the world size. A group of another size goes on where
-// this one stopped.
+// The order in which samples are learnt. It is a function of the seed, the epoch and the number of
+// samples that all ranks together have consumed, and not of the world size. So a group of another
+// size can go on where this one stopped.
 #pragma once
 
 #include <cstdint>
@@ -46,8 +46,8 @@ struct RankBatch {
   DataPosition next;
 };
 
-// The permutation of [0, dataset_size) for each epoch: Fisher-Yates driven by Philox. Keeps one
-// epoch's; not for several threads.
+// The permutation of [0, dataset_size) for each epoch: Fisher-Yates driven by Philox. It keeps the
+// permutation of one epoch, so threads must not share it.
 class EpochOrder {
  public:
   // `dataset_size` > 0.

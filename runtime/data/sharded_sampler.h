@@ -20,12 +20,12 @@ namespace thinwire {
 //   thinwire::ShardedSampler sampler(size, seed, ranks->rank(), ranks->size());
 //   auto loader = torch::data::make_data_loader(data, sampler, options);
 //
-// Copies share one position: the loader has one, and the sampler above tells where it stands.
+// Copies share one position: the loader works on a copy, and the sampler above tells its position.
 //
 // Each step deals the next ranks * batch samples of the order, in contiguous shares, so that every
 // sample comes once in an epoch. In the last step of an epoch shares may be short, and differ by
-// one: weigh with `finish(samples)`. Where fewer samples are left than there are ranks, some ranks
-// have none, and one step less: they `join`, or call `finish(0)`.
+// one: `finish(samples)` weighs them. Where fewer samples are left than there are ranks, some ranks
+// have none and so one step less: they call `join`, or `finish(0)`.
 //
 // The position (`visit`, `save` and `load`) counts the samples that all ranks have
 // consumed, so a run may go on with another number of ranks. It is that of the indices handed out:
@@ -35,8 +35,8 @@ class ShardedSampler final : public torch::data::samplers::Sampler<> {
   // `size` > 0, 0 <= rank < ranks.
   ShardedSampler(std::int64_t size, std::uint64_t seed, int rank, int ranks);
 
-  // What the loader calls at the start of an epoch. In the middle of one that was restored it goes
-  // on with it, and otherwise begins the next.
+  // The loader calls this at the start of an epoch. If the position was restored in the middle of
+  // an epoch, that epoch goes on; otherwise the next one begins.
   void reset(std::optional<std::size_t> new_size = std::nullopt) override;
   // This rank's next `batch_size` indices or fewer; none at the end of an epoch.
   std::optional<std::vector<std::size_t>> next(std::size_t batch_size) override;
@@ -51,7 +51,7 @@ class ShardedSampler final : public torch::data::samplers::Sampler<> {
   struct State {
     EpochOrder order;
     DataPosition position;
-    bool ended = false;  // the epoch before `position` was dealt to its end, and nobody has reset
+    bool ended = false;  // the epoch before `position` is all dealt, and `reset` was not called yet
   };
   std::shared_ptr<State> state_;
   int rank_;

@@ -14,7 +14,7 @@ struct SyntheticOptions {
   std::int64_t classes = 10;         // at most 256; sample i is of class i mod classes
   std::int64_t channels = 1;
   std::int64_t size = 28;  // height and width, pixels
-  double noise = 1.0;      // standard deviation, in those of the prototypes
+  double noise = 1.0;      // its standard deviation, as a multiple of that of the prototypes
   std::uint64_t seed = 1;
 };
 

@@ -19,14 +19,14 @@ struct Characters {
   std::vector<std::uint8_t> tokens;      // each character's place in it
 };
 
-// Throws DataError with `name` for a text with NUL bytes, which is none, and for one of fewer than
-// two different characters, which leave nothing to predict.
+// Throws DataError with `name` for bytes that are no text because some are NUL, and for a text of
+// fewer than two different characters, in which there is nothing to predict.
 Characters encode_text(std::span<const std::uint8_t> text, const std::string& name);
 
-// Windows of a text, each with what comes next at every place of it. Sample i holds the characters
-// [i * context, (i + 1) * context) of its range, and as targets those one further; so each
-// character but the first is predicted once. What is left at the end is too short for a window and
-// unused.
+// Windows of a text, with the next character at every place as target. Sample i holds the
+// characters [i * context, (i + 1) * context) of its range, and as targets the characters one place
+// further on. So each character but the first is predicted once. The characters at the end that do
+// not fill a window are unused.
 class TextDataset : public Dataset {
  public:
   // The characters [begin, end) of `text`, at least context + 1.
@@ -51,9 +51,8 @@ class TextDataset : public Dataset {
 };
 
 // Reads any text file, plain or gzip. The last tenth of it is for testing. `context`: characters
-// per sample, at least 2.
-// Throws DataError where the file is missing, damaged, no text, or too short for a sample of each
-// part; IoError where it cannot be read.
+// per sample, at least 2. Throws DataError where the file is missing, damaged, no text, or too
+// short for one sample to train on and one to test; IoError where it cannot be read.
 DataSplit load_text(const std::filesystem::path& file, std::int64_t context);
 
 // The Jargon File (1.7 MB of English, public domain), from Debian's package jargon-text.

@@ -13,7 +13,7 @@ class Module;
 
 namespace thinwire {
 
-// Which forward pass of a run it is: what a mask depends on, besides the layer.
+// Which forward pass of a run this is. A mask depends on it and on the layer.
 struct ForwardPass {
   std::uint64_t seed = 1;
   std::int64_t step = 0;  // attempted steps so far
@@ -33,7 +33,8 @@ at::Tensor dropout_mask(const at::Tensor& input, double probability, std::uint64
                         std::uint64_t stream);
 
 namespace detail {
-// The same bits by tensor operations on the device of `input`: for devices without a loop of ours.
+// The same bits by tensor operations on the device of `input`, for devices on which we have no
+// loop.
 at::Tensor dropout_mask_by_operations(const at::Tensor& input, double probability,
                                       std::uint64_t seed, std::uint64_t stream);
 }  // namespace detail

@@ -15,7 +15,8 @@ namespace thinwire {
 
 // Buffers (running statistics of norms) are each rank's own: they are updated from the rank's own
 // samples and never sent while training. Evaluation and the checkpoint's model file use their mean
-// over ranks (of integers: rank 0's); each rank's own are in its own file of the checkpoint.
+// over ranks, and rank 0's where they are integers. Each rank's own buffers are in its own file of
+// the checkpoint.
 class ModelBuffers {
  public:
   ModelBuffers() = default;  // none
@@ -28,14 +29,14 @@ class ModelBuffers {
   std::vector<at::Tensor> mean(Communicator& communicator) const;
   // Shows `values`, one per buffer, as replicated state under the buffers' plain names.
   void visit_mean(StateVisitor& visitor, const std::vector<at::Tensor>& values) const;
-  // Shows this rank's own, as "buffer/<name>".
+  // Shows this rank's own buffers, as "buffer/<name>".
   void visit_own(StateVisitor& visitor) const;
 
   std::vector<at::Tensor> clone() const;
   void assign(const std::vector<at::Tensor>& values);
-  // After a step that was rolled back, takes back what its forward pass has put into buffers, from
-  // their values before it: running statistics of norms, and whatever is no longer finite. Other
-  // buffers are the user's, who may have changed them meanwhile.
+  // After a step that was rolled back: gives buffers the values of before its forward pass,
+  // `before`, where they are running statistics of norms and where they are no longer finite. Other
+  // buffers are left alone, because the user may have changed them meanwhile.
   void take_back(const std::vector<at::Tensor>& before);
 
  private:

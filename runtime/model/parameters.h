@@ -28,7 +28,7 @@ std::vector<Parameter> parameters_of(const torch::nn::Module& module);
 // Shows every parameter as replicated state under its name.
 void visit_parameters(const std::vector<Parameter>& parameters, StateVisitor& visitor);
 
-// Parameters and buffers go to `device`; before they are laid out into buckets.
+// Moves parameters and buffers to `device`. Call it before they are laid out into buckets.
 void move_to(torch::nn::Module& module, at::Device device);
 
 // The hash of every parameter's bytes, in the order given.

@@ -10,14 +10,15 @@
 namespace thinwire {
 
 // The bandwidth in bits per second below which compression pays: 8 `bytes_saved` / `seconds_added`,
-// both per step and rank. None where nothing is saved; infinite where nothing is added.
+// both per step and rank. None where no bytes are saved; infinite where no time is added.
 std::optional<double> break_even_bandwidth(double bytes_saved, double seconds_added);
 
-// What a run says at its end, of this rank: bytes of a compressed step, seconds of its arithmetic,
-// the bandwidth below which they pay, and what was waited for. All of the arithmetic counts as
-// added, though a dense step has some too, and though backward may have hidden it. Not in it is the
-// decoding that updates and norms do themselves, which costs no more than the values' way through
-// memory except with Adam, top-k, or a norm in every step. Nothing on one rank.
+// What a run says at its end about this rank: the bytes of a compressed step, the seconds of its
+// arithmetic, the bandwidth below which that pays, and the time that it waited. All arithmetic
+// counts as added, though a dense step has some too and though backward may have hidden it. The
+// decoding that updates and norms do themselves is not counted: it costs no more than reading the
+// values from memory would, except with Adam, with top-k, and where a norm is needed in every step.
+// Empty on one rank.
 std::vector<std::string> pay_off(const StepReport& whole_run);
 
 // "12.4 Gbit/s"

@@ -27,7 +27,7 @@ class Trace {
   void span(const std::string& row, const std::string& name, Clock::time_point start,
             Clock::time_point end);
 
-  // So far, in the order in which they ended.
+  // All spans so far, in the order in which they ended.
   std::vector<Span> spans() const;
   // This rank's events, comma-separated JSON objects.
   std::string events() const;

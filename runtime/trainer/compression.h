@@ -1,4 +1,4 @@
-// Compression as a run is told of it, and as it tells of it.
+// How a run's options choose compression, and what the user is told about that choice.
 #pragma once
 
 #include <optional>
@@ -13,6 +13,6 @@ namespace thinwire {
 // What the words of the options mean. Throws `UsageError`.
 CompressionOptions compression_of(const TrainOptions& options);
 
-// What a user should know of the options that he chose, as sentences.
+// What a user should know about the compression that he chose, as sentences.
 std::vector<std::string> notes_on_compression(const TrainOptions& options);
 }  // namespace thinwire

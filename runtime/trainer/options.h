@@ -6,8 +6,9 @@
 
 namespace thinwire {
 
-// Everything `thinwire train` can be told; each field is the flag of the same name with '-' for
-// '_'. Choices with options of their own are specs, "name:key=value,..." (collectives/base/spec.h).
+// Everything that `thinwire train` can be told. Each field is the flag of the same name, with '-'
+// for '_'. A choice with options of its own is written "name:key=value,..."
+// (collectives/base/spec.h).
 struct TrainOptions {
   // Data and model
   std::string model = "convnet";       // mlp | convnet | resnet8 | resnet18 | gpt
@@ -34,9 +35,9 @@ struct TrainOptions {
   std::string feedback = "auto";    // auto | none | error_feedback | ef21 | econtrol
   std::string exchange = "auto";    // auto | all_reduce | two_stage | all_gather
   std::int64_t start_iter = 0;      // committed steps before compression starts
-  std::int64_t min_dimensions = 2;  // parameters of fewer go uncompressed
-  std::int64_t dense_below = 0;     // values; smaller ones too
-  std::string dense_names;          // patterns, separated by commas: these too
+  std::int64_t min_dimensions = 2;  // parameters of fewer dimensions go uncompressed,
+  std::int64_t dense_below = 0;     // and so do parameters of fewer values
+  std::string dense_names;          // and those whose names match one of these patterns: "A,B"
   double bucket_mb = 25;            // MiB of gradients that travel together
   std::int64_t timeout = 60;        // seconds that a collective may take
   std::int64_t check_every = 100;   // steps between comparisons of the ranks' weights; 0: only

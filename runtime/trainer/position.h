@@ -1,4 +1,4 @@
-// Whether the place in a run that a checkpoint gives can be one.
+// Whether the position in the data that a checkpoint gives is possible.
 #pragma once
 
 #include <cstdint>

@@ -15,8 +15,8 @@ enum class Precision {
 // "fp32" | "bf16". Throws UsageError for another word.
 Precision parse_precision(const std::string& text);
 
-// While alive, operations of this thread on `device` compute in `precision` (libtorch's autocast).
-// Parameters stay what they are, and so do their gradients; backward needs no such scope.
+// While this object lives, operations of this thread on `device` compute in `precision` (libtorch's
+// autocast). Parameters and their gradients keep their type. The backward pass needs no such scope.
 class ComputeIn {
  public:
   ComputeIn(Precision precision, at::DeviceType device);

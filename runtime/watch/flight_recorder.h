@@ -1,4 +1,4 @@
-// What a rank is doing and what it did last, for the moment when it does not go on.
+// What a rank is doing and what it did last, for whoever asks why it has stopped.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct Activity {
   std::string doing = "starting";  // between operations, e.g. "computing"
   std::int64_t operations = 0;     // begun so far
   std::string operation;           // the last begun: "all_to_all of bucket 2"
-  std::optional<std::chrono::milliseconds> waiting = {};  // for how long, if it waits for it
+  std::optional<std::chrono::milliseconds> waiting = {};  // since when; none if it does not wait
 
   bool operator==(const Activity&) const = default;
 };
@@ -71,7 +71,8 @@ class FlightRecorder final : public OperationObserver {
   Clock::time_point waiting_since_;
 };
 
-// Says what a rank does between operations while it is alive; `recorder` may be null.
+// While this object lives, `recorder` says that the rank does `what` between operations. `recorder`
+// may be null.
 class Doing {
  public:
   Doing(FlightRecorder* recorder, const char* what)

@@ -17,14 +17,14 @@ namespace thinwire {
 // One rank's end of a star of TCP connections around rank 0, with a thread of its own.
 //
 // The system closes a dead process's connection, so rank 0 sees a death at once. Each rank says a
-// few times a second what it is doing: rank 0 notices one that is silent for `timeout`, and, when a
-// rank waits that long in an operation, the one that has not come to it. It then tells everybody.
-// The others watch rank 0 in the same way. What was noticed first is final: what happens afterwards
-// follows from it.
+// few times a second what it is doing. So rank 0 notices a rank that is silent for `timeout`; and
+// when a rank waits in an operation for that long, it notices the rank that has not begun that
+// operation. It then tells everybody. The others watch rank 0 in the same way. What is noticed
+// first is final, because what happens afterwards follows from it.
 //
-// Costs about 100 bytes a message, at most four a second from each rank and one a second to it.
-// Rank 0 listens until all have come; who comes has to prove that he belongs to the job. Methods
-// are safe from any thread.
+// A message has about 100 bytes; there are at most four a second from each rank and one a second to
+// it. Rank 0 listens until all ranks have come, and each has to prove that it belongs to the job.
+// Methods are safe from any thread.
 class Lifeline {
  public:
   struct Parts {
@@ -48,7 +48,8 @@ class Lifeline {
   // Rank 0's end.
   static std::unique_ptr<Lifeline> host(const Access& access, Parts parts);
   // Another rank's end: connects to the host that made `invitation`, within half the timeout or
-  // ten seconds, whichever is shorter; throws `IoError`. Half, as the others wait meanwhile.
+  // ten seconds, whichever is shorter; throws `IoError`. Only half, because the others wait
+  // meanwhile.
   static std::unique_ptr<Lifeline> join(const net::JobIdentity& identity, int rank,
                                         const std::string& invitation, Parts parts);
 
@@ -60,10 +61,10 @@ class Lifeline {
   // The host's: where others can reach it, one line of text.
   const std::string& invitation() const;
 
-  // This rank ends as all of them do. Returns when the others know, within a second. Nothing is
-  // noticed from then on.
+  // This rank ends because the run ends on all ranks. Returns when the others know, within a
+  // second. Nothing is noticed from then on.
   void goodbye();
-  // This rank ends and the others do not know: they lose it for this reason.
+  // This rank ends and the others do not know it yet: they are told that it is lost, and why.
   void fail(const std::string& why);
 
   // The reason that `on_lost` was given, as soon as there is one; none if `deadline` passes first.
@@ -80,8 +81,8 @@ class Lifeline {
 std::unique_ptr<Lifeline> make_lifeline(Communicator& communicator, const Lifeline::Access& access,
                                         Lifeline::Parts parts);
 
-// Collective: a new key that rank 0 makes and tells the others through the communicator. For where
-// strangers cannot listen to that, as with MPI's own connections.
+// Collective: rank 0 makes a new key and tells it to the others through the communicator. Only for
+// communicators that strangers cannot listen to, such as MPI's own connections.
 net::JobKey share_new_key(Communicator& communicator);
 
 }  // namespace thinwire

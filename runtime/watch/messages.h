@@ -1,4 +1,4 @@
-// What the ends of a lifeline say to each other: lines, each a word and what it needs.
+// What the ends of a lifeline say to each other. A message is a line: a word and its arguments.
 #pragma once
 
 #include <string>
@@ -12,13 +12,13 @@ struct Message {
   enum class Kind {
     report,  // an activity
     lost,    // rank 0 says who was lost
-    failed,  // the sender's last: why it ends
-    bye,     // its last: it ends as all do
-    none,    // what no rank says
+    failed,  // the sender's last message: why it ends
+    bye,     // its last message: it ends because the run ends on all ranks
+    none,    // a line that no rank would send
   };
   Kind kind = Kind::none;
   Activity activity;  // of a report
-  std::string text;   // of a loss and a failure: fit to be shown, at most some 2,000 characters
+  std::string text;   // of `lost` and `failed`: printable, at most some 2,000 characters
 };
 
 std::string report_line(const Activity& activity);
@@ -26,7 +26,8 @@ std::string lost_line(const std::string& reason);
 std::string fail_line(const std::string& reason);
 std::string bye_line();
 
-// Numbers out of their range and unknown words make it `none`.
+// A line with an unknown word, or with a number that is out of its range, is a message of kind
+// `none`.
 Message parse_message(std::string_view line);
 
 }  // namespace thinwire::watch

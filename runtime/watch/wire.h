@@ -26,8 +26,8 @@ class Wire {
   void flush();
   // No more lines will come from here; the other end sees that after the last one.
   void finish_sending();
-  // The whole lines that came, of at most 64 KiB at a time; what the peer sent before it closed
-  // still arrives.
+  // The lines that have come whole, of at most 64 KiB at a time. Lines that the peer sent before it
+  // closed still arrive.
   std::vector<std::string> receive();
 
  private:
