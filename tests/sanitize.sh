@@ -11,7 +11,7 @@ case ${1:-} in
   address)
     build='build-asan'
     preset=asan
-    tests=(base_test threads_test sockets_test nccl_simulated_test compression_test codec_test power_sgd_test
+    tests=(base_test threads_test sockets_test compression_test codec_test power_sgd_test
            combinations_test optimizers_test
            step_test buckets_test trainer_test lifeline_test flight_recorder_test
            file_system_test safetensors_test checkpoint_test test_data)
@@ -21,7 +21,7 @@ case ${1:-} in
   thread)
     build='build-tsan'
     preset=tsan
-    tests=(threads_test sockets_test nccl_simulated_test compression_test combinations_test power_sgd_test
+    tests=(threads_test sockets_test compression_test combinations_test power_sgd_test
            step_test lifeline_test flight_recorder_test)
     export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp halt_on_error=1"
     ;;

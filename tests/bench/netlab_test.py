@@ -209,7 +209,7 @@ class Lab(unittest.TestCase):
 
     def test_refuses_without_tools(self):
         result = subprocess.run([sys.executable, NETLAB, "--ranks", "2", "--rate", "1gbit", "--",
-                                 "true"], env={"PATH": "/nonexistent"}, text=True,
+                                 "true"], env={"PATH": os.path.dirname(NETLAB)}, text=True,
                                 capture_output=True, timeout=SLOW, check=False)
         self.assertEqual(result.returncode, CANNOT)
         self.assertEqual(result.stderr,

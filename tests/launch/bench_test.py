@@ -109,7 +109,8 @@ class Bench(unittest.TestCase):
             self.assertEqual(result.stdout, "")
 
     def test_a_file_that_cannot_be_written(self):
-        result = PROGRAM.run("bench", "all-reduce", *QUICK, "--json", "/nonexistent/a.json")
+        result = PROGRAM.run("bench", "all-reduce", *QUICK, "--json",
+                             self.file.parent / "missing/a.json")
         self.assertEqual(result.returncode, 73, result.stderr)
 
     def test_a_table_that_is_not_written(self):

@@ -459,7 +459,7 @@ class Folder(Case):
         resume = ("--resume", "auto")
         for make, more in ((os.mkfifo, ()), (os.mkfifo, resume), (os.mkdir, resume),
                            (lambda path: os.symlink("/dev/zero", path), resume),
-                           (lambda path: os.symlink("/nowhere", path), ()),
+                           (lambda path: os.symlink(self.folder / "nowhere", path), ()),
                            (lambda path: os.symlink(self.folder / "precious", path), resume)):
             shutil.rmtree(self.folder / "run", ignore_errors=True)
             shutil.copytree(self.folder / "made", self.folder / "run")
@@ -776,7 +776,8 @@ class BadInput(Case):
             (["--resume", self.folder / "nowhere"], 65, r"no such checkpoint"),
             (["--resume", a_file], 65, r"file"),
             (["--output", a_file / "sub"], 73, r"cannot prepare the output folder"),
-            (["--trace", "/nonexistent/trace.json", "--steps", "1"], 74, r"cannot write the trace"),
+            (["--trace", self.folder / "missing/trace.json", "--steps", "1"], 74,
+             r"cannot write the trace"),
         ]
         for arguments, code, pattern in cases:
             with self.subTest(arguments=[str(a) for a in arguments]):

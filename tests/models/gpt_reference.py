@@ -1,10 +1,11 @@
 """Our Gpt gives the logits and the gradients that PyTorch's Python gives for the same weights.
 
-Usage: gpt_reference.py GPT_TOOL FOLDER
+Usage: gpt_reference.py GPT_TOOL
 """
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -38,9 +39,10 @@ def compare(tool, folder, dtype, tolerance):
 
 
 def main():
-    tool, folder = sys.argv[1], Path(sys.argv[2])
-    compare(tool, folder, torch.float64, 1e-12)
-    compare(tool, folder, torch.float32, 1e-5)
+    tool = sys.argv[1]
+    with tempfile.TemporaryDirectory() as folder:
+        compare(tool, Path(folder), torch.float64, 1e-12)
+        compare(tool, Path(folder), torch.float32, 1e-5)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 #include <gtest/gtest.h>
 
 #include "tests/support/hang_watchdog.h"
+#include "tests/support/own_folder.h"
 
 int main(int argc, char** argv) {
+  const thinwire::testing::OwnFolder folder;
   ::testing::InitGoogleTest(&argc, argv);
   // GoogleTest owns and deletes the listener.
   ::testing::UnitTest::GetInstance()->listeners().Append(

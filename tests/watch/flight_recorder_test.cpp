@@ -3,6 +3,7 @@
 #include <ATen/ops/ones.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <stdlib.h>
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -117,8 +118,8 @@ TEST(Meter, CountsTheTimeOfWaitsAlone) {
 }
 
 TEST(FlightRecorder, IsWrittenBesideTheCheckpoints) {
-  const std::string folder =
-      std::filesystem::temp_directory_path() / ("thinwire-flight-" + std::to_string(::getpid()));
+  std::string folder = std::filesystem::temp_directory_path() / "thinwire-flight-XXXXXX";
+  ASSERT_NE(::mkdtemp(folder.data()), nullptr);
   FlightRecorder recorder(3);
   PosixFileSystem files;
   write_flight(files, folder, 3, recorder, "why");

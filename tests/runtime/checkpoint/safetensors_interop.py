@@ -1,10 +1,11 @@
 """Python's safetensors reads what safetensors_tool writes, and the other way round.
 
-Usage: safetensors_interop.py SAFETENSORS_TOOL FOLDER
+Usage: safetensors_interop.py SAFETENSORS_TOOL
 """
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy
@@ -50,9 +51,10 @@ def let_ours_read(tool, path):
 
 
 def main():
-    tool, folder = sys.argv[1], Path(sys.argv[2])
-    read_ours(tool, folder / "ours.safetensors")
-    let_ours_read(tool, folder / "python.safetensors")
+    tool = sys.argv[1]
+    with tempfile.TemporaryDirectory() as folder:
+        read_ours(tool, Path(folder) / "ours.safetensors")
+        let_ours_read(tool, Path(folder) / "python.safetensors")
 
 
 if __name__ == "__main__":
