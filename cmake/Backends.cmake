@@ -1,7 +1,8 @@
-# Optional parts: each is AUTO (use it if it is there), ON (an error if it is not) or OFF.
+# Optional parts: each is AUTO (use it if it is there), ON (an error if it is not) or OFF. CUDA may
+# also be IF_GPU: used only where there is a GPU too, as device code takes long to compile.
 
 set(THINWIRE_MPI AUTO CACHE STRING "MPI backend: AUTO, ON or OFF")
-set(THINWIRE_CUDA AUTO CACHE STRING "CUDA: AUTO, ON or OFF")
+set(THINWIRE_CUDA AUTO CACHE STRING "CUDA: AUTO, IF_GPU, ON or OFF")
 set(THINWIRE_NCCL AUTO CACHE STRING "NCCL backend: AUTO, ON or OFF")
 
 # Sets HAVE_<name> and REASON_<name> from what was asked and what was found.
@@ -38,14 +39,20 @@ endif()
 thinwire_decide(MPI "${MPI_CXX_FOUND}" "${_version}" "no MPI compiler found (Debian: libopenmpi-dev)")
 
 set(CUDAToolkit_FOUND FALSE)
+set(_missing "no CUDA toolkit found (nvcc is not on PATH)")
 if(NOT THINWIRE_CUDA STREQUAL "OFF")
   find_package(CUDAToolkit QUIET)
 endif()
-thinwire_decide(CUDA "${CUDAToolkit_FOUND}" "toolkit ${CUDAToolkit_VERSION}"
-                "no CUDA toolkit found (nvcc is not on PATH)")
+file(GLOB _gpus /dev/nvidia[0-9]* /dev/dxg)  # the latter under Windows
+if(THINWIRE_CUDA STREQUAL "IF_GPU" AND NOT _gpus)
+  set(CUDAToolkit_FOUND FALSE)
+  set(_missing "no GPU here; for another machine's give -DTHINWIRE_CUDA=ON")
+endif()
+thinwire_decide(CUDA "${CUDAToolkit_FOUND}" "toolkit ${CUDAToolkit_VERSION}" "${_missing}")
 if(THINWIRE_HAVE_CUDA)
-  # Ampere, Hopper and Blackwell; the last also as PTX, for what comes after.
-  set(THINWIRE_CUDA_ARCHITECTURES "80-real;90-real;100" CACHE STRING "GPUs to compile kernels for")
+  # Ampere, Hopper and Blackwell; the last also as PTX, for what comes after. Each costs as much time.
+  set(THINWIRE_CUDA_ARCHITECTURES "80-real;90-real;100" CACHE STRING
+      "GPUs to compile kernels for, as CMAKE_CUDA_ARCHITECTURES")
   set(CMAKE_CUDA_ARCHITECTURES ${THINWIRE_CUDA_ARCHITECTURES})
   set(CMAKE_CUDA_COMPILER ${CUDAToolkit_NVCC_EXECUTABLE})
   set(CMAKE_CUDA_STANDARD 17)
