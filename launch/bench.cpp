@@ -11,6 +11,8 @@
 
 #include "collectives/base/error.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/parse.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/metered.h"
 #include "launch/bench_shapes.h"
 #include "launch/commands.h"

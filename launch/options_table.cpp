@@ -7,6 +7,7 @@
 #include "collectives/base/error.h"
 #include "collectives/base/spec.h"
 #include "collectives/base/text.h"
+#include "collectives/compression/parse.h"
 #include "optimizers/list.h"
 
 namespace thinwire {
@@ -119,13 +120,7 @@ std::vector<Option> options_table() {
       {"clip-norm", optimizer, "largest L2 norm of the whole gradient; 0: no clipping",
        Number{&R::clip_norm, 0, 1e9}},
 
-      {"compressor", communication,
-       "none | fp16 | bf16 | sign[:block=N,scale=l1|rms] | "
-       "quantize:bits=N[,block=N,grid=auto|max_min|symmetric,rounding=nearest|stochastic] | "
-       "topk:density=X[,block=N,select=threshold|exact] | "
-       "powersgd:rank=N[,min_compression_rate=X,warm_start=true|false,"
-       "orthogonalization_epsilon=X]",
-       Word{&R::compressor}},
+      {"compressor", communication, compressor_help(), Word{&R::compressor}},
       {"feedback", communication,
        "what becomes of what was not sent: auto | none | error_feedback | "
        "ef21[:momentum=Y] | econtrol[:eta=auto|X,momentum=Y]",

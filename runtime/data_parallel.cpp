@@ -11,6 +11,7 @@
 #include "collectives/agreement.h"
 #include "collectives/base/error.h"
 #include "collectives/base/text.h"
+#include "collectives/compression/parse.h"
 #include "runtime/report/describe_compression.h"
 
 namespace thinwire {
@@ -44,45 +45,11 @@ std::string describe(const std::string& name, const at::Tensor& tensor) {
                      c10::DeviceTypeName(tensor.device().type(), /*lower_case=*/true));
 }
 
-// The numbers of a codec, all of them.
-std::string describe(const CodecOptions& codec) {
-  struct Describe {
-    std::string operator()(const Uncompressed&) const { return "none"; }
-    std::string operator()(const Sign& sign) const {
-      return fmt::format("block {}, scale {}", sign.block, static_cast<int>(sign.scale));
-    }
-    std::string operator()(const Quantize& quantize) const {
-      return fmt::format("bits {}, block {}, grid {}, rounding {}", quantize.bits, quantize.block,
-                         quantize.grid ? static_cast<int>(*quantize.grid) : -1,
-                         static_cast<int>(quantize.rounding));
-    }
-    std::string operator()(const Cast& cast) const {
-      return fmt::format("half {}", static_cast<int>(cast.half));
-    }
-    std::string operator()(const TopK& top_k) const {
-      return fmt::format("density {}, block {}, selection {}", top_k.density, top_k.block,
-                         static_cast<int>(top_k.selection));
-    }
-    std::string operator()(const PowerSgd& power) const {
-      return fmt::format(
-          "matrix_approximation_rank {}, min_compression_rate {}, warm_start {}, "
-          "orthogonalization_epsilon {}",
-          power.matrix_approximation_rank, power.min_compression_rate, power.warm_start,
-          power.orthogonalization_epsilon);
-    }
-  };
-  return std::visit(Describe{}, codec);
-}
-
 std::string describe(const CompressionOptions& options) {
-  constexpr const char* feedbacks[] = {"auto", "none", "error_feedback", "econtrol"};
-  constexpr const char* exchanges[] = {"auto", "all_reduce", "two_stage", "all_gather"};
   return fmt::format("{}, feedback {}, eta {}, momentum {}, exchange {}, start_iter {}",
-                     describe(options.codec),
-                     feedbacks[static_cast<std::size_t>(options.feedback.kind)],
+                     words_of(options.codec), name(options.feedback.kind),
                      options.feedback.eta ? fmt::format("{:g}", *options.feedback.eta) : "auto",
-                     options.feedback.momentum,
-                     exchanges[static_cast<std::size_t>(options.exchange)], options.start_iter);
+                     options.feedback.momentum, name(options.exchange), options.start_iter);
 }
 
 // A tensor of which two elements share memory cannot be written to.

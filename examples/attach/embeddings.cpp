@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <string>
 #include <thread>
+#include "collectives/compression/parse.h"
 
 constexpr int kReaders = 60;
 constexpr int kBooks = 80;

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <string>
 #include <thread>
+#include "collectives/compression/parse.h"
 
 struct Net : torch::nn::Module {
   Net() {

@@ -31,7 +31,7 @@ struct TrainOptions {
   double clip_norm = 0;     // L2 norm of the whole gradient; 0: no clipping
 
   // Communication
-  std::string compressor = "none";  // none | fp16 | bf16 | sign | quantize | topk | powersgd
+  std::string compressor = "none";  // as compressor_help says
   std::string feedback = "auto";    // auto | none | error_feedback | ef21 | econtrol
   std::string exchange = "auto";    // auto | all_reduce | two_stage | all_gather
   std::int64_t start_iter = 0;      // committed steps before compression starts

@@ -10,7 +10,6 @@
 #include "collectives/base/error.h"
 #include "collectives/base/hash.h"
 #include "optimizers/clipping.h"
-#include "optimizers/factory.h"
 #include "runtime/layers/dropout_mask.h"
 #include "runtime/report/describe_compression.h"
 #include "runtime/report/slowest_rank.h"
@@ -39,28 +38,12 @@ at::Tensor loss_sum(const at::Tensor& logits, const at::Tensor& target) {
       torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kSum));
 }
 
-BucketOptions bucket_options(const TrainOptions& options) {
-  BucketOptions buckets;
-  buckets.bucket_bytes = static_cast<std::int64_t>(options.bucket_mb * (1 << 20));
-  buckets.first_bucket_bytes = std::min(buckets.first_bucket_bytes, buckets.bucket_bytes);
-  return buckets;
-}
-
 std::optional<LabelPartition> make_partition(const TrainOptions& options, const Dataset& data,
                                              Communicator& communicator) {
   const PartitionOptions partition = parse_partition(options.partition);
   const auto* by_label = std::get_if<ByLabel>(&partition);
   if (by_label == nullptr) return std::nullopt;
   return LabelPartition(data, *by_label, communicator.size(), communicator.rank());
-}
-
-// The reducer; what comes before it goes to `before`.
-std::unique_ptr<GradientReducer> make_reducer_and(std::unique_ptr<BeforeReduce>& before,
-                                                  const CompressionOptions& compression,
-                                                  const TrainerDevice* device) {
-  Reduction made = make_reduction(compression, device ? device->reducer : ReducerLaunch{});
-  before = std::move(made.before);
-  return std::move(made.reducer);
 }
 
 Batch to_device(Batch batch, at::Device device) {
@@ -148,33 +131,6 @@ Trainer::Trainer(TrainerParts parts, const TrainOptions& options)
   build(parameters_of(*parts_.model.module));
   broadcast_tensors(parts_.communicator, parts_.model.module->buffers(), 0);
   dtype_ = parameters().front().tensor.scalar_type();
-}
-
-// Each refers to those before it.
-void Trainer::build(std::vector<Parameter> parameters) {
-  arrival_.reset();
-  transaction_.reset();
-  buckets_.emplace(std::move(parameters), bucket_options(options_));
-  reducer_.emplace(make_reducer_and(before_, compression_, parts_.device), parts_.meter);
-  transaction_.emplace(
-      buckets_->buckets(), *reducer_, parts_.communicator,
-      StepParts{.before_reduce =
-                    [this](Bucket& bucket, const StepContext& step) {
-                      optimizer_->before_reduce(bucket, step);
-                    },
-                .before = before_.get(),
-                .relayout = [this](const Bucket& bucket) { optimizer_->relayout(bucket); },
-                .trace = parts_.trace,
-                .recorder = parts_.recorder,
-                .path = parts_.device ? &parts_.device->path : nullptr});
-  arrival_.emplace(*buckets_, *transaction_, Counting::declared);
-  std::vector<at::Tensor> weights;
-  for (const Bucket& bucket : buckets_->buckets()) weights.push_back(bucket.weights);
-  broadcast_tensors(parts_.communicator, weights, 0);
-  // After the broadcast: an optimizer may copy the weights it starts from.
-  optimizer_ = make_optimizer(
-      options_.optimizer, {.momentum = options_.momentum, .weight_decay = options_.weight_decay},
-      buckets_->buckets(), no_decay_on_vectors(), optimizer_device_);
 }
 
 Trainer::~Trainer() = default;
@@ -494,28 +450,6 @@ void Trainer::visit(StateVisitor& visitor) {
     if (before_) before_->visit(bucket, visitor);
   }
   model_buffers_.visit_own(visitor);
-}
-
-void Trainer::replace_parameters(const Replacement& replacement) {
-  std::vector<Parameter> now = replaced(parameters(), replacement);
-  GradientBuckets::require_possible(now);
-  GradientArrival::require_free(replacement.added);
-  const auto show = [this](StateVisitor& visitor) {
-    optimizer_->visit(visitor);
-    for (const Bucket& bucket : buckets_->buckets()) {
-      reducer_->visit(bucket, visitor);
-      if (before_) before_->visit(bucket, visitor);
-    }
-  };
-  CarriedState state(show, parts_.communicator);
-  const auto parts = parts_by_name(buckets_->buckets(), now);
-  build(std::move(now));
-  thinwire::relayout(parts, buckets_->buckets(), *transaction_);
-  for (const auto& sentence : state.fill(show, replacement)) parts_.observer.on_line(sentence);
-}
-
-void Trainer::relayout(const std::map<std::string, SliceLayout>& parts) {
-  thinwire::relayout(parts, buckets_->buckets(), *transaction_);
 }
 
 std::vector<std::string> Trainer::describe_compression() const {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/launch.h"
 #include "collectives/compression/reducer/timed.h"
 #include "collectives/metered.h"
 #include "optimizers/device.h"
@@ -21,8 +22,8 @@
 #include "runtime/model/model.h"
 #include "runtime/report/report.h"
 #include "runtime/step/arrival.h"
-#include "runtime/step/gradient_path.h"
 #include "runtime/step/carried_state.h"
+#include "runtime/step/gradient_path.h"
 #include "runtime/step/layout_state.h"
 #include "runtime/telemetry/trace.h"
 #include "runtime/trainer/options.h"

@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "collectives/base/error.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "runtime/data_parallel.h"
 
 namespace thinwire::testing {

@@ -45,16 +45,17 @@ class Bench {
                            }});
   }
 
-  void add(const std::string& name, const Format& format, std::int32_t size) {
+  template <typename C>
+  void add(const std::string& name, const C& options, std::int32_t size) {
     // Kept until the end, as the operations point to them.
-    tables_.push_back(std::make_unique<Table>(table_of(numel_, format, size)));
+    tables_.push_back(std::make_unique<Table>(table_of(numel_, options, size)));
     const Table& table = *tables_.back();
     payloads_.push_back(std::make_unique<std::vector<char>>(table.bytes));
     char* payload = payloads_.back()->data();
     // As the reducer has it: of signs messages are kept.
     Residual<float> residual{.error = residual_.get()};
     float* sent_next = nullptr;
-    if (format.coding == Coding::sign) {
+    if (C::keeps_messages) {
       sent_.assign(static_cast<std::size_t>(table.count()), 0.25F);
       sent_next_ = sent_;
       residual.sent = sent_.data();
@@ -122,16 +123,16 @@ void run(std::int64_t numel, int rounds) {
     fmt::print("{}, {:.1f} M floats, {} rounds\n", target, static_cast<double>(numel) / 1e6,
                rounds);
     Bench bench(numel, kernels);
-    bench.add("sign, 1024", {.coding = Coding::sign}, 1024);
-    bench.add("4 bits, 512", {.coding = Coding::quantize, .grid = Grid::symmetric, .bits = 4}, 512);
-    bench.add("4 bits, max-min, 512", {.coding = Coding::quantize, .bits = 4}, 512);
-    bench.add("8 bits, 512", {.coding = Coding::quantize, .bits = 8}, 512);
+    bench.add("sign, 1024", Sign{}, 1024);
+    bench.add("4 bits, 512", Quantize{.bits = 4, .grid = Grid::symmetric}, 512);
+    bench.add("4 bits, max-min, 512", Quantize{.bits = 4, .grid = Grid::max_min}, 512);
+    bench.add("8 bits, 512", Quantize{.bits = 8, .grid = Grid::max_min}, 512);
     bench.add("4 bits, 512, stochastic",
-              {.coding = Coding::quantize, .rounding = Rounding::stochastic, .bits = 4}, 512);
-    bench.add("bf16", {.coding = Coding::cast, .half = Half::bf16}, 1024);
-    bench.add("fp16", {.coding = Coding::cast, .half = Half::fp16}, 1024);
-    bench.add("top-k 1 %, 4096", {.coding = Coding::top_k}, 4096);
-    bench.add("raw", {.coding = Coding::raw}, 1024);
+              Quantize{.bits = 4, .grid = Grid::max_min, .rounding = Rounding::stochastic}, 512);
+    bench.add("bf16", Cast{Half::bf16}, 1024);
+    bench.add("fp16", Cast{Half::fp16}, 1024);
+    bench.add("top-k 1 %, 4096", TopK{}, 4096);
+    bench.add("raw", Uncompressed{}, 1024);
     bench.run(rounds);
   }
 }

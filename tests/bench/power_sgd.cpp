@@ -13,6 +13,7 @@
 
 #include "collectives/compression/kernels/low_rank.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/threads/thread_communicator.h"
 
 namespace thinwire {

@@ -14,22 +14,24 @@
 #include <string>
 #include <vector>
 
+#include "collectives/compression/codings/list.h"
 #include "collectives/compression/kernels/kernels.h"
 
 namespace thinwire {
 
-// A packed message of blocks of one format.
+// A packed message of blocks of one coding.
 struct Table {
   std::vector<Block> blocks;
   std::int64_t bytes = 0;
   std::int64_t count() const { return static_cast<std::int64_t>(blocks.size()); }
 };
 
-inline Table table_of(std::int64_t numel, Format format, std::int32_t size) {
+template <typename C>
+Table table_of(std::int64_t numel, const C& options, std::int32_t size) {
   Table table;
   for (std::int64_t begin = 0; begin < numel; begin += size) {
     const auto count = static_cast<std::int32_t>(std::min<std::int64_t>(size, numel - begin));
-    format.kept = std::max(1, count / 100);
+    const Format format = format_of(options, count);
     table.blocks.push_back(
         {.begin = begin, .payload = table.bytes, .count = count, .format = format});
     table.bytes += payload_bytes<float>(format, count);

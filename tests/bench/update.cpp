@@ -24,16 +24,19 @@ namespace {
 
 struct Coded {
   std::string name;
-  Format format;
-  std::int32_t block;
+  std::function<Table(std::int64_t numel)> table;
 };
+
+template <typename C>
+Coded coded(const char* name, const C& options, std::int32_t block) {
+  return {name, [=](std::int64_t numel) { return table_of(numel, options, block); }};
+}
 
 const std::vector<Coded>& codings() {
   static const std::vector<Coded> all = {
-      {"sign", {.coding = Coding::sign}, 1024},
-      {"4 bits", {.coding = Coding::quantize, .grid = Grid::symmetric, .bits = 4}, 512},
-      {"bf16", {.coding = Coding::cast, .half = Half::bf16}, 1024},
-      {"top-k 1 %", {.coding = Coding::top_k}, 4096}};
+      coded("sign", Sign{}, 1024),
+      coded("4 bits", Quantize{.bits = 4, .grid = Grid::symmetric}, 512),
+      coded("bf16", Cast{Half::bf16}, 1024), coded("top-k 1 %", TopK{}, 4096)};
   return all;
 }
 
@@ -77,7 +80,7 @@ class Bench {
 
  private:
   std::shared_ptr<CodedGradient> encode(const Coded& coding) {
-    Table table = table_of(numel_, coding.format, coding.block);
+    Table table = coding.table(numel_);
     auto coded = std::make_shared<CodedGradient>();
     coded->message = at::empty({table.bytes}, at::kByte);
     host_kernels<float>().encode({.blocks = table.blocks.data(),

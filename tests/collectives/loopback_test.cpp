@@ -6,6 +6,7 @@
 
 #include "collectives/base/error.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/metered.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/support.h"

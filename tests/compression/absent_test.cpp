@@ -12,6 +12,7 @@
 #include "collectives/checked.h"
 #include "collectives/compression/codec/typed.h"
 #include "collectives/compression/reducer/coded_gradient.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/averaging.h"
 #include "tests/compression/combinations.h"

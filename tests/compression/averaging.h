@@ -6,6 +6,7 @@
 
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/gradient_average.h"
+#include "collectives/compression/reducer/make_reducer.h"
 
 namespace thinwire::testing {
 

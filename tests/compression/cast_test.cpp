@@ -6,6 +6,7 @@
 #include <string>
 
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/coding.h"
 #include "tests/compression/support.h"

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/metered.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/coding.h"

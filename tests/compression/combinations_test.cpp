@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/coding.h"
 #include "tests/compression/combinations.h"

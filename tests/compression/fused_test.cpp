@@ -11,6 +11,7 @@
 #include "collectives/compression/codec/typed.h"
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/coded_gradient.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/metered.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/support.h"

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <fmt/format.h>
-#include <array>
 
 #include <algorithm>
 #include <cmath>
@@ -13,6 +12,7 @@
 #include <vector>
 
 #include "collectives/base/philox.h"
+#include "collectives/compression/codings/list.h"
 #include "collectives/compression/kernels/kernels.h"
 
 namespace thinwire::kernel_cases {
@@ -38,27 +38,34 @@ struct Table {
   std::int64_t bytes = 0;  // of the packed message
 };
 
-// Any coding with any of its options, for `count` values.
+// Any coding with any of its options, for `count` values: one row for each.
 inline Format random_format(Dice& dice, std::int32_t count) {
-  Format format;
-  format.coding = static_cast<Coding>(dice.below(6));
-  format.scale = static_cast<SignScale>(dice.below(2));
-  format.grid = static_cast<Grid>(dice.below(2));
-  format.rounding = static_cast<Rounding>(dice.below(2));
-  format.half = static_cast<Half>(dice.below(2));
-  format.selection = static_cast<Selection>(dice.below(2));
-  format.bits = static_cast<std::uint8_t>(1 + dice.below(8));
-  if (format.grid == Grid::symmetric && format.bits == 1) format.bits = 2;
   // Few, some, or any number of them.
   const std::int64_t most = std::max<std::int64_t>(1, count / (dice.below(2) == 0 ? 20 : 1));
-  format.kept = static_cast<std::int32_t>(1 + dice.below(most));
-  return format;
+  const auto kept = static_cast<std::int32_t>(1 + dice.below(most));
+  const auto bits = static_cast<int>(1 + dice.below(8));
+  const auto variant = dice.below(2);
+  const auto rounding = static_cast<Rounding>(dice.below(2));
+  Format top_k = format_of(TopK{.selection = static_cast<Selection>(variant)}, count);
+  top_k.entries = kept;
+  const std::vector<Format> rows = {
+      {.coding = Coding::held},
+      format_of(Uncompressed{}, count),
+      format_of(Sign{.scale = static_cast<SignScale>(variant)}, count),
+      format_of(Quantize{.bits = bits, .grid = Grid::max_min, .rounding = rounding}, count),
+      format_of(Quantize{.bits = std::max(2, bits), .grid = Grid::symmetric, .rounding = rounding},
+                count),
+      format_of(Cast{static_cast<Half>(variant)}, count),
+      top_k,
+  };
+  return rows[static_cast<std::size_t>(dice.below(std::ssize(rows)))];
 }
 
 // Raw values, signs and held blocks.
-inline Format random_sign_format(Dice& dice, std::int32_t) {
-  return {.coding = std::array{Coding::raw, Coding::sign,
-                               Coding::held}[static_cast<std::size_t>(dice.below(3))]};
+inline Format random_sign_format(Dice& dice, std::int32_t count) {
+  const std::int64_t which = dice.below(3);
+  if (which == 0) return format_of(Uncompressed{}, count);
+  return which == 1 ? format_of(Sign{}, count) : Format{.coding = Coding::held};
 }
 
 template <typename T>

@@ -32,7 +32,7 @@ Coded<T> code(const Block& block, const std::vector<T>& g, const Residual<T>& re
               std::uint64_t key) {
   Coded<T> coded;
   coded.next = g;
-  const bool keeps_messages = residual.sent != nullptr && block.format.coding == Coding::sign;
+  const bool keeps_messages = residual.sent != nullptr && block.format.coding == number_of<Sign>;
   std::vector<T> left_of_messages;
   const T* e = residual.error;
   if (keeps_messages) {

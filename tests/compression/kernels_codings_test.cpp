@@ -38,12 +38,8 @@ void expect_equal(const std::vector<T>& got, const std::vector<T>& expected, con
 
 std::string describe(const Block& block) {
   const Format& f = block.format;
-  return fmt::format(
-      "{} values, coding {}, scale {}, grid {}, rounding {}, half {}, selection {}, "
-      "{} bits, {} kept",
-      block.count, static_cast<int>(f.coding), static_cast<int>(f.scale), static_cast<int>(f.grid),
-      static_cast<int>(f.rounding), static_cast<int>(f.half), static_cast<int>(f.selection), f.bits,
-      f.kept);
+  return fmt::format("{} values, coding {}, variant {}, {} bits, {} entries", block.count,
+                     static_cast<int>(f.coding), f.variant, f.bits, f.entries);
 }
 
 enum class Feedbacks { none, errors, messages, tracked };
@@ -169,9 +165,8 @@ TYPED_TEST(KernelCodingsTest, TopKOfLargeBlocksAndOfTies) {
           SCOPED_TRACE(testing::Message() << target << ", " << kinds << " values, kept " << kept
                                           << ", selection " << static_cast<int>(selection));
           Dice dice(static_cast<std::uint64_t>(kinds));
-          const Block block{
-              .count = count,
-              .format = {.coding = Coding::top_k, .selection = selection, .kept = kept}};
+          Block block{.count = count, .format = format_of(TopK{.selection = selection}, count)};
+          block.format.entries = kept;
           std::vector<TypeParam> gradient;
           for (std::int32_t i = 0; i < count; ++i) {
             const auto size = static_cast<TypeParam>(dice.below(kinds + 1)) / 64;

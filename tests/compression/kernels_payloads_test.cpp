@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "collectives/compression/codings/list.h"
 #include "collectives/compression/kernels/host.h"
 #include "tests/compression/kernel_cases.h"
 #include "tests/compression/kernel_oracle.h"
@@ -52,8 +53,8 @@ void spoil(Dice& dice, const Table& table, Messages& messages) {
       } else if (kind == 1) {
         payload[dice.below(bytes)] = static_cast<char>(dice.below(256));
       }
-      if (kind <= 1 && block.format.coding == Coding::top_k) {
-        reference::put(payload, static_cast<std::uint32_t>(dice.below(block.format.kept + 2)));
+      if (kind <= 1 && block.format.coding == number_of<TopK>) {
+        reference::put(payload, static_cast<std::uint32_t>(dice.below(block.format.entries + 2)));
       }
     }
   }
@@ -164,7 +165,7 @@ TEST(KernelCastTest, EveryHalfIsExact) {
   for (const auto& [target, kernels] : host_kernels_by_target<float>()) {
     for (const Half half : {Half::fp16, Half::bf16}) {
       SCOPED_TRACE(testing::Message() << target << ", half " << static_cast<int>(half));
-      const Format format{.coding = Coding::cast, .half = half};
+      const Format format = format_of(Cast{half}, 32);
       std::vector<float> values;
       for (std::uint32_t bits = 0; bits < 0x8000; ++bits) {
         const auto here = static_cast<float>(reference::half_value(half, bits));

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "collectives/compression/codings/list.h"
 #include "tests/compression/kernel_cases.h"
 #include "tests/reference/codec.h"
 #include "tests/reference/feedback.h"
@@ -184,9 +185,9 @@ TYPED_TEST(KernelsTest, EncodeEqualsTheDefinition) {
       magnitudes += std::abs(message.back());
     }
     const double scale = magnitudes / count;
-    const Block block{.count = count, .format = {.coding = Coding::sign}};
+    const Block block{.count = count, .format = format_of(Sign{}, count)};
     std::vector<char> payload(
-        static_cast<std::size_t>(payload_bytes<TypeParam>({.coding = Coding::sign}, count)));
+        static_cast<std::size_t>(payload_bytes<TypeParam>(block.format, count)));
     this->kernels.encode({.blocks = &block,
                           .block_count = 1,
                           .gradient = gradient.data(),

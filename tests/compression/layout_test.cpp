@@ -10,6 +10,8 @@
 
 #include "collectives/base/error.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/parse.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/support.h"
 

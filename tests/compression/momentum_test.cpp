@@ -6,6 +6,8 @@
 
 #include "collectives/checked.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/parse.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/averaging.h"
 #include "tests/compression/support.h"

@@ -4,6 +4,9 @@
 #include "collectives/base/error.h"
 #include "collectives/compression/feedback/eta.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/parse.h"
+#include "collectives/compression/reducer/make_reducer.h"
+#include "tests/compression/combinations.h"
 
 namespace thinwire {
 namespace {
@@ -90,6 +93,26 @@ TEST(ParseCompression, ChoosesTheFeedbackAndExchangeThatACodecIsMadeFor) {
   EXPECT_EQ(parse_compression("topk", "ef21:momentum=0.9").feedback.momentum, 0.9);
 }
 
+// What ranks compare, and what a report says, is what a command line would have to say.
+TEST(ParseCompression, ReadsWhatItWrites) {
+  std::vector<CodecOptions> all = testing::variants();
+  all.push_back(PowerSgd{3, 1.25, false, 1e-7});
+  for (const CompressionOptions& options : valid_combinations()) all.push_back(options.codec);
+  for (const CodecOptions& codec : all) {
+    const std::string words = words_of(codec);
+    const CodecOptions read = parse_compression(words, "none").codec;
+    EXPECT_EQ(read.index(), codec.index()) << words;
+    EXPECT_EQ(words_of(read), words);
+    // And the help names it.
+    const std::string help = " " + compressor_help() + " ";
+    const std::string name = " " + words.substr(0, words.find(':'));
+    EXPECT_TRUE(help.find(name + " ") != std::string::npos ||
+                help.find(name + ":") != std::string::npos ||
+                help.find(name + "[") != std::string::npos)
+        << name << " in" << help;
+  }
+}
+
 std::string message_of(const std::string& codec, const std::string& feedback = "auto",
                        const std::string& exchange = "auto") {
   try {
@@ -125,7 +148,7 @@ TEST(ParseCompression, SaysWhatIsWrongAndWhatToDo) {
   says(message_of("topk", "econtrol:momentum=1"), "give 0 to less than 1");
   EXPECT_THROW(resolve({TopK{}, {FeedbackKind::econtrol, 0.0, 1.0}}), UsageError);
   EXPECT_THROW(resolve({TopK{}, {FeedbackKind::error_feedback, {}, 0.5}}), UsageError);
-  says(message_of("bf16", "econtrol"), "choose from cast x error_feedback x two_stage");
+  says(message_of("bf16", "econtrol"), "choose from bf16 x error_feedback x two_stage");
   says(message_of("sign", "auto", "all_reduce"), "choose from sign x error_feedback x two_stage");
   says(message_of("quantize:bits=1,rounding=stochastic"), "give 2 bits or more, feedback none");
   EXPECT_EQ(message_of("quantize:bits=1,rounding=stochastic", "none"), "accepted");

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "collectives/base/error.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/power_sgd_support.h"
 

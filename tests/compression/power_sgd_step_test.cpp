@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "collectives/checked.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/metered.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/power_sgd_support.h"

@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "collectives/base/error.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/power_sgd_support.h"
 

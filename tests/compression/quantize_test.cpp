@@ -228,7 +228,7 @@ TEST(Quantize, ARangeThatOverflowsIsNotFinite) {
 
 TEST(Quantize, ItsGridHasAZeroFromFourBitsOn) {
   for (int bits = 1; bits <= 8; ++bits) {
-    EXPECT_EQ(PlainCodec(Quantize{.bits = bits}).format(512).grid,
+    EXPECT_EQ(Quantize::grid_of(PlainCodec(Quantize{.bits = bits}).format(512)),
               bits < 4 ? Grid::max_min : Grid::symmetric);
   }
   const PlainCodec codec(Quantize{.bits = 4, .block = 64});

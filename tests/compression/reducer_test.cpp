@@ -5,7 +5,10 @@
 
 #include "collectives/base/error.h"
 #include "collectives/checked.h"
+#include "collectives/compression/codec/codec.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/parse.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/metered.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/support.h"

@@ -69,7 +69,7 @@ TEST(TopK, ExactIsTheBestApproximation) {
           for (const at::Tensor& x :
                {coarse_values(count, dtype, key), normal_values(count, dtype, key)}) {
             const at::Tensor got = coded(codec, x);
-            const auto kept = codec.format(count).kept;
+            const auto kept = codec.format(count).entries;
             EXPECT_EQ(kept, std::max(1.0, std::round(density * static_cast<double>(count))));
             EXPECT_TRUE(got.equal(best_approximation(x, kept)));
             EXPECT_TRUE(coded(codec, got).equal(got)) << "not idempotent";
@@ -87,7 +87,7 @@ TEST(TopK, AThresholdKeepsTheLargestAndNearlyAsMany) {
       bool fewer = false;
       for (std::uint64_t key = 0; key < 20; ++key) {
         for (const std::int64_t count : {1, 64, 1000, 4096}) {
-          const auto kept = codec.format(count).kept;
+          const auto kept = codec.format(count).entries;
           for (const bool coarse : {false, true}) {
             const at::Tensor x =
                 coarse ? coarse_values(count, dtype, key) : normal_values(count, dtype, key);
@@ -149,7 +149,7 @@ TEST(TopK, APayloadThatMakesNoSenseDecodesToNaN) {
   const PlainCodec codec(TopK{.density = 0.5, .block = 32});
   const at::Tensor x = normal_values(5, at::kFloat);
   const at::Tensor good = encode(codec, x);  // room for three values, indices of three bits
-  ASSERT_EQ(codec.format(5).kept, 3);
+  ASSERT_EQ(codec.format(5).entries, 3);
   const auto verdict = [&](std::uint32_t kept, int indices) {
     at::Tensor payload = good.clone();
     payload.narrow(0, 0, 4).view(at::kInt).fill_(static_cast<int>(kept));

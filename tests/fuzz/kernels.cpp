@@ -14,6 +14,7 @@
 
 #include "collectives/base/error.h"
 #include "collectives/compression/codec/typed.h"
+#include "collectives/compression/codings/list.h"
 #include "collectives/compression/kernels/host.h"
 #include "tests/fuzz/codecs.h"
 

@@ -51,8 +51,8 @@ void try_input(const std::uint8_t* data, std::size_t size) {
   // A grid is judged by its ends, which the levels need not reach; those of a symmetric one may go
   // beyond, by one that no encoder writes.
   const Format format = codec.format(codec.block());
-  const bool has_grid = format.coding == Coding::quantize;
-  const bool may_go_beyond = has_grid && format.grid == Grid::symmetric;
+  const bool has_grid = format.coding == number_of<Quantize>;
+  const bool may_go_beyond = has_grid && Quantize::grid_of(format) == Grid::symmetric;
   check(!is || said || has_grid, "finite() says what decoding shows");
   check(!said || is || may_go_beyond, "what finite() accepts decodes to finite values");
 

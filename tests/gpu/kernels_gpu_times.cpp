@@ -7,6 +7,7 @@
 #include <functional>
 #include <vector>
 
+#include "collectives/compression/codings/list.h"
 #include "collectives/compression/kernels/kernels.h"
 #include "optimizers/kernels/kernels.h"
 #include "tests/gpu/device.h"
@@ -39,12 +40,13 @@ void report(const char* name, double bytes, const std::function<void()>& launch)
 
 namespace {
 
-std::vector<Block> whole_blocks(std::int64_t numel, Format format, std::int32_t size) {
+template <typename C>
+std::vector<Block> whole_blocks(std::int64_t numel, const C& options, std::int32_t size) {
   std::vector<Block> blocks;
   std::int64_t payload = 0;
   for (std::int64_t begin = 0; begin < numel; begin += size) {
     const auto count = static_cast<std::int32_t>(std::min<std::int64_t>(size, numel - begin));
-    format.kept = std::max(1, count / 100);
+    const Format format = format_of(options, count);
     blocks.push_back({.begin = begin, .payload = payload, .count = count, .format = format});
     payload += payload_bytes<float>(format, count);
   }
@@ -59,8 +61,9 @@ std::vector<float> random_floats() {
   return values;
 }
 
-void time_coding(const char* name, std::int64_t numel, const Format& format, std::int32_t size) {
-  const std::vector<Block> table = whole_blocks(numel, format, size);
+template <typename C>
+void time_coding(const char* name, std::int64_t numel, const C& options, std::int32_t size) {
+  const std::vector<Block> table = whole_blocks(numel, options, size);
   const std::int64_t bytes =
       table.back().payload + payload_bytes<float>(table.back().format, table.back().count);
   Device<Block> blocks(table);
@@ -90,10 +93,10 @@ void time_coding(const char* name, std::int64_t numel, const Format& format, std
 }
 
 void time_signs_and_steps(std::int64_t numel) {
-  const std::vector<Block> table = whole_blocks(numel, {.coding = Coding::sign}, 1024);
+  const std::vector<Block> table = whole_blocks(numel, Sign{}, 1024);
   const std::int64_t count = std::ssize(table);
   const std::int64_t bytes =
-      table.back().payload + payload_bytes<float>({.coding = Coding::sign}, table.back().count);
+      table.back().payload + payload_bytes<float>(table.back().format, table.back().count);
   constexpr std::int32_t ranks = 8;
   const std::int64_t own_count = std::max<std::int64_t>(1, count / ranks);
   const std::int64_t own_bytes =
@@ -212,10 +215,9 @@ void time_signs_and_steps(std::int64_t numel) {
 
 void print_times(std::int64_t numel) {
   time_signs_and_steps(numel);
-  time_coding("4 bits", numel, {.coding = Coding::quantize, .grid = Grid::symmetric, .bits = 4},
-              512);
-  time_coding("bf16", numel, {.coding = Coding::cast}, 1024);
-  time_coding("top-k 1 %", numel, {.coding = Coding::top_k}, 4096);
+  time_coding("4 bits", numel, Quantize{.bits = 4, .grid = Grid::symmetric}, 512);
+  time_coding("bf16", numel, Cast{}, 1024);
+  time_coding("top-k 1 %", numel, TopK{}, 4096);
 }
 
 }  // namespace thinwire::on_gpu

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/threads/thread_communicator.h"
 #include "launch/gpu.h"
 

@@ -9,6 +9,7 @@
 #include <limits>
 #include <memory>
 
+#include "collectives/compression/codings/list.h"
 #include "optimizers/clipping.h"
 #include "optimizers/factory.h"
 #include "tests/compression/kernel_cases.h"

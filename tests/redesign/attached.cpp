@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "collectives/base/hash.h"
+#include "collectives/compression/parse.h"
 #include "collectives/threads/thread_communicator.h"
 #include "runtime/data_parallel.h"
 

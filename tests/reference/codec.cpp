@@ -4,7 +4,6 @@
 #include <cmath>
 #include <vector>
 
-#include "collectives/compression/codec/identity.h"
 #include "collectives/compression/codec/typed.h"
 #include "tests/reference/codings.h"
 
@@ -51,7 +50,7 @@ bool finite(const Codec& codec, const at::Tensor& payload, std::int64_t count, a
 }
 
 PlainCodec::PlainCodec(const CodecOptions& options) : codec_(make_codec(options)) {
-  if (!codec_) codec_ = std::make_shared<IdentityCodec>();
+  if (!codec_) codec_ = make_uncompressed_codec();
 }
 
 bool all_finite(const at::Tensor& values) {

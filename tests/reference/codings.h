@@ -1,5 +1,5 @@
 // Every coding once more as plain loops over one value after another, straight from the definitions
-// of format.h: one block of messages becomes a payload, and the other way round. The only
+// of codings/: one block of messages becomes a payload, and the other way round. The only
 // definition of a coding in the tests; what else is in this folder and in kernel_oracle.h goes
 // through it.
 #pragma once
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "collectives/base/philox.h"
+#include "collectives/compression/codings/list.h"
 #include "collectives/compression/kernels/kernels.h"
 
 namespace thinwire::reference {
@@ -86,81 +87,87 @@ inline std::uint16_t to_half(Half half, double value) {
   return static_cast<std::uint16_t>(sign | below);
 }
 
-// ---- Payloads ----
+// ---- Payloads: for each coding what it decodes to, and how it is written ----
 
 template <typename T>
-std::vector<T> decode_block(const Format& format, std::int64_t count, const char* payload) {
-  std::vector<T> values(static_cast<std::size_t>(count));
-  const auto at = [&](std::int64_t i) -> T& { return values[static_cast<std::size_t>(i)]; };
-  constexpr auto width = static_cast<std::int64_t>(sizeof(T));
-  switch (format.coding) {
-    case Coding::raw:
-      for (std::int64_t i = 0; i < count; ++i) at(i) = get<T>(payload + i * width);
-      break;
-    case Coding::sign:
-      for (std::int64_t i = 0; i < count; ++i) {
-        const Bit bit = bit_of(count, i, 0, 1);
-        const T scale = get<T>(payload);
-        at(i) = (payload[width + bit.byte] >> bit.shift & 1) != 0 ? scale : -scale;
-      }
-      break;
-    case Coding::quantize: {
-      const bool max_min = format.grid == Grid::max_min;
-      const T least = max_min ? get<T>(payload) : 0;
-      const T unit = get<T>(payload + (max_min ? width : 0));
-      const char* planes = payload + (max_min ? 2 : 1) * width;
-      for (std::int64_t i = 0; i < count; ++i) {
-        int level = 0;
-        for (int plane = 0; plane < format.bits; ++plane) {
-          const Bit bit = bit_of(count, i, plane, format.bits);
-          level |= (planes[bit.byte] >> bit.shift & 1) << plane;
-        }
-        at(i) = max_min ? least + unit * static_cast<T>(level)
-                        : unit * static_cast<T>(level - ((1 << (format.bits - 1)) - 1));
-      }
-      break;
-    }
-    case Coding::cast:
-      for (std::int64_t i = 0; i < count; ++i) {
-        const std::uint32_t bits = get<std::uint16_t>(payload + 2 * i);
-        const std::uint32_t infinity = format.half == Half::bf16 ? 0x7f80 : 0x7c00;
-        at(i) = static_cast<T>(half_value(format.half, bits));
-        if ((bits & 0x7fff) > infinity) at(i) = std::numeric_limits<T>::quiet_NaN();
-        if ((bits & 0x7fff) == infinity) {
-          at(i) = std::copysign(std::numeric_limits<T>::infinity(), (bits & 0x8000) ? T{-1} : T{1});
-        }
-      }
-      break;
-    case Coding::top_k: {
-      const auto kept = get<std::uint32_t>(payload);
-      bool sense = kept <= static_cast<std::uint32_t>(format.kept);
-      std::int64_t last = -1;
-      for (std::int64_t k = 0; sense && k < static_cast<std::int64_t>(kept); ++k) {
-        std::int64_t index = 0;
-        for (int bit = 0; bit < index_bits(count); ++bit) {
-          const std::int64_t place = k * index_bits(count) + bit;
-          const char byte = payload[4 + format.kept * width + place / 8];
-          index |= static_cast<std::int64_t>(byte >> (place % 8) & 1) << bit;
-        }
-        sense = index > last && index < count;
-        if (sense) at(index) = get<T>(payload + 4 + k * width);
-        last = index;
-      }
-      if (!sense) std::fill(values.begin(), values.end(), std::numeric_limits<T>::quiet_NaN());
-      break;
-    }
-    case Coding::held:
-      break;
-  }
-  return values;
+void decode(CodingType<Uncompressed>, const Format&, const char* payload, std::vector<T>& values) {
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = get<T>(payload + i * sizeof(T));
 }
 
 template <typename T>
-void encode_sign(const Format& format, const std::vector<T>& m, char* payload) {
+void decode(CodingType<Sign>, const Format&, const char* payload, std::vector<T>& values) {
+  const T scale = get<T>(payload);
+  for (std::int64_t i = 0; i < std::ssize(values); ++i) {
+    const Bit bit = bit_of(std::ssize(values), i, 0, 1);
+    const bool plus =
+        (payload[sizeof(T) + static_cast<std::size_t>(bit.byte)] >> bit.shift & 1) != 0;
+    values[static_cast<std::size_t>(i)] = plus ? scale : -scale;
+  }
+}
+
+template <typename T>
+void decode(CodingType<Quantize>, const Format& format, const char* payload,
+            std::vector<T>& values) {
+  const bool max_min = Quantize::grid_of(format) == Grid::max_min;
+  const T least = max_min ? get<T>(payload) : 0;
+  const T unit = get<T>(payload + (max_min ? sizeof(T) : 0));
+  const char* planes = payload + (max_min ? 2 : 1) * sizeof(T);
+  for (std::int64_t i = 0; i < std::ssize(values); ++i) {
+    int level = 0;
+    for (int plane = 0; plane < format.bits; ++plane) {
+      const Bit bit = bit_of(std::ssize(values), i, plane, format.bits);
+      level |= (planes[bit.byte] >> bit.shift & 1) << plane;
+    }
+    values[static_cast<std::size_t>(i)] =
+        max_min ? least + unit * static_cast<T>(level)
+                : unit * static_cast<T>(level - ((1 << (format.bits - 1)) - 1));
+  }
+}
+
+template <typename T>
+void decode(CodingType<Cast>, const Format& format, const char* payload, std::vector<T>& values) {
+  const Half half = Cast::half_of(format);
+  const std::uint32_t infinity = half == Half::bf16 ? 0x7f80 : 0x7c00;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const std::uint32_t bits = get<std::uint16_t>(payload + 2 * i);
+    T& value = values[i];
+    value = static_cast<T>(half_value(half, bits));
+    if ((bits & 0x7fff) > infinity) value = std::numeric_limits<T>::quiet_NaN();
+    if ((bits & 0x7fff) == infinity) {
+      value = std::copysign(std::numeric_limits<T>::infinity(), (bits & 0x8000) ? T{-1} : T{1});
+    }
+  }
+}
+
+template <typename T>
+void decode(CodingType<TopK>, const Format& format, const char* payload, std::vector<T>& values) {
+  constexpr auto width = static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t count = std::ssize(values);
+  const auto kept = get<std::uint32_t>(payload);
+  bool sense = kept <= static_cast<std::uint32_t>(format.entries);
+  std::int64_t last = -1;
+  for (std::int64_t k = 0; sense && k < static_cast<std::int64_t>(kept); ++k) {
+    std::int64_t index = 0;
+    for (int bit = 0; bit < TopK::index_bits(count); ++bit) {
+      const std::int64_t place = k * TopK::index_bits(count) + bit;
+      const char byte = payload[4 + format.entries * width + place / 8];
+      index |= static_cast<std::int64_t>(byte >> (place % 8) & 1) << bit;
+    }
+    sense = index > last && index < count;
+    if (sense) values[static_cast<std::size_t>(index)] = get<T>(payload + 4 + k * width);
+    last = index;
+  }
+  if (!sense) std::fill(values.begin(), values.end(), std::numeric_limits<T>::quiet_NaN());
+}
+
+template <typename T>
+void encode(CodingType<Sign>, const Format& format, const std::vector<T>& m, std::uint64_t,
+            std::int64_t, char* payload) {
   std::vector<T> terms;
-  for (const T x : m) terms.push_back(format.scale == SignScale::l1 ? std::abs(x) : x * x);
+  for (const T x : m)
+    terms.push_back(Sign::scale_of(format) == SignScale::l1 ? std::abs(x) : x * x);
   T scale = sum_in_lanes(terms) / static_cast<T>(m.size());
-  if (format.scale == SignScale::rms) scale = std::sqrt(scale);
+  if (Sign::scale_of(format) == SignScale::rms) scale = std::sqrt(scale);
   if (scale < std::numeric_limits<T>::min()) scale = 0;
   if (!std::isfinite(scale)) scale = std::numeric_limits<T>::quiet_NaN();
   put(payload, scale);
@@ -173,9 +180,9 @@ void encode_sign(const Format& format, const std::vector<T>& m, char* payload) {
 }
 
 template <typename T>
-void encode_quantize(const Format& format, const std::vector<T>& m, std::uint64_t key,
-                     std::int64_t begin, char* payload) {
-  const bool max_min = format.grid == Grid::max_min;
+void encode(CodingType<Quantize>, const Format& format, const std::vector<T>& m, std::uint64_t key,
+            std::int64_t begin, char* payload) {
+  const bool max_min = Quantize::grid_of(format) == Grid::max_min;
   const int half = (1 << (format.bits - 1)) - 1;
   const int top = max_min ? (1 << format.bits) - 1 : 2 * half;
   bool finite = true;
@@ -207,7 +214,7 @@ void encode_quantize(const Format& format, const std::vector<T>& m, std::uint64_
   for (std::int64_t i = 0; i < std::ssize(m); ++i) {
     const T x = m[static_cast<std::size_t>(i)];
     T draw = static_cast<T>(0.5);
-    if (format.rounding == Rounding::stochastic) {
+    if (Quantize::rounding_of(format) == Rounding::stochastic) {
       const auto place = static_cast<std::uint64_t>(begin + i / 128 * 32 + i % 32);
       const std::uint32_t word = philox(key, 0, place)[static_cast<std::size_t>(i / 32 % 4)];
       draw = static_cast<T>(word >> 8) / static_cast<T>(1 << 24);
@@ -222,7 +229,8 @@ void encode_quantize(const Format& format, const std::vector<T>& m, std::uint64_
 }
 
 template <typename T>
-void encode_top_k(const Format& format, const std::vector<T>& m, char* payload) {
+void encode(CodingType<TopK>, const Format& format, const std::vector<T>& m, std::uint64_t,
+            std::int64_t, char* payload) {
   for (const T x : m) {
     if (std::isfinite(x)) continue;
     put(payload, std::uint32_t{0xffffffff});
@@ -243,14 +251,14 @@ void encode_top_k(const Format& format, const std::vector<T>& m, char* payload) 
     return std::count_if(order.begin(), order.end(),
                          [&](std::int64_t i) { return bits_at(i) >= least; });
   };
-  std::int64_t kept = std::min<std::int64_t>(format.kept, std::ssize(order));
-  if (format.selection == Selection::threshold) {
+  std::int64_t kept = std::min<std::int64_t>(format.entries, std::ssize(order));
+  if (TopK::selection_of(format) == Selection::threshold) {
     Bits<T> low = 0;
     Bits<T> high = order.empty() ? 1 : bits_at(order.front()) + 1;
     while (high - low > 1) {
       const Bits<T> mid = low + (high - low) / 2;
-      (passing(mid) > format.kept ? low : high) = mid;
-      if (high == mid && 20 * passing(high) >= 19 * std::int64_t{format.kept}) {
+      (passing(mid) > format.entries ? low : high) = mid;
+      if (high == mid && 20 * passing(high) >= 19 * std::int64_t{format.entries}) {
         kept = passing(high);
         break;
       }
@@ -262,13 +270,48 @@ void encode_top_k(const Format& format, const std::vector<T>& m, char* payload) 
   for (std::int64_t k = 0; k < kept; ++k) {
     const std::int64_t index = order[static_cast<std::size_t>(k)];
     put(payload + 4 + k * static_cast<std::int64_t>(sizeof(T)), m[static_cast<std::size_t>(index)]);
-    for (int bit = 0; bit < index_bits(count); ++bit) {
-      const std::int64_t place = k * index_bits(count) + bit;
-      char& byte = payload[4 + format.kept * static_cast<std::int64_t>(sizeof(T)) + place / 8];
+    for (int bit = 0; bit < TopK::index_bits(count); ++bit) {
+      const std::int64_t place = k * TopK::index_bits(count) + bit;
+      char& byte = payload[4 + format.entries * static_cast<std::int64_t>(sizeof(T)) + place / 8];
       byte = static_cast<char>(byte | (index >> bit & 1) << (place % 8));
     }
   }
 }
+
+template <typename T>
+void encode(CodingType<Uncompressed>, const Format&, const std::vector<T>& m, std::uint64_t,
+            std::int64_t, char* payload) {
+  std::memcpy(payload, m.data(), m.size() * sizeof(T));
+}
+
+template <typename T>
+void encode(CodingType<Cast>, const Format& format, const std::vector<T>& m, std::uint64_t,
+            std::int64_t, char* payload) {
+  for (std::size_t i = 0; i < m.size(); ++i) {
+    put(payload + 2 * i, to_half(Cast::half_of(format), static_cast<double>(m[i])));
+  }
+}
+
+// What a payload is judged by: the values that it decodes to.
+template <typename C, typename T>
+std::vector<T> judged(CodingType<C> coding, const Format& format, std::int64_t count,
+                      const char* payload) {
+  std::vector<T> values(static_cast<std::size_t>(count));
+  decode(coding, format, payload, values);
+  return values;
+}
+// Of a grid its ends, whatever the levels.
+template <typename C, typename T>
+requires std::is_same_v<C, Quantize> std::vector<T> judged(CodingType<C>, const Format& format,
+                                                           std::int64_t, const char* payload) {
+  const auto half = static_cast<T>((1 << (format.bits - 1)) - 1);
+  const auto top = static_cast<T>((1 << format.bits) - 1);
+  const T first = get<T>(payload);
+  if (Quantize::grid_of(format) == Grid::symmetric) return {first * half};
+  return {first, first + get<T>(payload + sizeof(T)) * top};
+}
+
+// ---- Of any coding; nothing of a held block ----
 
 // The payload of a block of messages; `begin` is its first element in the bucket.
 template <typename T>
@@ -276,50 +319,30 @@ std::vector<char> encode_block(const Format& format, const std::vector<T>& m, st
                                std::int64_t begin) {
   std::vector<char> payload(static_cast<std::size_t>(payload_bytes<T>(format, std::ssize(m))));
   if (m.empty()) return payload;
-  switch (format.coding) {
-    case Coding::raw:
-      std::memcpy(payload.data(), m.data(), payload.size());
-      break;
-    case Coding::sign:
-      encode_sign(format, m, payload.data());
-      break;
-    case Coding::quantize:
-      encode_quantize(format, m, key, begin, payload.data());
-      break;
-    case Coding::cast:
-      for (std::size_t i = 0; i < m.size(); ++i) {
-        put(payload.data() + 2 * i, to_half(format.half, static_cast<double>(m[i])));
-      }
-      break;
-    case Coding::top_k:
-      encode_top_k(format, m, payload.data());
-      break;
-    case Coding::held:
-      break;
-  }
+  with_coding(format.coding,
+              [&](auto coding) { encode(coding, format, m, key, begin, payload.data()); });
   return payload;
+}
+
+template <typename T>
+std::vector<T> decode_block(const Format& format, std::int64_t count, const char* payload) {
+  std::vector<T> values(static_cast<std::size_t>(count));
+  if (count == 0) return values;
+  with_coding(format.coding, [&](auto coding) { decode(coding, format, payload, values); });
+  return values;
 }
 
 // Whether a payload is one of finite values whose sum over `ranks` is finite too.
 template <typename T>
 bool finite_block(const Format& format, std::int64_t count, const char* payload,
                   std::int64_t ranks) {
+  if (count == 0) return true;
   const T largest = std::numeric_limits<T>::max();
   const T limit = ranks == 1 ? largest : largest / static_cast<T>(2 * ranks);
   std::vector<T> values;
-  if (format.coding == Coding::quantize) {
-    // Whatever the levels: the ends of the grid.
-    const auto half = static_cast<T>((1 << (format.bits - 1)) - 1);
-    const auto top = static_cast<T>((1 << format.bits) - 1);
-    const T first = get<T>(payload);
-    if (format.grid == Grid::max_min) {
-      values = {first, first + get<T>(payload + sizeof(T)) * top};
-    } else {
-      values = {first * half};
-    }
-  } else {
-    values = decode_block<T>(format, count, payload);
-  }
+  with_coding(format.coding, [&](auto coding) {
+    values = judged<typename decltype(coding)::type, T>(coding, format, count, payload);
+  });
   return std::all_of(values.begin(), values.end(), [&](T x) { return std::abs(x) <= limit; });
 }
 

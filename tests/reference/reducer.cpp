@@ -1,6 +1,7 @@
 #include "tests/reference/reducer.h"
 
 #include "collectives/base/error.h"
+#include "collectives/compression/codec/codec.h"
 #include "tests/reference/composed.h"
 #include "tests/reference/power_sgd.h"
 

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/make_reducer.h"
 
 namespace thinwire::reference {
 

@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/threads/thread_communicator.h"
 #include "runtime/step/transaction.h"
 #include "tests/compression/combinations.h"

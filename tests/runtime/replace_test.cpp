@@ -10,6 +10,7 @@
 
 #include "collectives/base/error.h"
 #include "collectives/base/hash.h"
+#include "collectives/compression/parse.h"
 #include "collectives/threads/thread_communicator.h"
 #include "runtime/data_parallel.h"
 #include "runtime/trainer/trainer.h"

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/cuda/cuda_queue.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/averaging.h"

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/launch.h"
 #include "optimizers/device.h"
 #include "tests/support/simulator/simulator.h"
 

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "collectives/compression/reducer/gradient_average.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/cuda/cuda_queue.h"
 #include "collectives/threads/thread_communicator.h"
 #include "optimizers/elementwise.h"

@@ -13,6 +13,7 @@
 #include "collectives/base/error.h"
 #include "collectives/checked.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/threads/thread_communicator.h"
 #include "runtime/step/communication_thread.h"
 #include "tests/compression/support.h"

@@ -4,21 +4,23 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
-#include "collectives/compression/kernels/format.h"
+#include "collectives/compression/options.h"
 
 namespace thinwire {
 
-// Values; a block's count is 32 bits, and lanes of a sum should not grow too long.
-constexpr std::int64_t kLargestBlock = std::int64_t{1} << 24;
+// Where a coding's range ends, so that larger values are clamped.
+struct Clamp {
+  double largest = 0;
+  std::string coding;   // "fp16"
+  std::string instead;  // what to use, as words of the command: "--compressor bf16"
+};
 
-// How a tensor is cut into blocks and how each of them travels. It keeps nothing and sends nothing;
-// the kernels code by the blocks' formats.
-//
-// To add a codec: derive from this, add its options to CodecOptions (options.h) and its row to the
-// table of valid combinations (options.cpp).
+// A coding (codings/) with its options: how a tensor is cut into blocks and how each of them
+// travels. It keeps nothing and sends nothing; the kernels code by the blocks' formats.
 class Codec {
  public:
   virtual ~Codec() = default;
@@ -31,9 +33,20 @@ class Codec {
   // How a block of `count` values, at most `block()`, is coded.
   virtual Format format(std::int64_t count) const = 0;
   // The contraction delta = 1 - |x - C(x)|^2 / |x|^2, where it is known beforehand.
-  virtual std::optional<double> contraction() const { return std::nullopt; }
+  virtual std::optional<double> contraction() const = 0;
+  // None: it has values for all that there are.
+  virtual std::optional<Clamp> clamp() const = 0;
+  // What is not sent follows from the message and one number (kernels.h: Residual::sent).
+  virtual bool keeps_messages() const = 0;
   // Known from the shape alone.
   std::int64_t payload_bytes(std::int64_t count, at::ScalarType dtype) const;
 };
+
+// Null where there is nothing to code slice by slice: for uncompressed values, and for compressors
+// that have a reducer of their own. Throws `UsageError` for options that cannot be.
+std::unique_ptr<Codec> make_codec(const CodecOptions& options);
+
+// Of slices that go uncompressed.
+std::unique_ptr<Codec> make_uncompressed_codec();
 
 }  // namespace thinwire

@@ -10,7 +10,7 @@
 namespace thinwire {
 
 // The weight that stays the same over a run: the given one, else half of the codec's contraction
-// where that is known beforehand (top-k is stable up to twice it). None: it is measured.
+// where that is known beforehand (training is stable up to twice it). None: it is measured.
 inline std::optional<double> fixed_eta(std::optional<double> given, const Codec* codec) {
   if (given) return given;
   if (!codec || !codec->contraction()) return std::nullopt;

@@ -1,8 +1,8 @@
 // What each kernel does with one block, written once over rows of 32 lanes: host_rows-inl.h makes
 // them of vectors, device_rows.h of the threads of a warp. Included once per target.
 //
-// An element stays with its lane, so that only what lanes hand to each other needs `meet`. format.h
-// has the payloads; the order of operations is that of the plain codecs and feedbacks.
+// An element stays with its lane, so that only what lanes hand to each other needs `meet`. The
+// codings are in codings/, one file each; tests/reference says in plain code what comes of it.
 #if defined(THINWIRE_BODIES_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef THINWIRE_BODIES_INL_H
 #undef THINWIRE_BODIES_INL_H
@@ -10,9 +10,23 @@
 #define THINWIRE_BODIES_INL_H
 #endif
 
-#include "collectives/compression/kernels/codings-inl.h"
+#include "collectives/compression/kernels/coding_bodies-inl.h"
+#define THINWIRE_CODING_BODIES
+#include "collectives/compression/codings/list.h"
+#undef THINWIRE_CODING_BODIES
 
 THINWIRE_ROWS_BEGIN
+
+// Calls body(Bodies<C>()) for the coding C of this number, and nothing for a held block.
+template <typename... C, typename Body>
+THINWIRE_BODY void with_bodies_of(CodingList<C...>, Coding number, const Body& body) {
+  int place = 0;
+  (void)((place++ == static_cast<int>(number) ? (body(Bodies<C>()), true) : false) || ...);
+}
+template <typename Body>
+THINWIRE_BODY void with_bodies(Coding number, const Body& body) {
+  with_bodies_of(Codings(), number, body);
+}
 
 template <typename T>
 THINWIRE_BODY void hold(std::int64_t count, T* to, const T* from) {
@@ -25,57 +39,61 @@ THINWIRE_BODY void average(const AverageArgs<T>& args, const Block& block) {
   T* next = args.momentum_next + block.begin;
   if (block.format.coding == Coding::held) return hold(block.count, next, momentum);
   T* gradient = args.gradient + block.begin;
-  Averaged<T> averaged{gradient, momentum, args.keep, args.share};
-  Messages<T, Averaged<T>> averages(averaged, block.count);
-  averages.only([&](auto row, const Row<T>& mean) {
+  MomentumMessage<T> message{gradient, momentum, args.keep, args.share};
+  Messages<T, MomentumMessage<T>> averages(message, block.count);
+  averages.in_one_pass([&](auto row, const Row<T>& mean) {
     store(next, row, mean);
     store(gradient, row, mean);
   });
 }
 
-// payload := code(m), gradient := next, by the block's coding.
-template <typename T, typename Feedback>
-THINWIRE_BODY void code(const Task<T>& task, const Feedback& feedback) {
-  const Format& format = task.format;
-  switch (format.coding) {
-    case Coding::raw:
-      return code_raw(task, feedback);
-    case Coding::sign:
-      return format.scale == SignScale::l1 ? code_sign<SignScale::l1>(task, feedback)
-                                           : code_sign<SignScale::rms>(task, feedback);
-    case Coding::quantize:
-      if (format.grid == Grid::max_min) {
-        return format.rounding == Rounding::nearest
-                   ? code_quantize<Grid::max_min, Rounding::nearest>(task, feedback)
-                   : code_quantize<Grid::max_min, Rounding::stochastic>(task, feedback);
-      }
-      return format.rounding == Rounding::nearest
-                 ? code_quantize<Grid::symmetric, Rounding::nearest>(task, feedback)
-                 : code_quantize<Grid::symmetric, Rounding::stochastic>(task, feedback);
-    case Coding::cast:
-      return format.half == Half::bf16 ? code_cast<Half::bf16>(task, feedback)
-                                       : code_cast<Half::fp16>(task, feedback);
-    case Coding::top_k:
-      return code_top_k(task, feedback);
-    case Coding::held:
-      return;
-  }
+// payload := code(m), and gradient := next, by the block's coding.
+template <typename T, typename Message>
+THINWIRE_BODY void code(const Task<T>& task, const Message& message) {
+  with_bodies(task.format.coding, [&](auto bodies) { bodies.encode(task, message); });
+}
+
+template <typename C>
+THINWIRE_BODY constexpr bool keeps_messages(Bodies<C>) {
+  return C::keeps_messages;
+}
+
+// The same of error feedback that keeps messages: whether the coding can.
+template <typename T>
+THINWIRE_BODY bool code_and_keep(const Task<T>& task, const KeptMessage<T>& message) {
+  bool done = false;
+  with_bodies(task.format.coding, [&](auto bodies) {
+    if constexpr (keeps_messages(decltype(bodies)())) {
+      bodies.encode(task, message);
+      done = true;
+    }
+  });
+  return done;
 }
 
 // The residual begins with the block's first element, and `sent_next` is the block's.
 template <typename T>
 THINWIRE_BODY void code(const Task<T>& task, T* gradient, const Residual<T>& residual,
                         std::int32_t slice, T* sent_next) {
-  if (residual.error == nullptr) return code(task, NoFeedback<T>{gradient});
-  if (residual.tracker == nullptr) {
-    if (residual.sent != nullptr && task.format.coding == Coding::sign) {
-      const KeptMessages<T> kept{gradient, residual.error, *residual.sent, sent_next};
-      return task.format.scale == SignScale::l1 ? code_sign<SignScale::l1>(task, kept)
-                                                : code_sign<SignScale::rms>(task, kept);
-    }
-    return code(task, ErrorFeedback<T>{gradient, residual.error});
+  if (residual.error == nullptr) return code(task, GradientMessage<T>{gradient});
+  if (residual.tracker != nullptr) {
+    return code(
+        task, EControlMessage<T>{gradient, residual.error, residual.tracker, residual.eta[slice]});
   }
-  code(task, Tracked<T>{gradient, residual.error, residual.tracker, residual.eta[slice]});
+  if (residual.sent != nullptr) {
+    const KeptMessage<T> kept{gradient, residual.error, *residual.sent, sent_next};
+    if (code_and_keep(task, kept)) return;
+  }
+  code(task, ErrorFeedbackMessage<T>{gradient, residual.error});
+}
+
+// The mean of what ranks sent of a block: use(row, mean) for every row, by the block's coding.
+template <typename T, typename Use>
+THINWIRE_BODY void each_mean(const Block& block, const char* payload, std::int64_t stride,
+                             std::int32_t ranks, Use use) {
+  with_bodies(block.format.coding, [&](auto bodies) {
+    bodies.template each_mean<T>(block, payload, stride, ranks, use);
+  });
 }
 
 // The residual of block `index`, which begins with element `begin`.
@@ -87,8 +105,8 @@ THINWIRE_BODY Residual<T> residual_of(const Residual<T>& residual, std::int64_t 
           residual.sent == nullptr ? nullptr : residual.sent + index};
 }
 
-// The block's place in a list of one per block of the table; 0 is put there, which codings that
-// keep no message leave.
+// The block's place in a list of one number per block of the table. A coding that keeps no message
+// leaves the 0 that is put there.
 template <typename T>
 THINWIRE_BODY T* sent_next_of(T* all, std::int64_t index) {
   if (all == nullptr) return nullptr;
@@ -157,55 +175,13 @@ THINWIRE_BODY void form_error(const FormErrorArgs<T>& args, const Block& block,
   once([&] { args.sent[index] = 0; });
 }
 
-// Not of a NaN.
-template <typename T>
-THINWIRE_BODY bool within(T x, T limit) {
-  return x <= limit && -x <= limit;
-}
-
-template <template <typename> class Reader, typename T>
-THINWIRE_BODY bool rows_within(const Block& block, const char* payload, T limit) {
-  const Reader<T> reader(payload, block.format);
-  // Bits, as the larger of a number and a NaN may be the number.
-  Row<BitsOf<T>> largest = zeros<BitsOf<T>>();
-  rows(block.count,
-       [&](auto row) { largest = largest_of(largest, magnitude_bits(reader.decoded(row))); });
-  return largest_lane(largest) <= largest_lane(bits_of(fill(limit)));
-}
-
-template <Grid grid, typename T>
-THINWIRE_BODY bool levels_within(const Block& block, const char* payload, T limit) {
-  Levels<grid, T> levels(block.format.bits);
-  levels.read(payload);
-  return within(levels.least, limit) && within(levels.largest(), limit);
-}
-
-// Whether all that a payload of the block decodes to is.
+// Whether all that a payload of the block decodes to is within the limit.
 template <typename T>
 THINWIRE_BODY bool payload_within(const Block& block, const char* payload, T limit) {
-  const Format& format = block.format;
-  switch (format.coding) {
-    case Coding::raw:
-      return rows_within<RawReader>(block, payload, limit);
-    case Coding::sign:
-      return within(load_one<T>(payload), limit);
-    case Coding::quantize:
-      return format.grid == Grid::max_min ? levels_within<Grid::max_min>(block, payload, limit)
-                                          : levels_within<Grid::symmetric>(block, payload, limit);
-    case Coding::cast:
-      return format.half == Half::bf16
-                 ? rows_within<CastReaderOf<Half::bf16>::template Reader>(block, payload, limit)
-                 : rows_within<CastReaderOf<Half::fp16>::template Reader>(block, payload, limit);
-    case Coding::top_k: {
-      const KeptReader<T> reader(payload, format, block.count);
-      return reader.makes_sense(block.count) && all_entries(reader.kept, [&](std::int64_t k) {
-               return within(reader.value(k), limit);
-             });
-    }
-    case Coding::held:
-      return true;
-  }
-  return true;
+  bool within = true;
+  with_bodies(block.format.coding,
+              [&](auto bodies) { within = bodies.within(block, payload, limit); });
+  return within;
 }
 
 template <typename T>
@@ -243,9 +219,9 @@ THINWIRE_BODY void mean_and_check(const MeanAndCheckArgs<T>& args, const Block& 
   // x / 1 is x.
   const Row<T> ranks = fill(static_cast<T>(args.ranks));
   Row<T> unfinite = zeros<T>();
-  NoFeedback<T> nothing{gradient};
-  Messages<T, NoFeedback<T>> sums(nothing, block.count);
-  sums.only([&](auto row, const Row<T>& sum) {
+  GradientMessage<T> sum_of_ranks{gradient};
+  Messages<T, GradientMessage<T>> sums(sum_of_ranks, block.count);
+  sums.in_one_pass([&](auto row, const Row<T>& sum) {
     unfinite = unfinite + (sum - sum);
     store(gradient, row, sum / ranks);
   });

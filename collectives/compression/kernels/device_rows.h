@@ -1,6 +1,6 @@
-// The vocabulary of messages-inl.h, codings-inl.h and bodies-inl.h on a GPU: a lane is a thread of
-// a warp, a row one value of each. All 32 threads must be there at every call. host_rows-inl.h says
-// what the functions do.
+// The vocabulary of the kernels' bodies (messages-inl.h, codings/, bodies-inl.h) on a GPU: a lane
+// is a thread of a warp, a row one value of each. All 32 threads must be there at every call.
+// host_rows-inl.h says what the functions do.
 #pragma once
 
 #include <cstdint>
@@ -321,6 +321,15 @@ __device__ inline void store_halves(char* to, Place row, std::int32_t x) {
   }
 }
 
+template <typename Place>
+__device__ inline std::int32_t load_bytes(const char* from, Place row) {
+  return row.has_lane() ? load_byte(from + row.begin + lane()) : 0;
+}
+template <typename Place>
+__device__ inline void store_bytes(char* to, Place row, std::int32_t x) {
+  if (row.has_lane()) to[row.begin + lane()] = static_cast<char>(x);
+}
+
 template <typename Body>
 __device__ inline void once(Body body) {
   if (lane() == 0) body();
@@ -374,43 +383,42 @@ class BitsWriter {
   std::uint32_t waiting_ = 0;
 };
 
-template <typename T, typename Feedback>
+template <typename T, typename Message>
 class Messages {
  public:
-  __device__ Messages(Feedback& feedback, std::int64_t count)
-      : feedback_(feedback), count_(count) {}
+  __device__ Messages(Message& message, std::int64_t count) : message_(message), count_(count) {}
   template <typename Body>
-  __device__ void only(Body body) {
+  __device__ void in_one_pass(Body body) {
     // A row for each lane: all of the block is underway at once. Two passes gain nothing by it.
     for (std::int64_t begin = lane() * row_lanes; begin < count_; begin += row_lanes * row_lanes) {
-      feedback_.expect(WholeRow{begin}, 0);
+      message_.prefetch(WholeRow{begin}, 0);
     }
     rows_together(
-        count_, [&](auto row) { return feedback_.only(row); }, body);
+        count_, [&](auto row) { return message_.form(row); }, body);
   }
   template <typename Body>
-  __device__ void first(Body body) {
+  __device__ void first_pass(Body body) {
     rows_together(
-        count_, [&](auto row) { return feedback_.only(row); },
+        count_, [&](auto row) { return message_.form(row); },
         [&](auto row, T message) {
-          feedback_.keep(row, message);
+          message_.store_for_recall(row, message);
           body(row, message);
         });
   }
   template <typename Body>
-  __device__ void again(Body body) {
+  __device__ void next_pass(Body body) {
     rows_together(
-        count_, [&](auto row) { return feedback_.again(row); }, body);
+        count_, [&](auto row) { return message_.recall(row); }, body);
   }
 
  private:
-  Feedback& feedback_;
+  Message& message_;
   std::int64_t count_;
 };
 
-template <typename T, typename Reader, typename Absorb>
+template <typename T, typename Reader, typename Use>
 __device__ inline std::int64_t rows_of_sums(std::int64_t count, std::int32_t ranks, Reader reader,
-                                            Absorb absorb) {
+                                            Use use) {
   std::int64_t begin = 0;
   for (; begin + together * row_lanes <= count; begin += together * row_lanes) {
     T sums[together] = {};
@@ -419,136 +427,9 @@ __device__ inline std::int64_t rows_of_sums(std::int64_t count, std::int32_t ran
       unrolled<together>(
           [&](int i) { sums[i] = sums[i] + from.decoded(WholeRow{begin + i * row_lanes}); });
     }
-    unrolled<together>([&](int i) { absorb(WholeRow{begin + i * row_lanes}, sums[i]); });
+    unrolled<together>([&](int i) { use(WholeRow{begin + i * row_lanes}, sums[i]); });
   }
   return begin;
 }
-
-// The warp's part of its group's shared memory.
-template <typename T>
-struct Tile {
-  static constexpr std::int64_t size = 256;
-  T* values;
-  __device__ Tile() {
-    __shared__ T all[warps_per_group][size];
-    values = all[warp()];
-  }
-};
-
-// None is needed: every count looks at all values.
-struct Scratch {};
-
-template <typename T, typename Feedback>
-class Magnitudes {
- public:
-  using Bits = BitsOf<T>;
-  __device__ Magnitudes(Feedback& feedback, std::int64_t count, std::int64_t, Scratch&)
-      : feedback_(feedback), count_(count) {
-    rows(count, [&](auto row) {
-      largest_ = largest_of(largest_, bits_of(magnitude(feedback_.first(row))));
-    });
-    largest_ = largest_lane(largest_);
-  }
-  __device__ Bits largest() const { return largest_; }
-  __device__ void collect() {}
-  __device__ std::int64_t passing(Bits least) const {
-    int passed = 0;
-    rows(count_, [&](auto row) {
-      if (bits_of(magnitude(feedback_.again(row))) >= least) ++passed;
-    });
-    return sum_of_lanes(passed);
-  }
-  template <typename Body>
-  __device__ void visit(Body body) const {
-    rows(count_, body);
-  }
-  template <typename Body>
-  __device__ void visit_all(Body body) const {
-    rows(count_, body);
-  }
-
- private:
-  Feedback& feedback_;
-  std::int64_t count_;
-  Bits largest_ = 0;
-};
-
-// Indices wait in shared memory until 32 of them make whole words: as many as an index has bits.
-template <typename T>
-class KeptWriter {
- public:
-  __device__ KeptWriter(char* payload, std::int64_t room, int width)
-      : payload_(payload), room_(room), width_(width) {
-    __shared__ std::uint32_t all[warps_per_group][2 * row_lanes];
-    waiting_ = all[warp()];
-    waiting_[lane()] = 0;
-    waiting_[row_lanes + lane()] = 0;
-    __syncwarp();
-  }
-
-  __device__ void append(std::uint32_t word, T value, std::int64_t begin) {
-    if (word == 0) return;
-    const int before = __popc(word & ((1u << lane()) - 1));
-    if ((word >> lane() & 1) != 0) {
-      store_one(payload_ + 4 + (count_ + before) * value_bytes, value);
-      waiting_[waits_ + before] = static_cast<std::uint32_t>(begin + lane());
-    }
-    count_ += __popc(word);
-    waits_ += __popc(word);
-    __syncwarp();
-    if (waits_ < row_lanes) return;
-    write_words();
-    const std::uint32_t moved_down = waiting_[row_lanes + lane()];
-    __syncwarp();
-    waiting_[lane()] = moved_down;
-    waiting_[row_lanes + lane()] = 0;
-    waits_ -= row_lanes;
-    __syncwarp();
-  }
-
-  __device__ void close() {
-    if (waits_ > 0) write_words();
-    once([&] { store_one(payload_, static_cast<std::uint32_t>(count_)); });
-    char* const values = payload_ + 4;
-    for (std::int64_t i = count_ * value_bytes + lane(); i < room_ * value_bytes; i += row_lanes) {
-      values[i] = 0;
-    }
-    for (std::int64_t i = written_ + lane(); i < stream_bytes(); i += row_lanes) {
-      values[room_ * value_bytes + i] = 0;
-    }
-    __syncwarp();
-  }
-
- private:
-  static constexpr std::int64_t value_bytes = sizeof(T);
-  __device__ std::int64_t stream_bytes() const { return (room_ * width_ + 7) / 8; }
-  // The 32 indices that wait: word w of them is made by lane w.
-  __device__ void write_words() {
-    if (lane() < width_) {
-      std::uint32_t word = 0;
-      const int first_bit = row_lanes * lane();
-      for (int entry = first_bit / width_; entry < row_lanes; ++entry) {
-        const int place = entry * width_ - first_bit;  // of the index in the word
-        if (place >= row_lanes) break;
-        word |= place < 0 ? waiting_[entry] >> -place : waiting_[entry] << place;
-      }
-      char* const stream = payload_ + 4 + room_ * value_bytes;
-      for (int byte = 0; byte < 4; ++byte) {
-        const std::int64_t at = written_ + 4 * lane() + byte;
-        if (at < stream_bytes()) stream[at] = static_cast<char>(word >> (8 * byte));
-      }
-    }
-    written_ += 4 * width_;
-    __syncwarp();
-  }
-
-  char* payload_;
-  std::int64_t room_;
-  int width_;
-  std::uint32_t* waiting_;
-  std::int64_t count_ = 0;
-  int waits_ = 0;
-  std::int64_t written_ = 0;  // bytes of the stream
-};
 
 THINWIRE_ROWS_END

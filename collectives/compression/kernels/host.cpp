@@ -30,12 +30,12 @@ void run_average(const AverageArgs<T>& args, StreamHandle) {
 }
 template <typename T>
 void run_encode(const EncodeArgs<T>& args, StreamHandle) {
-  Scratch scratch(args.blocks, args.block_count, T{});
+  Scratch scratch;
   each_block(args, [&](const Block& block, std::int64_t b) { encode(args, block, b, scratch); });
 }
 template <typename T>
 void run_owner_reduce(const OwnerReduceArgs<T>& args, StreamHandle) {
-  Scratch scratch(args.blocks, args.block_count, T{});
+  Scratch scratch;
   each_block(args,
              [&](const Block& block, std::int64_t b) { owner_reduce(args, block, b, scratch); });
 }

@@ -1,6 +1,6 @@
-// The vocabulary of messages-inl.h, codings-inl.h and bodies-inl.h on the host: a row is as many
-// vectors as 32 values take. Included once per target of Google Highway, which has the same
-// operations for every kind of vector.
+// The vocabulary of the kernels' bodies (messages-inl.h, codings/, bodies-inl.h) on the host: a row
+// is as many vectors as 32 values take. Included once per target of Google Highway, which has the
+// same operations for every kind of vector.
 #if defined(THINWIRE_HOST_ROWS_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef THINWIRE_HOST_ROWS_INL_H
 #undef THINWIRE_HOST_ROWS_INL_H
@@ -423,33 +423,6 @@ HWY_INLINE Row<std::uint32_t> multiply(const Row<std::uint32_t>& a, std::uint32_
   });
 }
 
-// 16 bits per lane.
-HWY_INLINE Row<std::int32_t> load_halves(const char* from, WholeRow row) {
-  const auto* halves = reinterpret_cast<const std::uint16_t*>(from + 2 * row.begin);
-  return row_of<std::int32_t>([&](auto p) {
-    const hn::Rebind<std::uint16_t, Tag<std::int32_t>> d16;
-    return hn::PromoteTo(Tag<std::int32_t>(),
-                         hn::LoadU(d16, halves + p * part_lanes<std::int32_t>));
-  });
-}
-HWY_INLINE Row<std::int32_t> load_halves(const char* from, LastRow row) {
-  char halves[2 * row_lanes] = {};
-  std::memcpy(halves, from + 2 * row.begin, static_cast<std::size_t>(row.n) * 2);
-  return load_halves(halves, WholeRow{0});
-}
-HWY_INLINE void store_halves(char* to, WholeRow row, const Row<std::int32_t>& x) {
-  auto* halves = reinterpret_cast<std::uint16_t*>(to + 2 * row.begin);
-  each_part<std::int32_t>([&](auto p) {
-    const hn::Rebind<std::uint16_t, Tag<std::int32_t>> d16;
-    hn::StoreU(hn::DemoteTo(d16, x.part[p]), d16, halves + p * part_lanes<std::int32_t>);
-  });
-}
-HWY_INLINE void store_halves(char* to, LastRow row, const Row<std::int32_t>& x) {
-  char halves[2 * row_lanes];
-  store_halves(halves, WholeRow{0}, x);
-  std::memcpy(to + 2 * row.begin, halves, static_cast<std::size_t>(row.n) * 2);
-}
-
 // Calls `body` by one lane, or with the numbers below n by all of them.
 template <typename Body>
 HWY_INLINE void once(Body body) {
@@ -477,159 +450,6 @@ HWY_INLINE T square_root(T x) {
   return std::sqrt(x);
 }
 
-// Some memory for sums of scattered values.
-template <typename T>
-struct Tile {
-  static constexpr std::int64_t size = 4096;
-  HWY_ALIGN T values[size];
-};
-
-// Bytes of each of a row's words.
-template <typename Place>
-HWY_INLINE std::int64_t plane_bytes(Place row) {
-  return (row.n + 7) / 8;
-}
-
-#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
-
-// The lowest bytes of a row's lanes, from part `first` on.
-template <typename T, std::size_t first, std::size_t count>
-HWY_INLINE auto lowest_bytes(const Row<T>& row) {
-  if constexpr (count == 1) {
-    const hn::Rebind<std::make_unsigned_t<T>, Tag<T>> wide;
-    return hn::TruncateTo(hn::Rebind<std::uint8_t, Tag<T>>(), hn::BitCast(wide, row.part[first]));
-  } else {
-    const hn::FixedTag<std::uint8_t, count * part_lanes<T>> bytes;
-    return hn::Combine(bytes, lowest_bytes<T, first + count / 2, count / 2>(row),
-                       lowest_bytes<T, first, count / 2>(row));
-  }
-}
-
-// The same of whole numbers below 256.
-HWY_INLINE auto bytes_of(const Row<std::int32_t>& row) {
-  // Packing interleaves groups of four bytes, which are put in order at the end.
-  const hn::FixedTag<std::uint8_t, row_lanes> d8;
-  const hn::Repartition<std::uint32_t, decltype(d8)> d32;
-  const hn::Repartition<std::int16_t, Tag<std::int32_t>> d16;
-#if HWY_TARGET == HWY_AVX3
-  const auto packed = hn::DemoteTo(d8, hn::ReorderDemote2To(d16, row.part[0], row.part[1]));
-  HWY_ALIGN static constexpr std::uint32_t order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
-#else
-  const hn::Half<decltype(d8)> half;
-  const auto lower = hn::DemoteTo(half, hn::ReorderDemote2To(d16, row.part[0], row.part[1]));
-  const auto upper = hn::DemoteTo(half, hn::ReorderDemote2To(d16, row.part[2], row.part[3]));
-  const auto packed = hn::Combine(d8, upper, lower);
-  HWY_ALIGN static constexpr std::uint32_t order[8] = {0, 2, 1, 3, 4, 6, 5, 7};
-#endif
-  return hn::BitCast(
-      d8, hn::TableLookupLanes(hn::BitCast(d32, packed), hn::SetTableIndices(d32, order)));
-}
-HWY_INLINE auto bytes_of(const Row<std::int64_t>& row) {
-  return lowest_bytes<std::int64_t, 0, parts<std::int64_t>>(row);
-}
-
-// The bits of whole numbers below 256, one word for each of the lowest `bits`.
-template <typename T, typename Place>
-HWY_INLINE void store_planes(char* to, Place row, const Row<T>& levels, int bits) {
-  // In the lowest bits of the sum, as this is so large that one is its last place.
-  const T place = static_cast<T>(sizeof(T) == 4 ? 0x1p23 : 0x1p52);
-  const Row<BitsOf<T>> bits_of_place = bits_of(fill(place));
-  const hn::FixedTag<std::uint8_t, row_lanes> d8;
-  auto bytes = bytes_of(bits_of(levels + fill(place)) ^ bits_of_place);
-  // The highest bit of a byte is the next to go.
-  bytes = hn::BitCast(
-      d8, hn::ShiftLeftSame(hn::BitCast(hn::Repartition<std::uint16_t, decltype(d8)>(), bytes),
-                            8 - bits));
-  for (int plane = bits - 1; plane >= 0; --plane) {
-    std::uint32_t word = 0;
-    hn::StoreMaskBits(d8, hn::MaskFromVec(bytes), reinterpret_cast<std::uint8_t*>(&word));
-    word &= lanes_there(row);
-    store_bits(to + plane * plane_bytes(row), row, word);
-    bytes = hn::Add(bytes, bytes);
-  }
-}
-
-template <typename T, typename Place>
-HWY_INLINE Row<T> load_planes(const char* from, Place row, int bits) {
-  const hn::FixedTag<std::uint8_t, row_lanes> d8;
-  const auto one = hn::Set(d8, 1);
-  auto bytes = hn::Zero(d8);
-  for (int plane = bits - 1; plane >= 0; --plane) {
-    const std::uint64_t word = load_bits(from + plane * plane_bytes(row), row);
-    const auto mask = hn::LoadMaskBits(d8, reinterpret_cast<const std::uint8_t*>(&word));
-    bytes = hn::Add(hn::Add(bytes, bytes), hn::IfThenElseZero(mask, one));
-  }
-  HWY_ALIGN std::uint8_t levels[row_lanes];
-  hn::Store(bytes, d8, levels);
-  return from_int<T>(row_of<std::int32_t>([&](auto p) {
-    const hn::Rebind<std::uint8_t, Tag<std::int32_t>> part;
-    return hn::PromoteTo(Tag<std::int32_t>(),
-                         hn::LoadU(part, levels + p * part_lanes<std::int32_t>));
-  }));
-}
-
-#else
-
-template <typename T, typename Place>
-HWY_INLINE void store_planes(char* to, Place row, const Row<T>& levels, int bits) {
-  HWY_ALIGN T lanes[row_lanes];
-  spill(levels, lanes);
-  for (int plane = 0; plane < bits; ++plane) {
-    std::uint32_t word = 0;
-    for (int lane = 0; lane < row.n; ++lane) {
-      word |= (static_cast<std::uint32_t>(lanes[lane]) >> plane & 1) << lane;
-    }
-    store_bits(to + plane * plane_bytes(row), row, word);
-  }
-}
-
-template <typename T, typename Place>
-HWY_INLINE Row<T> load_planes(const char* from, Place row, int bits) {
-  std::uint32_t levels[row_lanes] = {};
-  for (int plane = 0; plane < bits; ++plane) {
-    const std::uint32_t word = load_bits(from + plane * plane_bytes(row), row);
-    for (int lane = 0; lane < row.n; ++lane) levels[lane] |= (word >> lane & 1) << plane;
-  }
-  HWY_ALIGN T lanes[row_lanes];
-  for (int lane = 0; lane < row_lanes; ++lane) lanes[lane] = static_cast<T>(levels[lane]);
-  return row_of<T>([&](auto p) { return hn::Load(Tag<T>(), lanes + p * part_lanes<T>); });
-}
-
-#endif
-
-// Memory that the search for a block's largest values takes.
-class Scratch {
- public:
-  // Room for any block of the table.
-  template <typename T>
-  Scratch(const Block* blocks, std::int64_t block_count, T) {
-    std::int64_t largest = 0;
-    for (std::int64_t b = 0; b < block_count; ++b) {
-      const Block& block = blocks[b];
-      if (block.format.coding == Coding::top_k && block.count > largest) largest = block.count;
-    }
-    if (largest == 0) return;
-    constexpr std::int64_t width = sizeof(T);
-    places_.resize(static_cast<std::size_t>(largest / row_lanes + 1));
-    values_.resize(static_cast<std::size_t>((largest + 3 * row_lanes) * width));
-    groups_.resize(values_.size());
-  }
-  template <typename Bits>
-  Bits* values() {
-    return reinterpret_cast<Bits*>(values_.data());
-  }
-  template <typename Bits>
-  Bits* groups() {
-    return reinterpret_cast<Bits*>(groups_.data());
-  }
-  std::int64_t* places() { return places_.data(); }
-
- private:
-  std::vector<std::int64_t> places_;
-  std::vector<char> values_;
-  std::vector<char> groups_;
-};
-
 // Writes the bits of a block's rows one behind another.
 class BitsWriter {
  public:
@@ -643,205 +463,36 @@ class BitsWriter {
   char* to_;
 };
 
-// The messages of a block's rows, in one pass, or in two and more: `body(row, message)`.
-template <typename T, typename Feedback>
+// Calls body(row, message) for a block's rows: in one pass, or in a first one and as many more as a
+// coding wants.
+template <typename T, typename Message>
 class Messages {
  public:
-  Messages(Feedback& feedback, std::int64_t count) : feedback_(feedback), count_(count) {}
+  Messages(Message& message, std::int64_t count) : message_(message), count_(count) {}
   template <typename Body>
-  HWY_INLINE void only(Body body) {
-    rows(count_, [&](auto row) { body(row, feedback_.only(row)); });
+  HWY_INLINE void in_one_pass(Body body) {
+    rows(count_, [&](auto row) { body(row, message_.form(row)); });
   }
   template <typename Body>
-  HWY_INLINE void first(Body body) {
-    rows(count_, [&](auto row) { body(row, feedback_.first(row)); });
+  HWY_INLINE void first_pass(Body body) {
+    rows(count_, [&](auto row) { body(row, message_.form_for_recall(row)); });
   }
   template <typename Body>
-  HWY_INLINE void again(Body body) {
-    rows(count_, [&](auto row) { body(row, feedback_.again(row)); });
+  HWY_INLINE void next_pass(Body body) {
+    rows(count_, [&](auto row) { body(row, message_.recall(row)); });
   }
 
  private:
-  Feedback& feedback_;
+  Message& message_;
   std::int64_t count_;
 };
 
-// Sums over ranks of so many elements as it likes, 0 + what reader(0) decodes + ...:
-// absorb(row, sum). Returns how many, a whole number of rows.
-template <typename T, typename Reader, typename Absorb>
-HWY_INLINE std::int64_t rows_of_sums(std::int64_t, std::int32_t, Reader, Absorb) {
+// Forms sums over ranks, 0 + what reader(0) decodes + ..., for as many elements from the first on
+// as is best done here, and calls use(row, sum). Returns how many, a whole number of rows.
+template <typename T, typename Reader, typename Use>
+HWY_INLINE std::int64_t rows_of_sums(std::int64_t, std::int32_t, Reader, Use) {
   return 0;
 }
-
-// How many of `n` numbers are at least `least`; a whole number of rows is there.
-template <typename Bits>
-HWY_INLINE std::int64_t count_at_least(const Bits* numbers, std::int64_t n, Bits least) {
-  const Tag<Bits> d;
-  const auto below = hn::Set(d, least - 1);
-  std::int64_t count = 0;
-  for (std::int64_t i = 0; i < n; i += static_cast<std::int64_t>(part_lanes<Bits>)) {
-    count += static_cast<std::int64_t>(hn::CountTrue(d, hn::Gt(hn::LoadU(d, numbers + i), below)));
-  }
-  return count;
-}
-
-// The magnitudes of a block's messages. Few are looked at twice: the (kept + 1)-th largest of the
-// maxima of groups is a bound that more than `kept` values reach, and not many more.
-template <typename T, typename Feedback>
-class Magnitudes {
- public:
-  using Bits = BitsOf<T>;
-
-  // Forms the messages.
-  HWY_INLINE Magnitudes(Feedback& feedback, std::int64_t count, std::int64_t kept, Scratch& scratch)
-      : feedback_(feedback), count_(count), kept_(kept), scratch_(scratch) {
-    const std::int64_t period = std::max<std::int64_t>(1, count / (3 * kept));
-    Bits* groups = scratch_.groups<Bits>();
-    std::int64_t group_count = 0;
-    std::int64_t in_group = 0;
-    Row<Bits> group = zeros<Bits>();
-    rows(count, [&](auto row) {
-      group = largest_of(group, bits_of(magnitude(feedback_.first(row))));
-      if (++in_group == period) {
-        spill(group, groups + group_count);
-        group_count += row_lanes;
-        in_group = 0;
-        group = zeros<Bits>();
-      }
-    });
-    if (in_group > 0) {
-      spill(group, groups + group_count);
-      group_count += row_lanes;
-    }
-    Row<Bits> all = zeros<Bits>();
-    rows(group_count, [&](auto row) { all = largest_of(all, load(groups, row)); });
-    largest_ = largest_lane(all);
-    group_count_ = group_count;
-  }
-
-  Bits largest() const { return largest_; }
-
-  // Keeps those that may matter, all being finite.
-  HWY_INLINE void collect() {
-    find_bound();
-    Bits* values = scratch_.values<Bits>();
-    const Row<Bits> below = fill<Bits>((bound_ > 1 ? bound_ : 1) - 1);
-    rows(count_, [&](auto row) {
-      // Memory would be idle meanwhile.
-      feedback_.expect(row, count_);
-      const Row<Bits> bits = bits_of(magnitude(feedback_.again(row)));
-      const Mask<Bits> mask = less(below, bits);
-      if (ballot(mask, row) == 0) return;
-      scratch_.places()[places_++] = row.begin;
-      each_part<Bits>([&](auto p) {
-        const Tag<Bits> d;
-        hn::StoreU(hn::Compress(bits.part[p], mask.part[p]), d, values + found_);
-        found_ += static_cast<std::int64_t>(hn::CountTrue(d, mask.part[p]));
-      });
-    });
-    spill(zeros<Bits>(), values + found_);
-  }
-
-  // How many are at least `least`, or any number above `kept`.
-  HWY_INLINE std::int64_t passing(Bits least) const {
-    if (least <= bound_) return kept_ + 1;
-    return count_at_least(scratch_.values<Bits>(), found_, least);
-  }
-
-  // Calls `body` with every row, or with those that have a value which may be kept.
-  template <typename Body>
-  HWY_INLINE void visit_all(Body body) const {
-    rows(count_, body);
-  }
-  template <typename Body>
-  HWY_INLINE void visit(Body body) const {
-    for (std::int64_t i = 0; i < places_; ++i) {
-      const std::int64_t begin = scratch_.places()[i];
-      if (begin + row_lanes <= count_) {
-        body(WholeRow{begin});
-      } else {
-        body(LastRow{begin, static_cast<int>(count_ - begin)});
-      }
-    }
-  }
-
- private:
-  HWY_INLINE void find_bound() {
-    const Bits* groups = scratch_.groups<Bits>();
-    if (group_count_ <= kept_) return;
-    Row<Bits> least = fill(largest_);
-    rows(group_count_, [&](auto row) { least = least_of(least, load(groups, row)); });
-    bound_ = least_lane(least);
-    Bits high = largest_ + 1;
-    while (high - bound_ > 1) {
-      const Bits mid = bound_ + (high - bound_) / 2;
-      const std::int64_t passed = count_at_least(groups, group_count_, mid);
-      if (passed <= kept_) {
-        high = mid;
-        continue;
-      }
-      bound_ = mid;
-      if (passed <= kept_ + kept_ / 4) return;
-    }
-  }
-
-  Feedback& feedback_;
-  std::int64_t count_;
-  std::int64_t kept_;
-  Scratch& scratch_;
-  std::int64_t group_count_ = 0;
-  Bits largest_ = 0;
-  Bits bound_ = 0;  // 0, or more than `kept` are at least this
-  std::int64_t found_ = 0;
-  std::int64_t places_ = 0;
-};
-
-// Appends values and their indices to a payload of top_k.
-template <typename T>
-class KeptWriter {
- public:
-  KeptWriter(char* payload, std::int64_t room, int width)
-      : payload_(payload), room_(room), width_(width), stream_(payload + 4 + room * value_bytes) {}
-
-  // The lanes of `word` from the row that begins at index `begin`.
-  HWY_INLINE void append(std::uint32_t word, const Row<T>& values, std::int64_t begin) {
-    if (word == 0) return;
-    HWY_ALIGN T lanes[row_lanes];
-    spill(values, lanes);
-    for (; word != 0; word &= word - 1) {
-      const int lane = std::countr_zero(word);
-      store_one(payload_ + 4 + count_ * value_bytes, lanes[lane]);
-      pending_ |= static_cast<std::uint64_t>(begin + lane) << pending_bits_;
-      pending_bits_ += width_;
-      for (; pending_bits_ >= 8; pending_bits_ -= 8) flush_byte();
-      ++count_;
-    }
-  }
-
-  // Their number, and zeros in what is left of the room.
-  HWY_INLINE void close() {
-    if (pending_bits_ > 0) flush_byte();
-    store_one(payload_, static_cast<std::uint32_t>(count_));
-    std::memset(payload_ + 4 + count_ * value_bytes, 0,
-                static_cast<std::size_t>((room_ - count_) * value_bytes));
-    char* const end = payload_ + 4 + room_ * value_bytes + (room_ * width_ + 7) / 8;
-    std::memset(stream_, 0, static_cast<std::size_t>(end - stream_));
-  }
-
- private:
-  static constexpr std::int64_t value_bytes = sizeof(T);
-  HWY_INLINE void flush_byte() {
-    *stream_++ = static_cast<char>(pending_);
-    pending_ >>= 8;
-  }
-  char* payload_;
-  std::int64_t room_;
-  std::int64_t width_;
-  char* stream_;
-  std::int64_t count_ = 0;
-  std::uint64_t pending_ = 0;
-  std::int64_t pending_bits_ = 0;
-};
 
 THINWIRE_ROWS_END
 

@@ -36,15 +36,16 @@ struct Block {
 //   tracker null, error feedback:  message m = g + e,            next = m - d
 //   with a tracker h, EControl:    message m = (eta e + g) - h,  next = ((e + g) - h) - d
 //
-// Error feedback of Coding::sign may keep its messages instead: d has m's signs and the scale s, so
-// that e = m - s or m + s is formed where it is needed. A block is then coded in one pass instead
-// of two, with equal bits.
+// Where a coding's d is nothing but m's signs times a scale s (keeps_messages), error feedback may
+// keep m and s instead of e. The next step forms e = m - s or m + s as it reads it. So a block is
+// coded in one pass over memory instead of two, with equal bits.
 template <typename T>
 struct Residual {
   const T* error = nullptr;    // e; null: no feedback, m = g, and nothing is kept
   const T* tracker = nullptr;  // h
   const T* eta = nullptr;      // with a tracker: one per slice of the bucket
-  // Null, or s of each block of the table, where `error` has the block's last m; 0: it has e.
+  // Null, or one number per block of the table: s where `error` has the block's last m, 0 where it
+  // has e.
   const T* sent = nullptr;
 };
 
@@ -100,7 +101,7 @@ struct OwnerReduceArgs {
   T* sent_next = nullptr;  // as of EncodeArgs; owner_next := m
 };
 
-// error := e, and sent := 0.
+// Where `error` has messages, it has e afterwards: error := e, and sent := 0.
 template <typename T>
 struct FormErrorArgs {
   const Block* blocks = nullptr;
@@ -110,9 +111,9 @@ struct FormErrorArgs {
   std::int64_t chunk_begin = 0;  // elements from the bucket's start to the first of `error`
 };
 
-// flag := min(flag, the index of every slice with a block of which a payload decodes to more than
-// largest_addend(ranks), or to NaN). A grid is judged by its ends, whatever the levels; a level
-// beyond them, which no encoder writes, is not looked for.
+// Looks for the first slice whose sum over ranks may not be finite: flag := min(flag, index) for
+// every slice with a block that some rank's payload decodes to a NaN, or to a magnitude above
+// largest_addend(ranks). A coding may judge by less than each of its values (codings/quantize.h).
 template <typename T>
 struct FirstNonFiniteArgs {
   const Block* blocks = nullptr;

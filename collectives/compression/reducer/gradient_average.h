@@ -8,6 +8,7 @@
 
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/before_reduce.h"
+#include "collectives/compression/reducer/launch.h"
 #include "collectives/queue_table.h"
 
 namespace thinwire {

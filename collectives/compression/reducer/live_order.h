@@ -7,6 +7,7 @@
 
 #include "collectives/bucket.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/reducer/launch.h"
 #include "collectives/compression/reducer/owners.h"
 #include "collectives/queue_table.h"
 

@@ -71,8 +71,8 @@ void PipelinedReducer::prepare(const Bucket& bucket, int rank, int size) {
                                      has_owners() ? Averaging::by_owners : Averaging::by_all);
     if (!fixed_eta(options_.feedback.eta, codecs_.codec())) here.measured.emplace();
   }
-  const auto* cast = std::get_if<Cast>(&options_.codec);
-  if (cast != nullptr && cast->half == Half::fp16) here.saturation.emplace();
+  const auto clamp = codecs_.codec() ? codecs_.codec()->clamp() : std::nullopt;
+  if (clamp) here.saturation.emplace(clamp->largest);
   here.flag = FiniteFlag(bucket, *launch_.queue);
   states_.insert_or_assign(bucket.index, std::move(here));
 }
@@ -243,12 +243,13 @@ std::optional<std::string> PipelinedReducer::warning(const Bucket& bucket) const
   if (!here.saturation || here.staged_dense) return std::nullopt;
   const auto name = here.saturation->name(bucket, here.table);
   if (!name) return std::nullopt;
+  const Clamp clamp = *codecs_.codec()->clamp();
   return fmt::format(
-      "fp16 clamps gradients of {} at 65504, and {}; use --compressor bf16, or gradients that are "
-      "smaller",
-      *name,
+      "{} clamps gradients of {} at {}, and {}; use {}, or gradients that are smaller",
+      clamp.coding, *name, clamp.largest,
       here.state.residual.defined() ? "what is beyond piles up in its residual"
-                                    : "what is beyond is lost");
+                                    : "what is beyond is lost",
+      clamp.instead);
 }
 
 void PipelinedReducer::show_estimate(const Bucket& bucket, Bucket& view) {

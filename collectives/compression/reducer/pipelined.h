@@ -12,6 +12,7 @@
 #include "collectives/compression/reducer/coded_gradient.h"
 #include "collectives/compression/reducer/dense_message.h"
 #include "collectives/compression/reducer/finite_flag.h"
+#include "collectives/compression/reducer/launch.h"
 #include "collectives/compression/reducer/live_order.h"
 #include "collectives/compression/reducer/measured_eta.h"
 #include "collectives/compression/reducer/owners.h"
@@ -87,7 +88,7 @@ class PipelinedReducer final : public GradientReducer {
     std::optional<MeasuredEta> measured;
     std::shared_ptr<void> eta_on_host;  // the queue may still read it
     TrackerRenewal renewal;
-    std::optional<Saturation> saturation;  // of fp16
+    std::optional<Saturation> saturation;  // where the coding clamps
 
     // From the stage to the commit.
     at::Tensor owner_next, mean_tracker_next;
@@ -105,8 +106,8 @@ class PipelinedReducer final : public GradientReducer {
   BucketState& state_of(const Bucket& bucket);
   bool has_owners() const { return exchange_->has_owners(); }
   bool keeps_messages() const {
-    return options_.feedback.kind == FeedbackKind::error_feedback &&
-           std::holds_alternative<Sign>(options_.codec);
+    return options_.feedback.kind == FeedbackKind::error_feedback && codecs_.codec() != nullptr &&
+           codecs_.codec()->keeps_messages();
   }
   template <typename T>
   static T* energy_of(BucketState& here, std::int64_t first_block);

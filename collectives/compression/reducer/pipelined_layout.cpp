@@ -7,7 +7,9 @@
 #include <iterator>
 
 #include "collectives/base/error.h"
+#include "collectives/compression/codec/codec.h"
 #include "collectives/compression/codec/typed.h"
+#include "collectives/compression/codings/list.h"
 #include "collectives/compression/feedback/eta.h"
 #include "collectives/compression/reducer/pipelined.h"
 

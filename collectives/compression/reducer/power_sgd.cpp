@@ -16,32 +16,12 @@
 #include "collectives/compression/reducer/absent.h"
 
 namespace thinwire {
-void check_power_sgd(const PowerSgd& power) {
-  if (power.matrix_approximation_rank < 1) {
-    throw UsageError(
-        fmt::format("compressor powersgd: matrix_approximation_rank is {}; give 1 or more",
-                    power.matrix_approximation_rank));
-  }
-  if (!(power.min_compression_rate > 0)) {
-    throw UsageError(
-        fmt::format("compressor powersgd: min_compression_rate is {}; give a number above 0",
-                    power.min_compression_rate));
-  }
-  if (!(power.orthogonalization_epsilon > 0 && power.orthogonalization_epsilon < 1)) {
-    throw UsageError(
-        fmt::format("compressor powersgd: orthogonalization_epsilon is {}; give a number between "
-                    "0 and 1, such as 1e-8",
-                    power.orthogonalization_epsilon));
-  }
-}
 
 PowerSgdReducer::PowerSgdReducer(const CompressionOptions& options, const ReducerLaunch& launch)
     : power_(std::get<PowerSgd>(options.codec)),
       policy_(options.policy),
       feedback_(options.feedback.kind == FeedbackKind::error_feedback),
-      launch_(launch) {
-  check_power_sgd(power_);
-}
+      launch_(launch) {}
 
 double PowerSgdReducer::tolerance(at::ScalarType dtype) const {
   return with_type(dtype, [&]<typename T>(T) {

@@ -9,14 +9,12 @@
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/dense_message.h"
 #include "collectives/compression/reducer/finite_flag.h"
+#include "collectives/compression/reducer/launch.h"
 #include "collectives/compression/reducer/live_order.h"
 #include "collectives/compression/reducer/owners.h"
 #include "collectives/queue_table.h"
 
 namespace thinwire {
-
-// Throws `UsageError` for numbers that cannot be.
-void check_power_sgd(const PowerSgd& options);
 
 // A tensor of two or more dimensions is a matrix M of shape[0] rows. Per step, with g the gradient,
 // e the residual and n ranks:
@@ -43,9 +41,9 @@ void check_power_sgd(const PowerSgd& options);
 // all ranks; so is all of Q at the first step, and at every step without warm start.
 //
 // A layout may give a slice another rank, 0 for none: the leading columns of the factors stay, and
-// new ones are drawn. Of a slice that is partly live whole rows are a matrix of fewer rows; anything
-// else of it goes uncompressed. A matrix that goes uncompressed for a while sends its residual then,
-// with the gradient.
+// new ones are drawn. Of a slice that is partly live whole rows are a matrix of fewer rows;
+// anything else of it goes uncompressed. A matrix that goes uncompressed for a while sends its
+// residual then, with the gradient.
 //
 // State: "residual/NAME", averaged, of the parameter's shape; with warm start "factor/NAME",
 // replicated, Q^T of rank x columns (zero before the first step; what it is set to is used).
@@ -141,7 +139,8 @@ class PowerSgdReducer final : public GradientReducer {
   // Waits for what is in flight, divides the sum by the number of ranks, and flags what is not
   // finite.
   void receive(BucketState& here, int ranks);
-  void send_left(Bucket& bucket, BucketState& here, Communicator& communicator, const StepContext& step);
+  void send_left(Bucket& bucket, BucketState& here, Communicator& communicator,
+                 const StepContext& step);
   void send_right(BucketState& here, Communicator& communicator);
   // to := from, `count` elements from the given ones on, by the queue.
   void copy(const at::Tensor& to, std::int64_t to_begin, const at::Tensor& from,
@@ -165,8 +164,8 @@ class PowerSgdReducer final : public GradientReducer {
   bool feedback_;
   ReducerLaunch launch_;
   std::vector<BucketState*> underway_;  // of this step, in the order of their stages
-  bool host_is_behind_ = false;  // the host has not waited for what was staged last
-  std::map<int, BucketState> states_;  // by bucket index
+  bool host_is_behind_ = false;         // the host has not waited for what was staged last
+  std::map<int, BucketState> states_;   // by bucket index
 };
 
 }  // namespace thinwire

@@ -10,7 +10,6 @@ namespace thinwire {
 namespace {
 
 constexpr std::int64_t kEvery = 100;  // steps
-constexpr double kLargest = 65504;    // of fp16
 // Twice the square of what rounding loses of a value, and more than a float's sum does.
 constexpr double kRounding = 1.0 / (1 << 21);
 
@@ -36,7 +35,7 @@ std::optional<std::string> Saturation::name(const Bucket& bucket,
     for (const Block& block : table.entries()) {
       const double message = *sums++;
       const double lost = *sums++;
-      if (message > kLargest * kLargest && (std::isinf(message) || lost > kRounding * message)) {
+      if (message > largest_ * largest_ && (std::isinf(message) || lost > kRounding * message)) {
         return bucket.slices[static_cast<std::size_t>(block.slice)].name;
       }
     }

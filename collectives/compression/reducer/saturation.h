@@ -1,4 +1,4 @@
-// Whether messages of 16-bit floats reach the end of their range.
+// Whether messages reach the end of their coding's range.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,11 +15,12 @@
 
 namespace thinwire {
 
-// Looks at one bucket's messages of Half::fp16 in every hundredth step. Such a message clamps what
-// is beyond 65504, and the energy of what encoding has lost (EncodeArgs::energy) tells: rounding
-// alone loses at most 2^-11 of each value.
+// Looks at one bucket's messages in every hundredth step. What is beyond the coding's largest value
+// is clamped, and the energy of what encoding has lost (EncodeArgs::energy) tells: rounding alone
+// loses at most 2^-11 of each value.
 class Saturation {
  public:
+  explicit Saturation(double largest) : largest_(largest) {}
   // Before the messages of a step are encoded: whether to look at them.
   void begin(std::int64_t step, std::int64_t block_count, const at::Tensor& like, Queue& queue);
   // Where encoding writes for the blocks from `first_block` on; null: it need not.
@@ -33,6 +34,7 @@ class Saturation {
   std::optional<std::string> name(const Bucket& bucket, const QueueTable<Block>& table) const;
 
  private:
+  double largest_;
   bool looks_ = false;
   at::Tensor energy_;  // two per block
   std::shared_ptr<void> on_host_;

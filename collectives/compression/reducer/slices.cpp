@@ -7,7 +7,6 @@
 #include <variant>
 
 #include "collectives/base/error.h"
-#include "collectives/compression/codec/identity.h"
 
 namespace thinwire {
 namespace {
@@ -51,7 +50,7 @@ void set_numbers(Options& options, const std::string& slice, const SliceCoding& 
 SliceCodecs::SliceCodecs(const CompressionOptions& options)
     : options_(options),
       codec_(make_codec(options.codec)),
-      identity_(std::make_shared<IdentityCodec>()) {}
+      uncompressed_(make_uncompressed_codec()) {}
 
 std::shared_ptr<const Codec> SliceCodecs::recoded(const Slice& slice,
                                                   const SliceCoding& coding) const {
@@ -70,7 +69,7 @@ CodecOfSlice SliceCodecs::of(const Bucket& bucket, const Layout& layout) const {
     const Slice& slice = bucket.slices[i];
     const SliceCoding& coding = layout.of(i).coding;
     if (!compresses(slice)) {
-      codecs.push_back(identity_);
+      codecs.push_back(uncompressed_);
     } else {
       codecs.push_back(coding.is_default() ? codec_ : recoded(slice, coding));
     }

@@ -14,7 +14,7 @@
 namespace thinwire {
 
 // Which codec each slice goes through: that of the options, with the numbers that the bucket's
-// layout has for the slice, or the identity where nothing is compressed or `policy` has a reason.
+// layout has for the slice, or none where nothing is compressed or `policy` has a reason.
 class SliceCodecs {
  public:
   // `options` are resolved.
@@ -36,7 +36,7 @@ class SliceCodecs {
 
   CompressionOptions options_;
   std::shared_ptr<const Codec> codec_;
-  std::shared_ptr<const Codec> identity_;
+  std::shared_ptr<const Codec> uncompressed_;
 };
 
 }  // namespace thinwire

@@ -11,6 +11,7 @@
 #include "collectives/compression/feedback/feedback.h"
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/finite_flag.h"
+#include "collectives/compression/reducer/launch.h"
 #include "collectives/compression/reducer/owners.h"
 #include "collectives/queue_table.h"
 
@@ -36,7 +37,8 @@ class TrackerRenewal {
     std::int64_t place = 0;  // in the message
   };
 
-  void put_back(const RenewedPiece& piece, const Bucket& bucket, const EControlState& state, Queue& queue);
+  void put_back(const RenewedPiece& piece, const Bucket& bucket, const EControlState& state,
+                Queue& queue);
 
   std::vector<RenewedPiece> pieces_;
   at::Tensor message_, before_;

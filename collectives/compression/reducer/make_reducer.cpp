@@ -1,0 +1,32 @@
+#include "collectives/compression/reducer/make_reducer.h"
+
+#include <utility>
+
+#include "collectives/base/error.h"
+#include "collectives/compression/reducer/gradient_average.h"
+#include "collectives/compression/reducer/pipelined.h"
+#include "collectives/compression/reducer/power_sgd.h"
+
+namespace thinwire {
+
+std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
+                                              const ReducerLaunch& launch) {
+  const CompressionOptions chosen = resolve(options);
+  check(chosen.feedback.momentum == 0, "averages of gradients are no reducer's; see Reduction");
+  if (std::holds_alternative<PowerSgd>(chosen.codec)) {
+    return std::make_unique<PowerSgdReducer>(chosen, launch);
+  }
+  return std::make_unique<PipelinedReducer>(chosen, launch);
+}
+
+Reduction make_reduction(const CompressionOptions& options, const ReducerLaunch& launch) {
+  CompressionOptions chosen = resolve(options);
+  const double momentum = std::exchange(chosen.feedback.momentum, 0);
+  Reduction reduction{make_reducer(chosen, launch), nullptr};
+  if (momentum > 0) {
+    reduction.before = std::make_unique<GradientAverage>(*reduction.reducer, momentum, launch);
+  }
+  return reduction;
+}
+
+}  // namespace thinwire
