@@ -12,7 +12,7 @@
 
 namespace thinwire {
 
-struct CodedGradient;
+struct UndecodedEstimate;
 
 // One parameter's place in a bucket.
 struct Slice {
@@ -40,7 +40,7 @@ struct Bucket {
   // What of the slices is live and how it is coded; changes between steps, alike on all ranks.
   Layout layout;
   // If set, the group's estimate is this, and what is in the buffer means nothing.
-  std::shared_ptr<const CodedGradient> coded;
+  std::shared_ptr<const UndecodedEstimate> undecoded;
 
   std::int64_t numel() const { return gradient.numel(); }
   // Whether an update leaves a slice alone.

@@ -6,9 +6,9 @@
 #include <set>
 #include <variant>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
 #include "collectives/base/memory.h"
-#include "collectives/base/spec.h"
 #include "collectives/base/text.h"
 
 namespace thinwire {
@@ -77,7 +77,7 @@ std::int64_t parse_bytes(const std::string& flag, const std::string& text) {
 }
 
 BenchShapes parse_shapes(const std::string& flag, const std::string& text) {
-  const Spec spec(flag, text);
+  const ChoiceReader spec(flag, text);
   spec.done();
   for (const BenchShapes shapes : {BenchShapes::flat, BenchShapes::resnet50}) {
     if (spec.name() == name(shapes)) return shapes;

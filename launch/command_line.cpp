@@ -9,8 +9,8 @@
 #include <set>
 #include <sstream>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
-#include "collectives/base/spec.h"
 #include "collectives/base/text.h"
 #include "launch/exit.h"
 

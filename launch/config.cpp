@@ -14,8 +14,8 @@
 #include <system_error>
 #include <vector>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
-#include "collectives/base/spec.h"
 #include "collectives/base/text.h"
 
 namespace thinwire {

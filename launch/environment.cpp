@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
-#include "collectives/base/spec.h"
 
 namespace thinwire {
 namespace {

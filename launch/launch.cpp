@@ -7,8 +7,8 @@
 #include <cstdlib>
 #include <optional>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
-#include "collectives/base/spec.h"
 #include "launch/exit.h"
 
 namespace thinwire {

@@ -4,8 +4,8 @@
 
 #include <limits>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
-#include "collectives/base/spec.h"
 #include "collectives/base/text.h"
 #include "collectives/compression/parse.h"
 #include "optimizers/list.h"

@@ -34,7 +34,7 @@ struct AdamRule {
   static std::vector<std::string> words() { return {"adam", "adamw"}; }
   static constexpr const char* keys = "beta1=X,beta2=X,eps=X,weight_decay=X,amsgrad=0|1";
 
-  static Options parse(Spec& spec, const OptimizerDefaults& defaults) {
+  static Options parse(ChoiceReader& spec, const OptimizerDefaults& defaults) {
     Options options;
     options.beta1 = spec.number("beta1", options.beta1, 0, 1);
     options.beta2 = spec.number("beta2", options.beta2, 0, 1);

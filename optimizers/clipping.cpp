@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "collectives/compression/reducer/coded_gradient.h"
+#include "collectives/compression/undecoded.h"
 #include "collectives/queue_table.h"
 #include "optimizers/kernels/bodies.h"
 
@@ -74,7 +74,7 @@ double squared_norm(std::span<const Bucket> buckets, const OptimizerDevice& devi
     const Bucket& bucket = buckets[i];
     double* result = results.data_ptr<double>() + i;
     const bool is_double = bucket.gradient.scalar_type() == at::kDouble;
-    if (bucket.coded) {
+    if (bucket.undecoded) {
       is_double ? norm_of_tiles<double>(bucket, result, device)
                 : norm_of_tiles<float>(bucket, result, device);
       continue;

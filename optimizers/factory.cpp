@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "collectives/base/spec.h"
+#include "collectives/base/choice_reader.h"
 #include "optimizers/elementwise.h"
 
 namespace thinwire {
@@ -23,11 +23,11 @@ struct Site {
 struct Kind {
   std::vector<std::string> words;
   std::string keys;
-  std::unique_ptr<Optimizer> (*make)(Spec& spec, const Site& site);
+  std::unique_ptr<Optimizer> (*make)(ChoiceReader& spec, const Site& site);
 };
 
 template <typename Rule>
-std::unique_ptr<Optimizer> make_elementwise(Spec& spec, const Site& site) {
+std::unique_ptr<Optimizer> make_elementwise(ChoiceReader& spec, const Site& site) {
   const typename Rule::Options options = Rule::parse(spec, site.defaults);
   spec.done();
   return std::make_unique<Elementwise<Rule>>(site.buckets, options, site.rules, site.device);
@@ -65,7 +65,7 @@ std::unique_ptr<Optimizer> make_optimizer(const std::string& text,
                                           const OptimizerDefaults& defaults,
                                           std::span<const Bucket> buckets, const GroupRules& rules,
                                           const OptimizerDevice& device) {
-  Spec spec("--optimizer", text);
+  ChoiceReader spec("--optimizer", text);
   for (const Kind& kind : all_kinds()) {
     if (std::ranges::find(kind.words, spec.name()) != kind.words.end()) {
       return kind.make(spec, {defaults, buckets, rules, device});

@@ -27,7 +27,7 @@ struct LionRule {
   static std::vector<std::string> words() { return {"lion"}; }
   static constexpr const char* keys = "beta1=X,beta2=X,weight_decay=X";
 
-  static Options parse(Spec& spec, const OptimizerDefaults& defaults) {
+  static Options parse(ChoiceReader& spec, const OptimizerDefaults& defaults) {
     Options options;
     options.beta1 = spec.number("beta1", options.beta1, 0, 1);
     options.beta2 = spec.number("beta2", options.beta2, 0, 1);

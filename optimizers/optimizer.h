@@ -21,7 +21,7 @@ struct StepPlan {
   Quantity quantity = Quantity::gradient;
   Transmission transmission = Transmission::compressed;
   // What its update reads. Updates and norms decode an estimate that is still coded, tile by tile.
-  EstimateForm reads = EstimateForm::coded;
+  EstimateForm reads = EstimateForm::undecoded;
 };
 
 // What one parameter's update uses instead of the defaults.
@@ -35,7 +35,7 @@ struct ParameterGroup {
 // One step of bucket b: `before_reduce(b)` turns the gradient into the plan's quantity, in place;
 // the reducer makes it the group's estimate; `after_reduce(b)` moves `b.weights`. A step that is
 // rolled back calls no `after_reduce`, so only `after_reduce` may change state. The estimate may be
-// coded (`Bucket::coded`): `SliceState::update` and `squared_norm` read it in either form.
+// coded (`Bucket::undecoded`): `SliceState::update` and `squared_norm` read it in either form.
 // State may belong to elements (`SliceState`), to tensors, or to a rank (`StateKind::averaged`). An
 // update that needs numbers of whole tensors forms them first (slice_reductions.h). Several buckets
 // may be in `before_reduce` and `after_reduce` at once. Slices that rest, frozen or absent, do not

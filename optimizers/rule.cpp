@@ -19,12 +19,12 @@ void require_below_one(const std::string& what, double value) {
   require_option(value >= 0 && value < 1, what, value, "a number from 0, below 1");
 }
 
-double parse_weight_decay(Spec& spec, const OptimizerDefaults& defaults) {
+double parse_weight_decay(ChoiceReader& spec, const OptimizerDefaults& defaults) {
   constexpr double most = 1000;
   return spec.number("weight_decay", defaults.weight_decay, 0, most);
 }
 
-bool parse_switch(Spec& spec, const std::string& key) {
+bool parse_switch(ChoiceReader& spec, const std::string& key) {
   return spec.integer(key, 0, 0, 1) == 1;
 }
 

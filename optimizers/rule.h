@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "collectives/base/spec.h"
+#include "collectives/base/choice_reader.h"
 #include "collectives/compression/kernels/warp.h"
 
 namespace thinwire {
@@ -43,7 +43,7 @@ class Elementwise;
 //
 //   using Options                      A plain struct with its defaults, weight_decay among them.
 //   words(), keys                      Its names behind --optimizer, and what follows such a name.
-//   parse(Spec&, OptimizerDefaults)    Options from words.
+//   parse(ChoiceReader&, OptimizerDefaults)    Options from words.
 //   validate(Options)                  Throws `UsageError` for what cannot be.
 //   state(Options)                     The names of the tensors that it keeps beside the weights.
 //   using StateCounts                  How many these may be. There is a kernel for each number.
@@ -68,8 +68,8 @@ void require_not_negative(const std::string& what, double value);
 void require_below_one(const std::string& what, double value);
 
 // Values of the key "weight_decay", with the range of --weight-decay.
-double parse_weight_decay(Spec& spec, const OptimizerDefaults& defaults);
+double parse_weight_decay(ChoiceReader& spec, const OptimizerDefaults& defaults);
 // A switch: 0 or 1.
-bool parse_switch(Spec& spec, const std::string& key);
+bool parse_switch(ChoiceReader& spec, const std::string& key);
 
 }  // namespace thinwire

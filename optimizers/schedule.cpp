@@ -4,8 +4,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
-#include "collectives/base/spec.h"
 
 namespace thinwire {
 namespace {
@@ -27,7 +27,7 @@ double fraction(const CosineDecay& decay, std::int64_t step, std::int64_t warmup
   return decay.final + (1 - decay.final) * (1 + std::cos(std::numbers::pi * progress)) / 2;
 }
 
-Schedule::Decay parse_decay(Spec& spec, std::int64_t total_steps) {
+Schedule::Decay parse_decay(ChoiceReader& spec, std::int64_t total_steps) {
   if (spec.name() == "constant") return ConstantRate{};
   if (spec.name() == "step") {
     StepDecay decay;
@@ -57,7 +57,7 @@ double Schedule::at(std::int64_t step) const {
 }
 
 Schedule parse_schedule(const std::string& text, double base_lr, std::int64_t total_steps) {
-  Spec spec("--lr-schedule", text);
+  ChoiceReader spec("--lr-schedule", text);
   const Schedule::Decay decay = parse_decay(spec, total_steps);
   const std::int64_t warmup = spec.integer("warmup", 0, 0, most_steps);
   spec.done();

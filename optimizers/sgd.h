@@ -29,7 +29,7 @@ struct SgdRule {
   static std::vector<std::string> words() { return {"sgd"}; }
   static constexpr const char* keys = "momentum=X,dampening=X,weight_decay=X,nesterov=0|1";
 
-  static Options parse(Spec& spec, const OptimizerDefaults& defaults) {
+  static Options parse(ChoiceReader& spec, const OptimizerDefaults& defaults) {
     Options options;
     options.momentum = spec.number("momentum", defaults.momentum, 0, 1);
     options.dampening = spec.number("dampening", options.dampening, 0, 1);

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "collectives/base/error.h"
-#include "collectives/compression/reducer/coded_gradient.h"
+#include "collectives/compression/undecoded.h"
 
 namespace thinwire {
 namespace {
@@ -81,7 +81,7 @@ std::vector<double> reduce_flat(const Bucket& bucket, const at::Tensor& flat,
 }
 
 std::vector<double> reduce_estimate(const Bucket& bucket, SliceReduction reduction) {
-  if (!bucket.coded) return reduce_flat(bucket, bucket.gradient, reduction);
+  if (!bucket.undecoded) return reduce_flat(bucket, bucket.gradient, reduction);
   Accumulator sums(bucket, reduction);
   if (bucket.gradient.scalar_type() == at::kDouble) {
     add_coded<double>(bucket, sums);

@@ -12,7 +12,7 @@
 
 #include "collectives/base/state.h"
 #include "collectives/bucket.h"
-#include "collectives/compression/reducer/coded_gradient.h"
+#include "collectives/compression/undecoded.h"
 #include "collectives/queue_table.h"
 #include "optimizers/groups.h"
 #include "optimizers/kernels/kernels.h"
@@ -84,7 +84,7 @@ template <typename T, typename Update>
 void SliceState::update_as(Bucket& bucket, BucketState& own, Queue& queue, const Update& update) {
   fill_table(bucket, own, queue);
   const BucketView<T> whole = view<T>(bucket, own);
-  if (!bucket.coded) {
+  if (!bucket.undecoded) {
     update(whole);
     return;
   }

@@ -8,7 +8,7 @@ namespace thinwire {
 namespace {
 
 template <typename... C>
-CodecOptions read_one_of(CodingList<C...>, Spec& spec) {
+CodecOptions read_one_of(CodingList<C...>, ChoiceReader& spec) {
   CodecOptions options;
   std::vector<std::string> known;
   bool found = false;
@@ -26,14 +26,14 @@ CodecOptions read_one_of(CodingList<C...>, Spec& spec) {
 }
 
 CodecOptions parse_codec(const std::string& text) {
-  Spec spec("--compressor", text);
+  ChoiceReader spec("--compressor", text);
   const CodecOptions options = read_one_of(Compressors(), spec);
   spec.done();
   return options;
 }
 
 FeedbackOptions parse_feedback(const std::string& text) {
-  Spec spec("--feedback", text);
+  ChoiceReader spec("--feedback", text);
   FeedbackOptions options;
   if (spec.name() == "auto") {
     options.kind = FeedbackKind::automatic;
@@ -56,7 +56,7 @@ FeedbackOptions parse_feedback(const std::string& text) {
 }
 
 ExchangeKind parse_exchange(const std::string& text) {
-  Spec spec("--exchange", text);
+  ChoiceReader spec("--exchange", text);
   spec.done();
   for (const auto kind : {ExchangeKind::automatic, ExchangeKind::all_reduce,
                           ExchangeKind::two_stage, ExchangeKind::all_gather}) {

@@ -9,8 +9,8 @@
 #include <optional>
 #include <string>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
-#include "collectives/base/spec.h"
 #include "collectives/base/text.h"
 #include "collectives/compression/codec/codec.h"
 #include "collectives/compression/options.h"
@@ -48,7 +48,7 @@ struct Word {
   T value;
 };
 template <typename T, std::size_t n>
-T choose(Spec& spec, const char* key, const Word<T> (&words)[n]) {
+T choose(ChoiceReader& spec, const char* key, const Word<T> (&words)[n]) {
   const std::string given = spec.text(key, words[0].word);
   std::string valid;
   for (const auto& [word, value] : words) {
@@ -71,9 +71,9 @@ const char* word_of(const T& value, const Word<T> (&words)[n]) {
 //   names             what it is called; the first one in messages too
 //   help              what may be written, in a line
 //   ways              the valid combinations; the first one is the default
-//   read(spec)        the options of what was written. Range checks are Spec's and `check`'s.
-//   write(options)    words that `read` makes the same options of
-//   describe(options) for people: "sign, one scale per 1024 values"
+//   read(spec)        the options of what was written. Range checks are ChoiceReader's and
+//   `check`'s. write(options)    words that `read` makes the same options of describe(options) for
+//   people: "sign, one scale per 1024 values"
 // and what of this it wants to say otherwise:
 template <typename C>
 struct WordsByDefault {

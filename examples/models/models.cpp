@@ -8,9 +8,9 @@
 #include <numeric>
 #include <utility>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
 #include "collectives/base/memory.h"
-#include "collectives/base/spec.h"
 #include "examples/models/gpt.h"
 #include "examples/models/networks.h"
 
@@ -57,7 +57,7 @@ void require_image(const std::string& model, const Shape& shape, std::int64_t sm
       model, fmt::join(shape, ", "), smallest));
 }
 
-Model make_gpt(Spec spec, const Shape& sample_shape, std::int64_t vocabulary) {
+Model make_gpt(ChoiceReader spec, const Shape& sample_shape, std::int64_t vocabulary) {
   GptOptions options;
   options.layers = spec.integer("layers", options.layers, 1, 1000);
   options.heads = spec.integer("heads", options.heads, 1, 1000);
@@ -85,7 +85,7 @@ Model make_gpt(Spec spec, const Shape& sample_shape, std::int64_t vocabulary) {
 }  // namespace
 
 Model make_model(const std::string& spec_text, const Shape& sample_shape, std::int64_t classes) {
-  Spec spec("--model", spec_text);
+  ChoiceReader spec("--model", spec_text);
   const std::string& name = spec.name();
   if (name == "mlp") {
     const Shape hidden = spec.integers("hidden", {256}, 1, 1 << 20);

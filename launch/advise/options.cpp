@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <optional>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
-#include "collectives/base/spec.h"
 #include "collectives/base/text.h"
 
 namespace thinwire {

@@ -5,9 +5,9 @@
 #include <string>
 #include <string_view>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
 #include "collectives/base/memory.h"
-#include "collectives/base/spec.h"
 #include "runtime/data/idx.h"
 #include "runtime/data/synthetic.h"
 #include "runtime/data/text.h"
@@ -15,7 +15,7 @@
 namespace thinwire {
 namespace {
 
-DataSplit load_synthetic(Spec spec) {
+DataSplit load_synthetic(ChoiceReader spec) {
   SyntheticOptions options;
   options.samples = spec.integer("samples", options.samples, 1, 10'000'000);
   options.test_samples = spec.integer("test_samples", options.test_samples, 1, 10'000'000);
@@ -52,7 +52,7 @@ DataSplit load_text_spec(std::string_view rest) {
   const std::string_view path = rest.substr(0, options);
   std::string items;
   if (options != std::string_view::npos) items = rest.substr(options == 0 ? 0 : options + 1);
-  Spec spec("--data", items.empty() ? "text" : "text:" + items);
+  ChoiceReader spec("--data", items.empty() ? "text" : "text:" + items);
   const std::int64_t context = spec.integer("context", 128, 2, kLongestContext);
   spec.done();
   return load_text(path.empty() ? default_text() : std::filesystem::path(path), context);
@@ -61,7 +61,7 @@ DataSplit load_text_spec(std::string_view rest) {
 }  // namespace
 
 DataSplit load_data(const std::string& spec) {
-  // Not a Spec: what follows the colon is a path, which may hold any character.
+  // Not a ChoiceReader: what follows the colon is a path, which may hold any character.
   constexpr std::string_view kFashion = "fashion-mnist";
   if (spec == kFashion) return load_fashion_mnist("/usr/share/datasets/fashion-mnist");
   if (spec.starts_with(kFashion) && spec[kFashion.size()] == ':') {
@@ -73,8 +73,9 @@ DataSplit load_data(const std::string& spec) {
   }
   const std::string word = spec.substr(0, spec.find_first_of(":,"));
   if (word == "text") return load_text_spec(std::string_view(spec).substr(word.size()));
-  if (spec.substr(0, spec.find(':')) == "synthetic") return load_synthetic(Spec("--data", spec));
-  Spec("--data", spec.substr(0, spec.find(':')))
+  if (spec.substr(0, spec.find(':')) == "synthetic")
+    return load_synthetic(ChoiceReader("--data", spec));
+  ChoiceReader("--data", spec.substr(0, spec.find(':')))
       .unknown_name({"fashion-mnist", "synthetic", "text"});
 }
 

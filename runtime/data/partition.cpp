@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
-#include "collectives/base/spec.h"
 
 namespace thinwire {
 namespace {
@@ -36,7 +36,7 @@ std::int64_t classes_of_a_rank(const Dataset& data, const ByLabel& options,
 }  // namespace
 
 PartitionOptions parse_partition(const std::string& text) {
-  Spec spec("--partition", text);
+  ChoiceReader spec("--partition", text);
   if (spec.name() == "iid") {
     spec.done();
     return Iid{};

@@ -430,7 +430,7 @@ void GradientArrival::attach_estimates(const Verdict& verdict) {
     // Nobody shall take for a gradient what is in the buffer of a coded one.
     const auto place = buckets_.place(i);
     const Bucket& bucket = buckets_.buckets()[place.bucket];
-    const bool is_coded = bucket.coded != nullptr;
+    const bool is_coded = bucket.undecoded != nullptr;
     if (verdict.committed() && !bucket.rests(place.slice) && !is_coded) {
       buckets_.attach(i);
     } else {

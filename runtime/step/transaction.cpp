@@ -31,8 +31,8 @@ std::string describe_layouts(const std::vector<Bucket>& buckets) {
   std::string lines;
   for (const Bucket& bucket : buckets) {
     for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
-      lines += fmt::format("{}{:016x}\n", bucket.layout.of(i).frozen ? '1' : '0',
-                           bucket.layout.hash(i));
+      lines +=
+          fmt::format("{}{:016x}\n", bucket.layout.of(i).frozen ? '1' : '0', bucket.layout.hash(i));
     }
   }
   return lines;
@@ -211,7 +211,7 @@ void StepTransaction::stage(Bucket& bucket, const Queue::Mark& ready) {
   const auto start = Clock::now();
   path_.communication.wait_for(ready);
   if (parts_.recorder) parts_.recorder->set_bucket(static_cast<std::int64_t>(bucket.index));
-  bucket.coded.reset();
+  bucket.undecoded.reset();
   if (weight_.factor != 1) bucket.gradient.mul_(weight_.factor);
   if (parts_.before_reduce) parts_.before_reduce(bucket, step_);
   if (parts_.before) parts_.before->before_reduce(bucket, step_);
@@ -379,7 +379,7 @@ Verdict StepTransaction::finish_silent(const StepClosing& closing) {
   std::uint32_t place = 0;
   for (std::size_t b = 0; b < buckets_.size(); ++b) {
     Bucket& bucket = buckets_[b];
-    bucket.coded.reset();
+    bucket.undecoded.reset();
     for (std::size_t i = 0; i < bucket.slices.size(); ++i, ++place) {
       Slice& slice = bucket.slices[i];
       slice.absent = !used_[b][i] && !bucket.layout.rests(i);

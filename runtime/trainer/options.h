@@ -8,7 +8,7 @@ namespace thinwire {
 
 // Everything that `thinwire train` can be told. Each field is the flag of the same name, with '-'
 // for '_'. A choice with options of its own is written "name:key=value,..."
-// (collectives/base/spec.h).
+// (collectives/base/choice_reader.h).
 struct TrainOptions {
   // Data and model
   std::string model = "convnet";       // mlp | convnet | resnet8 | resnet18 | gpt

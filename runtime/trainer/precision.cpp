@@ -2,12 +2,12 @@
 
 #include <ATen/autocast_mode.h>
 
-#include "collectives/base/spec.h"
+#include "collectives/base/choice_reader.h"
 
 namespace thinwire {
 
 Precision parse_precision(const std::string& text) {
-  Spec spec("--precision", text);
+  ChoiceReader spec("--precision", text);
   spec.done();
   if (spec.name() == "fp32") return Precision::fp32;
   if (spec.name() == "bf16") return Precision::bf16;

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "collectives/compression/options.h"
-#include "collectives/compression/reducer/launch.h"
+#include "collectives/compression/reducer/reducer_device.h"
 #include "collectives/compression/reducer/timed.h"
 #include "collectives/metered.h"
 #include "optimizers/device.h"
@@ -38,7 +38,7 @@ namespace thinwire {
 // compute queue.
 struct TrainerDevice {
   GradientPath path;
-  ReducerLaunch reducer;
+  ReducerDevice reducer;
   OptimizerDevice optimizer;
 };
 

@@ -20,7 +20,7 @@ BucketOptions bucket_options(const TrainOptions& options) {
 std::unique_ptr<GradientReducer> make_reducer_and(std::unique_ptr<BeforeReduce>& before,
                                                   const CompressionOptions& compression,
                                                   const TrainerDevice* device) {
-  Reduction made = make_reduction(compression, device ? device->reducer : ReducerLaunch{});
+  Reduction made = make_reduction(compression, device ? device->reducer : ReducerDevice{});
   before = std::move(made.before);
   return std::move(made.reducer);
 }

@@ -2,10 +2,10 @@
 
 #include <cmath>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
 #include "collectives/base/hash.h"
 #include "collectives/base/philox.h"
-#include "collectives/base/spec.h"
 #include "collectives/base/text.h"
 #include "collectives/base/thread.h"
 #include "tests/support/few_threads.h"
@@ -55,8 +55,8 @@ TEST(Hash, KnownAnswers) {
   EXPECT_NE(hash64("a", 1), hash64("a", 2));
 }
 
-TEST(Spec, ReadsNamesKeysAndLists) {
-  Spec spec("--model", "mlp:hidden=64,32,dropout=0.5");
+TEST(ChoiceReader, ReadsNamesKeysAndLists) {
+  ChoiceReader spec("--model", "mlp:hidden=64,32,dropout=0.5");
   EXPECT_EQ(spec.name(), "mlp");
   EXPECT_EQ(spec.integers("hidden", {1}, 1, 100), (std::vector<std::int64_t>{64, 32}));
   EXPECT_EQ(spec.number("dropout", 0, 0, 1), 0.5);
@@ -64,28 +64,28 @@ TEST(Spec, ReadsNamesKeysAndLists) {
   EXPECT_NO_THROW(spec.done());
 }
 
-TEST(Spec, RefusesWithTheNearestWord) {
+TEST(ChoiceReader, RefusesWithTheNearestWord) {
   EXPECT_EQ(usage_error([] {
-              Spec spec("--x", "sign:blok=3");
+              ChoiceReader spec("--x", "sign:blok=3");
               spec.integer("block", 1, 0, 10);
               spec.done();
             }),
             "--x sign: unknown key 'blok'; did you mean 'block'? it takes block");
   EXPECT_EQ(usage_error([] {
-              Spec("--x", "sgn").unknown_name({"none", "sign"});
+              ChoiceReader("--x", "sgn").unknown_name({"none", "sign"});
             }),
             "--x 'sgn' is not known; did you mean 'sign'? choose from none, sign");
   EXPECT_EQ(usage_error([] {
-              Spec spec("--x", "none:a=1");
+              ChoiceReader spec("--x", "none:a=1");
               spec.done();
             }),
             "--x none: unknown key 'a'; none takes no options");
   for (const char* text : {"", ":a=1", "s:", "s:=1", "s:a=", "s:a", "s:a=1,a=2", "s:,a=1"}) {
-    EXPECT_NE(usage_error([&] { Spec("--x", text); }), "accepted") << text;
+    EXPECT_NE(usage_error([&] { ChoiceReader("--x", text); }), "accepted") << text;
   }
 }
 
-TEST(Spec, NumbersAreWholeAndInRange) {
+TEST(ChoiceReader, NumbersAreWholeAndInRange) {
   EXPECT_EQ(parse_integer("n", "12", 0, 20), 12);
   EXPECT_EQ(parse_number("x", "1e-3", 0, 1), 1e-3);
   for (const char* text : {"", "x", "1x", "1.5", "21", "-1", "99999999999999999999"}) {
@@ -96,7 +96,7 @@ TEST(Spec, NumbersAreWholeAndInRange) {
   }
 }
 
-TEST(Spec, NearestWord) {
+TEST(ChoiceReader, NearestWord) {
   EXPECT_EQ(nearest("momentun", {"lr", "momentum"}), "momentum");
   EXPECT_EQ(nearest("zzzzzzzz", {"lr", "momentum"}), "");
 }
@@ -179,18 +179,19 @@ TEST(Thread, ThatCannotBeMadeIsAnErrorWithAdvice) {
   }
 }
 
-TEST(Spec, HasAtMostAThousandNumbersInAList) {
+TEST(ChoiceReader, HasAtMostAThousandNumbersInAList) {
   std::string list = "mlp:hidden=1";
   for (int i = 1; i < 1000; ++i) list += ",1";
-  EXPECT_EQ(Spec("--model", list).integers("hidden", {}, 1, 9).size(), 1000u);
-  EXPECT_EQ(usage_error([&] { Spec("--model", list + ",1").integers("hidden", {}, 1, 9); }),
+  EXPECT_EQ(ChoiceReader("--model", list).integers("hidden", {}, 1, 9).size(), 1000u);
+  EXPECT_EQ(usage_error([&] { ChoiceReader("--model", list + ",1").integers("hidden", {}, 1, 9); }),
             "--model mlp: 'hidden' has 1001 numbers; give at most 1000");
 }
 
-TEST(Spec, ShowsWhatItDoesNotKnowShortAndPlain) {
+TEST(ChoiceReader, ShowsWhatItDoesNotKnowShortAndPlain) {
   const std::string long_one(100'000, 'x');
-  EXPECT_LT(usage_error([&] { Spec("--data", "a:" + long_one + "=1").done(); }).size(), 500u);
-  EXPECT_LT(usage_error([&] { Spec("--data", "a:" + long_one); }).size(), 800u);
+  EXPECT_LT(usage_error([&] { ChoiceReader("--data", "a:" + long_one + "=1").done(); }).size(),
+            500u);
+  EXPECT_LT(usage_error([&] { ChoiceReader("--data", "a:" + long_one); }).size(), 800u);
   EXPECT_LT(usage_error([&] { parse_number("--lr", long_one, 0, 1); }).size(), 500u);
   EXPECT_EQ(usage_error([&] { parse_integer("--steps", "\x1b[2J", 0, 1); }),
             "--steps is '\\x1b[2J'; give a whole number from 0 to 1");

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "collectives/base/philox.h"
-#include "collectives/compression/reducer/coded_gradient.h"
+#include "collectives/compression/undecoded.h"
 #include "optimizers/clipping.h"
 #include "optimizers/factory.h"
 #include "tests/bench/rounds.h"
@@ -62,7 +62,7 @@ class Bench {
     for (std::size_t c = 0; c < codings().size(); ++c) {
       operations_.push_back(
           {codings()[c].name + ": decode", [this, c] {
-             const CodedGradient& coded = *messages_[c];
+             const UndecodedEstimate& coded = *messages_[c];
              host_kernels<float>().decode(
                  {.blocks = coded.blocks.data(),
                   .block_count = static_cast<std::int64_t>(coded.blocks.size()),
@@ -79,9 +79,9 @@ class Bench {
   }
 
  private:
-  std::shared_ptr<CodedGradient> encode(const Coded& coding) {
+  std::shared_ptr<UndecodedEstimate> encode(const Coded& coding) {
     Table table = coding.table(numel_);
-    auto coded = std::make_shared<CodedGradient>();
+    auto coded = std::make_shared<UndecodedEstimate>();
     coded->message = at::empty({table.bytes}, at::kByte);
     host_kernels<float>().encode({.blocks = table.blocks.data(),
                                   .block_count = table.count(),
@@ -102,12 +102,12 @@ class Bench {
 
   void add_all(const std::string& name, const std::function<void()>& body) {
     operations_.push_back({name + ": values", [this, body] {
-                             buckets_[0].coded.reset();
+                             buckets_[0].undecoded.reset();
                              body();
                            }});
     for (std::size_t c = 0; c < codings().size(); ++c) {
       operations_.push_back({name + ": coded, " + codings()[c].name, [this, body, c] {
-                               buckets_[0].coded = messages_[c];
+                               buckets_[0].undecoded = messages_[c];
                                body();
                              }});
     }
@@ -117,7 +117,7 @@ class Bench {
   Memory weights_;
   Memory gradient_;
   std::vector<Bucket> buckets_;
-  std::vector<std::shared_ptr<CodedGradient>> messages_;
+  std::vector<std::shared_ptr<UndecodedEstimate>> messages_;
   std::vector<std::unique_ptr<Optimizer>> optimizers_;
   std::vector<Operation> operations_;
   std::int64_t step_ = 0;

@@ -11,8 +11,8 @@
 
 #include "collectives/checked.h"
 #include "collectives/compression/codec/typed.h"
-#include "collectives/compression/reducer/coded_gradient.h"
 #include "collectives/compression/reducer/make_reducer.h"
+#include "collectives/compression/undecoded.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/averaging.h"
 #include "tests/compression/combinations.h"
@@ -64,7 +64,7 @@ at::Tensor part(const at::Tensor& flat, const Slice& slice) {
 
 // What a commit left, in memory: zero where no slice moves.
 at::Tensor estimate(const Bucket& bucket) {
-  if (!bucket.coded) return bucket.gradient;
+  if (!bucket.undecoded) return bucket.gradient;
   at::Tensor values = at::zeros_like(bucket.gradient);
   with_type(values.scalar_type(), [&]<typename T>(T) {
     for_each_tile<T>(bucket, [&](const DecodedTile<T>& tile) {
@@ -229,7 +229,7 @@ class Absent : public ::testing::TestWithParam<int> {};
 
 TEST_P(Absent, SlicesAreAsBeforeTheStepThroughTheKernels) {
   for (const NamedOptions& way : all_ways()) {
-    for (const EstimateForm form : {EstimateForm::values, EstimateForm::coded}) {
+    for (const EstimateForm form : {EstimateForm::values, EstimateForm::undecoded}) {
       run(way, GetParam(), form,
           [](const CompressionOptions& options) { return make_reducer(options); });
     }

@@ -56,7 +56,7 @@ class AveragingReducer final : public GradientReducer {
 // What `make` makes, behind averages where the options ask for them.
 template <typename Make>
 std::unique_ptr<GradientReducer> with_averages(CompressionOptions options, const Make& make,
-                                               const ReducerLaunch& launch = {}) {
+                                               const ReducerDevice& device = {}) {
   const double momentum = std::exchange(options.feedback.momentum, 0);
   Reduction reduction{make(options), nullptr};
   if (momentum == 0) return std::move(reduction.reducer);

@@ -10,8 +10,8 @@
 #include "collectives/checked.h"
 #include "collectives/compression/codec/typed.h"
 #include "collectives/compression/options.h"
-#include "collectives/compression/reducer/coded_gradient.h"
 #include "collectives/compression/reducer/make_reducer.h"
+#include "collectives/compression/undecoded.h"
 #include "collectives/metered.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/support.h"
@@ -91,7 +91,7 @@ std::vector<CompressionOptions> ways() {
 
 // What a commit left, in memory: zero where no slice moves.
 at::Tensor estimate(const Bucket& bucket) {
-  if (!bucket.coded) return bucket.gradient;
+  if (!bucket.undecoded) return bucket.gradient;
   at::Tensor values = at::zeros_like(bucket.gradient);
   with_type(values.scalar_type(), [&]<typename T>(T) {
     for_each_tile<T>(bucket, [&](const DecodedTile<T>& tile) {
@@ -115,7 +115,7 @@ TEST_P(FusedReducers, DoWhatThePlainCompositionDoes) {
         const int rank = ranks->rank();
         const auto meter = std::make_shared<Meter>();
         const auto communicator = make_metered(make_checked(std::move(ranks)), meter);
-        ReducerLaunch launch;
+        ReducerDevice launch;
         launch.segment = segment;
         // The third leaves its estimates coded, but for every fourth step.
         constexpr int kSides = 3;
@@ -141,7 +141,7 @@ TEST_P(FusedReducers, DoWhatThePlainCompositionDoes) {
               bucket.gradient.copy_(random_gradient(bucket, step, rank));
               if (bucket.index == 0) disturb(step, rank, size, bucket, context);
               if (step == 5 || step == 9) context.transmission = Transmission::dense;
-              if (i == 2 && asks_for_coded) context.estimate = EstimateForm::coded;
+              if (i == 2 && asks_for_coded) context.estimate = EstimateForm::undecoded;
               reducer->stage(bucket, *communicator, context);
             }
             reducer->settle(*communicator);
@@ -165,7 +165,7 @@ TEST_P(FusedReducers, DoWhatThePlainCompositionDoes) {
               const Bucket& expected = sides[0].buckets[b];
               const Bucket& got = sides[i].buckets[b];
               if (!verdicts[0]) {
-                EXPECT_EQ(got.coded != nullptr,
+                EXPECT_EQ(got.undecoded != nullptr,
                           i == 2 && asks_for_coded && can_be_coded && step != 5)
                     << where << ", bucket " << b << ", step " << step;
                 ASSERT_TRUE(same_bits(estimate(got), expected.gradient))

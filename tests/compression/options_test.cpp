@@ -26,7 +26,7 @@ class DeviceQueue final : public Queue {
 };
 
 TEST(MakeReducer, MakesEveryCombinationOnADevice) {
-  ReducerLaunch device;
+  ReducerDevice device;
   device.queue = std::make_shared<DeviceQueue>();
   for (const CompressionOptions& options : valid_combinations()) {
     EXPECT_NE(make_reducer(options), nullptr);

@@ -18,8 +18,8 @@
 #include <optional>
 #include <thread>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
-#include "collectives/base/spec.h"
 #include "examples/models/models.h"
 #include "launch/command_line.h"
 #include "launch/commands.h"
@@ -36,7 +36,7 @@ struct Fault {
 };
 
 Fault parse_fault(const std::string& text) {
-  Spec spec("the fault", text);
+  ChoiceReader spec("the fault", text);
   Fault fault{spec.name(), spec.integer("rank", 0, 0, 1000), spec.integer("step", 1, 1, 1 << 30),
               spec.integer("steps", 1, 1, 1 << 30)};
   spec.done();

@@ -19,9 +19,9 @@
 #include <string>
 #include <vector>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
 #include "collectives/base/philox.h"
-#include "collectives/base/spec.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);
 

@@ -68,7 +68,7 @@ class Snapshot final : public StateVisitor {
 };
 
 // What a rank's steps leave: estimates, and at the end the state.
-std::vector<at::Tensor> steps(const CompressionOptions& options, const ReducerLaunch& launch,
+std::vector<at::Tensor> steps(const CompressionOptions& options, const ReducerDevice& device,
                               Communicator& communicator, at::Device device) {
   std::vector<Bucket> buckets = make_buckets(device);
   const auto reducer = make_reducer(options, launch);

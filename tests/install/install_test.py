@@ -273,7 +273,7 @@ class Subproject(Case):
         libraries = [path.name for path in folder.rglob("*.a")]
         self.assertEqual(libraries, ["libthinwire_base.a"])
         commands = (folder / "compile_commands.json").read_text()
-        self.assertRegex(commands, r"-O3[^\n]*collectives/base/spec\.cpp")
+        self.assertRegex(commands, r"-O3[^\n]*collectives/base/choice_reader\.cpp")
         self.assertNotRegex(commands, r"-O[^\n]*parent\.cpp")
         self.assertIn("No tests were found", run(["ctest", "--test-dir", folder])[1])
 

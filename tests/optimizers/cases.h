@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "collectives/base/spec.h"
+#include "collectives/base/choice_reader.h"
 #include "optimizers/list.h"
 
 namespace thinwire {
@@ -32,7 +32,7 @@ template <typename Body, typename... Rules>
 bool with_rule_in(const std::string& text, const Body& body, RuleList<Rules...>) {
   const auto try_rule = [&](auto rule) {
     using Rule = decltype(rule);
-    Spec spec("case", text);
+    ChoiceReader spec("case", text);
     for (const std::string& word : Rule::words()) {
       if (word != spec.name()) continue;
       body(rule, Rule::parse(spec, {}));

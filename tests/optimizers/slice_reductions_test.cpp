@@ -33,9 +33,9 @@ TEST(SliceReductions, AreThoseOfTensorOperationsInEitherForm) {
   const auto of_values = make_reducer(options);
   const auto of_coded = make_reducer(options);
   const Bucket values = estimate(*of_values, *alone, EstimateForm::values);
-  const Bucket coded = estimate(*of_coded, *alone, EstimateForm::coded);
-  ASSERT_EQ(values.coded, nullptr);
-  ASSERT_NE(coded.coded, nullptr);
+  const Bucket coded = estimate(*of_coded, *alone, EstimateForm::undecoded);
+  ASSERT_EQ(values.undecoded, nullptr);
+  ASSERT_NE(coded.undecoded, nullptr);
   for (const auto reduction :
        {SliceReduction::squared_norm, SliceReduction::largest, SliceReduction::mean}) {
     const auto got = reduce_estimate(values, reduction);

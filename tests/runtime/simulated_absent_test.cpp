@@ -109,7 +109,7 @@ TEST(SimulatedAbsence, HasTheResultsOfThreads) {
         const std::shared_ptr<Queue> queue =
             make_cuda_queue(self.simulator.cuda(), self.stream, [&] { self.communicator.poll(); });
         Bucket bucket = bucket_for_tests();
-        const ReducerLaunch launch = kernels.reducer_launch(queue);
+        const ReducerDevice launch = kernels.reducer_launch(queue);
         const auto reducer = testing::with_averages(
             options, [&](const CompressionOptions& o) { return make_reducer(o, launch); }, launch);
         reducer->prepare(bucket, self.rank(), kSize);

@@ -57,7 +57,7 @@ KernelsOn::~KernelsOn() {
   machine = nullptr;
 }
 
-ReducerLaunch KernelsOn::reducer_launch(std::shared_ptr<Queue> queue) const {
+ReducerDevice KernelsOn::reducer_launch(std::shared_ptr<Queue> queue) const {
   return {simulated_kernels<float>(), simulated_kernels<double>(),
           simulated_low_rank_kernels<float>(), simulated_low_rank_kernels<double>(),
           std::move(queue)};

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "collectives/compression/options.h"
-#include "collectives/compression/reducer/launch.h"
+#include "collectives/compression/reducer/reducer_device.h"
 #include "optimizers/device.h"
 #include "tests/support/simulator/simulator.h"
 
@@ -17,7 +17,7 @@ class KernelsOn {
   KernelsOn(const KernelsOn&) = delete;
   KernelsOn& operator=(const KernelsOn&) = delete;
 
-  ReducerLaunch reducer_launch(std::shared_ptr<Queue> queue) const;
+  ReducerDevice reducer_launch(std::shared_ptr<Queue> queue) const;
   OptimizerDevice optimizer_device(std::shared_ptr<Queue> queue) const;
 };
 

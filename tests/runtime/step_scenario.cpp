@@ -139,7 +139,7 @@ Expected expected_results(std::uint64_t seed) {
     mine.reducer =
         seed % kStepScenarioKinds == 2 ? make_reducer(plain) : reference::make_reducer(plain);
     if (momentum > 0) {
-      mine.before = std::make_unique<GradientAverage>(*mine.reducer, momentum, ReducerLaunch{});
+      mine.before = std::make_unique<GradientAverage>(*mine.reducer, momentum, ReducerDevice{});
     }
     mine.optimizer =
         std::make_unique<Sgd>(mine.buckets.buckets(), SgdOptions{.momentum = 0.5}, GroupRules{});

@@ -105,14 +105,14 @@ TEST(Step, NobodySeesTheBufferOfACodedEstimate) {
     const auto reducer = make_reducer({Sign{64}});
     Steps mine(buckets, *reducer, *communicator,
                {.before_reduce = [](Bucket& bucket, const StepContext&) {
-                 EXPECT_EQ(bucket.coded, nullptr);
+                 EXPECT_EQ(bucket.undecoded, nullptr);
                }});
     const StepContext steps[] = {
-        {.step = 0, .estimate = EstimateForm::coded},
-        {.step = 1, .transmission = Transmission::dense, .estimate = EstimateForm::coded},
+        {.step = 0, .estimate = EstimateForm::undecoded},
+        {.step = 1, .transmission = Transmission::dense, .estimate = EstimateForm::undecoded},
         {.step = 2},
-        {.step = 3, .estimate = EstimateForm::coded},
-        {.step = 4, .estimate = EstimateForm::coded}};
+        {.step = 3, .estimate = EstimateForm::undecoded},
+        {.step = 4, .estimate = EstimateForm::undecoded}};
     for (const StepContext& step : steps) {
       const bool frozen = step.step == 3;
       at::Tensor first = buckets.parameters()[0].tensor;
@@ -123,7 +123,7 @@ TEST(Step, NobodySeesTheBufferOfACodedEstimate) {
       }
       ASSERT_TRUE(mine.finish().committed());
       const bool coded = step.step == 0 || step.step >= 3;
-      for (const Bucket& bucket : buckets.buckets()) EXPECT_EQ(bucket.coded != nullptr, coded);
+      for (const Bucket& bucket : buckets.buckets()) EXPECT_EQ(bucket.undecoded != nullptr, coded);
       for (std::size_t i = 0; i < kParameters; ++i) {
         ASSERT_EQ(buckets.parameters()[i].tensor.grad().defined(), !coded)
             << "parameter " << i << ", step " << step.step;

@@ -48,7 +48,7 @@ struct Words<Cast> : WordsByDefault<Cast> {
       Way{FeedbackKind::error_feedback, ExchangeKind::two_stage},
       Way{FeedbackKind::none, ExchangeKind::two_stage},
   };
-  static Cast read(Spec& spec) { return {spec.name() == "fp16" ? Half::fp16 : Half::bf16}; }
+  static Cast read(ChoiceReader& spec) { return {spec.name() == "fp16" ? Half::fp16 : Half::bf16}; }
   static std::string write(const Cast& cast) { return cast.half == Half::fp16 ? "fp16" : "bf16"; }
   static std::string describe(const Cast& cast) { return write(cast) + " values"; }
   static std::optional<Clamp> clamp(const Cast& cast) {

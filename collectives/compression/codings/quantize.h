@@ -81,7 +81,7 @@ struct Words<Quantize> : WordsByDefault<Quantize> {
   static constexpr Word<Rounding> roundings[] = {{"nearest", Rounding::nearest},
                                                  {"stochastic", Rounding::stochastic}};
 
-  static Quantize read(Spec& spec) {
+  static Quantize read(ChoiceReader& spec) {
     Quantize quantize;
     quantize.bits = static_cast<int>(spec.integer("bits", quantize.bits, 1, 8));
     quantize.block = spec.integer("block", quantize.block, 32, largest_block);

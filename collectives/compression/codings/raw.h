@@ -33,7 +33,7 @@ struct Words<Uncompressed> : WordsByDefault<Uncompressed> {
       Way{FeedbackKind::none, ExchangeKind::all_reduce},
       Way{FeedbackKind::none, ExchangeKind::two_stage},
   };
-  static Uncompressed read(Spec&) { return {}; }
+  static Uncompressed read(ChoiceReader&) { return {}; }
   static std::string write(const Uncompressed&) { return "none"; }
   static std::string describe(const Uncompressed&) { return "uncompressed"; }
   static Loss loss(const Uncompressed&) { return Loss::nothing; }

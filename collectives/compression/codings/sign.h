@@ -55,7 +55,7 @@ struct Words<Sign> : WordsByDefault<Sign> {
   static constexpr Word<SignScale> scales[] = {{"l1", SignScale::l1}, {"rms", SignScale::rms}};
   static constexpr std::int64_t largest = std::int64_t{1} << 30;
 
-  static Sign read(Spec& spec) {
+  static Sign read(ChoiceReader& spec) {
     Sign sign;
     sign.block = spec.integer("block", sign.block, 8, largest);
     sign.scale = choose(spec, "scale", scales);

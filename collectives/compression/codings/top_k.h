@@ -86,7 +86,7 @@ struct Words<TopK> : WordsByDefault<TopK> {
   static constexpr Word<Selection> selections[] = {{"threshold", Selection::threshold},
                                                    {"exact", Selection::exact}};
 
-  static TopK read(Spec& spec) {
+  static TopK read(ChoiceReader& spec) {
     TopK top_k;
     top_k.density = spec.number("density", top_k.density, 0, 1);
     top_k.block = spec.integer("block", top_k.block, 32, largest_block);

@@ -18,8 +18,8 @@ constexpr std::int64_t kBlock = 1024;  // values; of a size that suits a GPU
 }  // namespace
 
 GradientAverage::GradientAverage(const GradientReducer& reducer, double momentum,
-                                 const ReducerLaunch& launch)
-    : reducer_(reducer), momentum_(momentum), launch_(launch) {
+                                 const ReducerDevice& device)
+    : reducer_(reducer), momentum_(momentum), device_(device) {
   check(momentum > 0 && momentum < 1, "momentum is between 0 and 1");
 }
 
@@ -44,7 +44,7 @@ void GradientAverage::relayout(const Bucket& bucket) {
 void GradientAverage::adopt_layout(const Bucket& bucket, BucketState& here) {
   if (here.table.filled() && here.layout.is(bucket.layout)) return;
   here.layout = bucket.layout;
-  clear_gone(bucket, here.momentum, {0, bucket.numel()}, *launch_.queue);
+  clear_gone(bucket, here.momentum, {0, bucket.numel()}, *device_.queue);
   std::vector<Block> table;
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
     if (!here.compressed[i]) continue;
@@ -65,7 +65,7 @@ void GradientAverage::adopt_layout(const Bucket& bucket, BucketState& here) {
     }
     add(begin, slice.numel, Coding::held);
   }
-  here.table.fill(table, bucket.gradient, *launch_.queue);
+  here.table.fill(table, bucket.gradient, *device_.queue);
 }
 
 void GradientAverage::before_reduce(Bucket& bucket, const StepContext& step) {
@@ -73,20 +73,20 @@ void GradientAverage::before_reduce(Bucket& bucket, const StepContext& step) {
   adopt_layout(bucket, here);
   const double keep = step.transmission == Transmission::dense ? 0 : momentum_;
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
-    launch_.kernels<T>().average({.blocks = here.table.data(),
+    device_.kernels<T>().average({.blocks = here.table.data(),
                                   .block_count = here.table.size(),
                                   .gradient = bucket.gradient.data_ptr<T>(),
                                   .momentum = here.momentum.const_data_ptr<T>(),
                                   .momentum_next = here.next.data_ptr<T>(),
                                   .keep = static_cast<T>(keep),
                                   .share = static_cast<T>(1 - keep)},
-                                 launch_.queue->stream());
+                                 device_.queue->stream());
   });
 }
 
 void GradientAverage::commit(const Bucket& bucket) {
   BucketState& here = state_of(bucket);
-  hold_absent(bucket, {0, bucket.numel()}, here.next, here.momentum, *launch_.queue);
+  hold_absent(bucket, {0, bucket.numel()}, here.next, here.momentum, *device_.queue);
   std::swap(here.momentum, here.next);
 }
 

@@ -8,7 +8,7 @@
 
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/before_reduce.h"
-#include "collectives/compression/reducer/launch.h"
+#include "collectives/compression/reducer/reducer_device.h"
 #include "collectives/queue_table.h"
 
 namespace thinwire {
@@ -26,7 +26,7 @@ namespace thinwire {
 class GradientAverage final : public BeforeReduce {
  public:
   // `momentum` is above 0 and below 1. `reducer` must live until the last `prepare`.
-  GradientAverage(const GradientReducer& reducer, double momentum, const ReducerLaunch& launch);
+  GradientAverage(const GradientReducer& reducer, double momentum, const ReducerDevice& device);
 
   void prepare(const Bucket& bucket) override;
   void relayout(const Bucket& bucket) override;
@@ -48,7 +48,7 @@ class GradientAverage final : public BeforeReduce {
 
   const GradientReducer& reducer_;
   double momentum_;
-  ReducerLaunch launch_;
+  ReducerDevice device_;
   std::map<int, BucketState> states_;  // by bucket index
 };
 

@@ -17,9 +17,9 @@ namespace thinwire {
 enum class Transmission { dense, compressed, silent };
 
 // What a commit leaves behind: values in the gradient buffer, or, where the reducer can, what came
-// over the wire, as Bucket::coded, which is of use until the bucket's next stage. That saves a pass
-// over memory and a buffer where all that follows is a norm and an update.
-enum class EstimateForm { values, coded };
+// over the wire, as Bucket::undecoded, which is of use until the bucket's next stage. That saves a
+// pass over memory and a buffer where all that follows is a norm and an update.
+enum class EstimateForm { values, undecoded };
 
 struct StepContext {
   std::int64_t step = 0;   // attempted steps before this one; with the seed it keys random rounding
@@ -55,8 +55,8 @@ class GradientReducer {
   virtual void prepare(const Bucket& bucket, int rank, int size) = 0;
   // Throws `UsageError`, naming the slice, for a layout that this reducer cannot give the bucket.
   virtual void require_possible(const Bucket& bucket, const Layout& layout) const = 0;
-  // Between steps, alike on all ranks: the bucket has another layout from now on. What is live keeps
-  // its state, what rests holds it, what is gone loses it.
+  // Between steps, alike on all ranks: the bucket has another layout from now on. What is live
+  // keeps its state, what rests holds it, what is gone loses it.
   virtual void relayout(const Bucket& bucket) = 0;
   // Sends and receives; operations may be in flight when it returns.
   virtual void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) = 0;

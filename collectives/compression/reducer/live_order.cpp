@@ -76,17 +76,17 @@ PermuteArgs<T> LiveOrder::arguments(const at::Tensor& values, Range part) {
           .scratch = scratch_.data_ptr<T>()};
 }
 
-void LiveOrder::apply(const at::Tensor& values, Range part, const ReducerLaunch& launch) {
+void LiveOrder::apply(const at::Tensor& values, Range part, const ReducerDevice& device) {
   if (is_natural() || !values.defined()) return;
   with_type(values.scalar_type(), [&]<typename T>(T) {
-    launch.permute<T>().apply(arguments<T>(values, part), launch.queue->stream());
+    device.permute<T>().apply(arguments<T>(values, part), device.queue->stream());
   });
 }
 
-void LiveOrder::revert(const at::Tensor& values, Range part, const ReducerLaunch& launch) {
+void LiveOrder::revert(const at::Tensor& values, Range part, const ReducerDevice& device) {
   if (is_natural() || !values.defined()) return;
   with_type(values.scalar_type(), [&]<typename T>(T) {
-    launch.permute<T>().revert(arguments<T>(values, part), launch.queue->stream());
+    device.permute<T>().revert(arguments<T>(values, part), device.queue->stream());
   });
 }
 

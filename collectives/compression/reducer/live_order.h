@@ -7,8 +7,8 @@
 
 #include "collectives/bucket.h"
 #include "collectives/compression/options.h"
-#include "collectives/compression/reducer/launch.h"
 #include "collectives/compression/reducer/owners.h"
+#include "collectives/compression/reducer/reducer_device.h"
 #include "collectives/queue_table.h"
 
 namespace thinwire {
@@ -25,8 +25,8 @@ class LiveOrder {
 
   // Of a tensor that has the bucket's elements `part`, which ends where pieces do. Nothing is done
   // where it is undefined.
-  void apply(const at::Tensor& values, Range part, const ReducerLaunch& launch);
-  void revert(const at::Tensor& values, Range part, const ReducerLaunch& launch);
+  void apply(const at::Tensor& values, Range part, const ReducerDevice& device);
+  void revert(const at::Tensor& values, Range part, const ReducerDevice& device);
 
  private:
   template <typename T>

@@ -10,21 +10,21 @@
 namespace thinwire {
 
 std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
-                                              const ReducerLaunch& launch) {
+                                              const ReducerDevice& device) {
   const CompressionOptions chosen = resolve(options);
   check(chosen.feedback.momentum == 0, "averages of gradients are no reducer's; see Reduction");
   if (std::holds_alternative<PowerSgd>(chosen.codec)) {
-    return std::make_unique<PowerSgdReducer>(chosen, launch);
+    return std::make_unique<PowerSgdReducer>(chosen, device);
   }
-  return std::make_unique<PipelinedReducer>(chosen, launch);
+  return std::make_unique<PipelinedReducer>(chosen, device);
 }
 
-Reduction make_reduction(const CompressionOptions& options, const ReducerLaunch& launch) {
+Reduction make_reduction(const CompressionOptions& options, const ReducerDevice& device) {
   CompressionOptions chosen = resolve(options);
   const double momentum = std::exchange(chosen.feedback.momentum, 0);
-  Reduction reduction{make_reducer(chosen, launch), nullptr};
+  Reduction reduction{make_reducer(chosen, device), nullptr};
   if (momentum > 0) {
-    reduction.before = std::make_unique<GradientAverage>(*reduction.reducer, momentum, launch);
+    reduction.before = std::make_unique<GradientAverage>(*reduction.reducer, momentum, device);
   }
   return reduction;
 }

@@ -6,7 +6,7 @@
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/before_reduce.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
-#include "collectives/compression/reducer/launch.h"
+#include "collectives/compression/reducer/reducer_device.h"
 
 namespace thinwire {
 
@@ -14,13 +14,13 @@ namespace thinwire {
 // vectors and scalars (biases, norms), ride along uncompressed in the same messages.
 // Averages (`feedback.momentum`) are not a reducer's: throws `Bug` for them.
 std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
-                                              const ReducerLaunch& launch = {});
+                                              const ReducerDevice& device = {});
 
 // All that `options` ask for.
 struct Reduction {
   std::unique_ptr<GradientReducer> reducer;
   std::unique_ptr<BeforeReduce> before;  // null: gradients are reduced as they are
 };
-Reduction make_reduction(const CompressionOptions& options, const ReducerLaunch& launch = {});
+Reduction make_reduction(const CompressionOptions& options, const ReducerDevice& device = {});
 
 }  // namespace thinwire

@@ -40,10 +40,10 @@ std::unique_ptr<Exchange> make_exchange(ExchangeKind kind) {
 
 }  // namespace
 
-PipelinedReducer::PipelinedReducer(const CompressionOptions& options, const ReducerLaunch& launch)
+PipelinedReducer::PipelinedReducer(const CompressionOptions& options, const ReducerDevice& device)
     : options_(options),
       codecs_(options),
-      launch_(launch),
+      device_(device),
       exchange_(make_exchange(options.exchange)) {}
 
 PipelinedReducer::BucketState& PipelinedReducer::state_of(const Bucket& bucket) {
@@ -53,7 +53,7 @@ PipelinedReducer::BucketState& PipelinedReducer::state_of(const Bucket& bucket) 
 }
 
 void PipelinedReducer::prepare(const Bucket& bucket, int rank, int size) {
-  check(bucket.gradient.is_cpu() || !launch_.queue->on_host(),
+  check(bucket.gradient.is_cpu() || !device_.queue->on_host(),
         "a bucket on a device has a reducer of that device");
   BucketState here;
   // With an all-gather nobody owns a part.
@@ -73,7 +73,7 @@ void PipelinedReducer::prepare(const Bucket& bucket, int rank, int size) {
   }
   const auto clamp = codecs_.codec() ? codecs_.codec()->clamp() : std::nullopt;
   if (clamp) here.saturation.emplace(clamp->largest);
-  here.flag = FiniteFlag(bucket, *launch_.queue);
+  here.flag = FiniteFlag(bucket, *device_.queue);
   states_.insert_or_assign(bucket.index, std::move(here));
 }
 
@@ -82,13 +82,13 @@ void PipelinedReducer::stage(Bucket& bucket, Communicator& communicator, const S
   here.timeout = communicator.timeout();
   here.staged_dense =
       step.transmission == Transmission::dense || options_.exchange == ExchangeKind::all_reduce;
-  bucket.coded.reset();
+  bucket.undecoded.reset();
   host_is_behind_ = true;
   staged_.push_back(&here);
   adopt_layout(bucket, here);
   bring_into_order(bucket, here);
-  here.order.apply(bucket.gradient, {0, bucket.numel()}, launch_);
-  here.flag.clear(*launch_.queue);
+  here.order.apply(bucket.gradient, {0, bucket.numel()}, device_);
+  here.flag.clear(*device_.queue);
   with_type(here.dtype, [&]<typename T>(T) {
     if (here.staged_dense) {
       stage_dense<T>(bucket, here, communicator);
@@ -102,20 +102,20 @@ template <typename T>
 void PipelinedReducer::stage_dense(Bucket& bucket, BucketState& here, Communicator& communicator) {
   if (here.state.tracker.defined()) {
     if (!here.own_gradient.defined()) here.own_gradient = at::zeros_like(bucket.gradient);
-    launch_.queue->copy(here.own_gradient.data_ptr(), bucket.gradient.const_data_ptr(),
+    device_.queue->copy(here.own_gradient.data_ptr(), bucket.gradient.const_data_ptr(),
                         bucket.gradient.nbytes());
   }
-  const at::Tensor message = here.dense.pack(bucket, here.chunks, *launch_.queue);
+  const at::Tensor message = here.dense.pack(bucket, here.chunks, *device_.queue);
   if (message.numel() > 0) communicator.all_reduce(message, ReduceOp::sum)->wait();
-  here.dense.unpack(bucket, *launch_.queue);
+  here.dense.unpack(bucket, *device_.queue);
   const auto is_sent = [](const Block& block) { return block.format.coding != Coding::held; };
   for_each_run(here.table.entries(), is_sent, [&](std::int64_t first, std::int64_t count) {
-    launch_.kernels<T>().mean_and_check({.blocks = here.table.data() + first,
+    device_.kernels<T>().mean_and_check({.blocks = here.table.data() + first,
                                          .block_count = count,
                                          .gradient = bucket.gradient.data_ptr<T>(),
                                          .ranks = communicator.size(),
                                          .flag = here.flag.data()},
-                                        launch_.queue->stream());
+                                        device_.queue->stream());
   });
 }
 
@@ -134,14 +134,14 @@ void PipelinedReducer::stage_compressed(Bucket& bucket, BucketState& here,
   here.decoding = decoding_of(here, step.estimate);
   prepare_decoding(bucket, here);
   if (here.saturation) {
-    here.saturation->begin(step.step, here.table.size(), bucket.gradient, *launch_.queue);
+    here.saturation->begin(step.step, here.table.size(), bucket.gradient, *device_.queue);
   }
   if (here.state.tracker.defined()) {
-    here.renewal.renew(bucket, here.chunks, here.state, communicator, step.step, launch_,
+    here.renewal.renew(bucket, here.chunks, here.state, communicator, step.step, device_,
                        here.flag);
   }
   for (const Segment& segment : here.segments) {
-    launch_.kernels<T>().encode(
+    device_.kernels<T>().encode(
         {.blocks = here.table.data() + segment.first_block,
          .block_count = segment.block_count,
          .gradient = bucket.gradient.data_ptr<T>(),
@@ -153,7 +153,7 @@ void PipelinedReducer::stage_compressed(Bucket& bucket, BucketState& here,
          .rounding_key = keys.worker,
          .energy = energy_of<T>(here, segment.first_block),
          .sent_next = from_block<T>(here.sent.next, segment.first_block)},
-        launch_.queue->stream());
+        device_.queue->stream());
     exchange_->send(
         {.segment = &segment,
          .buffers = &here.buffers,
@@ -168,7 +168,7 @@ void PipelinedReducer::stage_compressed(Bucket& bucket, BucketState& here,
 template <typename T>
 void PipelinedReducer::reduce_own(BucketState& here, const Segment& segment, std::uint64_t key) {
   const std::int64_t begin = owned(here).begin;
-  launch_.kernels<T>().owner_reduce(
+  device_.kernels<T>().owner_reduce(
       {.blocks = here.table.data() + segment.own_first_block,
        .block_count = segment.own_block_count,
        .chunk_begin = begin,
@@ -190,19 +190,19 @@ void PipelinedReducer::reduce_own(BucketState& here, const Segment& segment, std
        .reply = bytes_of(here.buffers.reply) + segment.own_sent,
        .rounding_key = key,
        .sent_next = from_block<T>(here.owner_sent.next, segment.own_first_block)},
-      launch_.queue->stream());
+      device_.queue->stream());
 }
 
 template <typename T>
 void PipelinedReducer::take_in(BucketState& here, const Segment& segment) {
   const Received from = exchange_->received(here.buffers, segment, here.size);
-  launch_.kernels<T>().first_non_finite({.blocks = here.table.data() + segment.first_block,
+  device_.kernels<T>().first_non_finite({.blocks = here.table.data() + segment.first_block,
                                          .block_count = segment.block_count,
                                          .payload = from.payload,
                                          .stride = from.stride,
                                          .ranks = from.ranks,
                                          .flag = here.flag.data()},
-                                        launch_.queue->stream());
+                                        device_.queue->stream());
   if (here.decoding == Decoding::on_arrival) decode<T>(here, segment, here.decoded);
 }
 
@@ -210,30 +210,30 @@ template <typename T>
 void PipelinedReducer::decode(const BucketState& here, const Segment& segment,
                               const at::Tensor& into) {
   const Received from = exchange_->received(here.buffers, segment, here.size);
-  launch_.kernels<T>().decode({.blocks = here.table.data() + segment.first_block,
+  device_.kernels<T>().decode({.blocks = here.table.data() + segment.first_block,
                                .block_count = segment.block_count,
                                .payload = from.payload,
                                .stride = from.stride,
                                .ranks = from.ranks,
                                .into = into.data_ptr<T>()},
-                              launch_.queue->stream());
+                              device_.queue->stream());
 }
 
 void PipelinedReducer::settle(Communicator&) {
   exchange_->settle();
   for (BucketState* here : staged_) {
-    here->flag.fetch(*launch_.queue);
+    here->flag.fetch(*device_.queue);
     if (here->measured && !here->staged_dense) {
-      here->measured->fetch(here->state.eta, *launch_.queue);
+      here->measured->fetch(here->state.eta, *device_.queue);
     }
-    if (here->saturation && !here->staged_dense) here->saturation->fetch(*launch_.queue);
+    if (here->saturation && !here->staged_dense) here->saturation->fetch(*device_.queue);
   }
   staged_.clear();
 }
 
 std::optional<std::string> PipelinedReducer::non_finite(const Bucket& bucket) {
   const BucketState& here = state_of(bucket);
-  if (host_is_behind_) launch_.queue->synchronize(Clock::now() + here.timeout);
+  if (host_is_behind_) device_.queue->synchronize(Clock::now() + here.timeout);
   host_is_behind_ = false;
   return here.flag.name(bucket);
 }
@@ -254,11 +254,11 @@ std::optional<std::string> PipelinedReducer::warning(const Bucket& bucket) const
 
 void PipelinedReducer::show_estimate(const Bucket& bucket, Bucket& view) {
   BucketState& here = state_of(bucket);
-  view.coded.reset();
+  view.undecoded.reset();
   view.gradient = bucket.gradient;
   if (here.staged_dense && here.order.is_natural()) return;
   if (!here.staged_dense && here.decoding == Decoding::by_reader) {
-    view.coded = here.coded;
+    view.undecoded = here.undecoded;
     return;
   }
   if (here.order.is_natural() && here.decoding == Decoding::on_arrival) {
@@ -269,7 +269,7 @@ void PipelinedReducer::show_estimate(const Bucket& bucket, Bucket& view) {
   if (!here.shown.defined()) here.shown = at::zeros_like(bucket.gradient);
   view.gradient = here.shown;
   const auto show = [&](const at::Tensor& from) {
-    launch_.queue->copy(here.shown.data_ptr(), from.const_data_ptr(), here.shown.nbytes());
+    device_.queue->copy(here.shown.data_ptr(), from.const_data_ptr(), here.shown.nbytes());
   };
   if (here.staged_dense) {
     show(bucket.gradient);
@@ -278,13 +278,13 @@ void PipelinedReducer::show_estimate(const Bucket& bucket, Bucket& view) {
   } else {
     with_type(here.dtype, [&]<typename T>(T) { decode_for_show<T>(bucket, here); });
   }
-  here.order.revert(here.shown, {0, bucket.numel()}, launch_);
+  here.order.revert(here.shown, {0, bucket.numel()}, device_);
 }
 
 template <typename T>
 void PipelinedReducer::decode_for_show(const Bucket& bucket, BucketState& here) {
   if (here.state.tracker.defined()) {
-    launch_.queue->copy(here.shown.data_ptr(), here.state.estimate.const_data_ptr(),
+    device_.queue->copy(here.shown.data_ptr(), here.state.estimate.const_data_ptr(),
                         here.shown.nbytes());
   }
   for (const Segment& segment : here.segments) {
@@ -295,7 +295,7 @@ void PipelinedReducer::decode_for_show(const Bucket& bucket, BucketState& here) 
       decode<T>(here, segment, here.shown);
     }
   }
-  if (here.state.tracker.defined()) clear_inactive(here.shown, here.chunks, *launch_.queue);
+  if (here.state.tracker.defined()) clear_inactive(here.shown, here.chunks, *device_.queue);
 }
 
 void PipelinedReducer::commit(Bucket& bucket) {
@@ -307,9 +307,9 @@ void PipelinedReducer::commit(Bucket& bucket) {
       commit_compressed<T>(bucket, here);
     }
   });
-  if (bucket.coded) return;
-  here.order.revert(bucket.gradient, {0, bucket.numel()}, launch_);
-  clear_absent(bucket, *launch_.queue);
+  if (bucket.undecoded) return;
+  here.order.revert(bucket.gradient, {0, bucket.numel()}, device_);
+  clear_absent(bucket, *device_.queue);
 }
 
 // The trackers follow the exact gradients; what was not sent before stays to be sent.
@@ -317,7 +317,7 @@ template <typename T>
 void PipelinedReducer::commit_dense(Bucket& bucket, BucketState& here) {
   const auto copy = [&](at::Tensor& to, std::int64_t begin, const at::Tensor& from,
                         std::int64_t from_begin, std::int64_t count) {
-    launch_.queue->copy(to.data_ptr<T>() + begin, from.const_data_ptr<T>() + from_begin,
+    device_.queue->copy(to.data_ptr<T>() + begin, from.const_data_ptr<T>() + from_begin,
                         static_cast<std::size_t>(count) * sizeof(T));
   };
   const Range own = owned(here);
@@ -335,7 +335,7 @@ void PipelinedReducer::commit_dense(Bucket& bucket, BucketState& here) {
 }
 
 void PipelinedReducer::hold_state_of_absent(const Bucket& bucket, BucketState& here) {
-  Queue& queue = *launch_.queue;
+  Queue& queue = *device_.queue;
   const Range own = owned(here);
   const EControlState& state = here.state;
   hold_absent(bucket, {0, bucket.numel()}, bucket.gradient, state.residual, queue);
@@ -361,13 +361,13 @@ void PipelinedReducer::integrate(const Bucket& bucket, const BucketState& here,
                                  std::int64_t first_block, std::int64_t block_count,
                                  const Received& from, const at::Tensor& into) {
   const auto run = [&](std::int64_t first, std::int64_t count) {
-    launch_.kernels<T>().integrate({.blocks = here.table.data() + first_block + first,
+    device_.kernels<T>().integrate({.blocks = here.table.data() + first_block + first,
                                     .block_count = count,
                                     .payload = from.payload,
                                     .stride = from.stride,
                                     .ranks = from.ranks,
                                     .into = into.data_ptr<T>()},
-                                   launch_.queue->stream());
+                                   device_.queue->stream());
   };
   if (!has_absent(bucket)) return run(0, block_count);
   const auto blocks = here.table.entries().subspan(static_cast<std::size_t>(first_block),
@@ -377,7 +377,7 @@ void PipelinedReducer::integrate(const Bucket& bucket, const BucketState& here,
 
 template <typename T>
 void PipelinedReducer::commit_compressed(Bucket& bucket, BucketState& here) {
-  here.renewal.commit(bucket, here.state, *launch_.queue);
+  here.renewal.commit(bucket, here.state, *device_.queue);
   if (has_absent(bucket)) hold_state_of_absent(bucket, here);
   if (here.state.residual.defined()) {
     std::swap(bucket.gradient, here.state.residual);
@@ -387,7 +387,7 @@ void PipelinedReducer::commit_compressed(Bucket& bucket, BucketState& here) {
     here.residual_is_message = keeps_messages();
   }
   if (here.decoding == Decoding::by_reader) {
-    bucket.coded = here.coded;
+    bucket.undecoded = here.undecoded;
   } else if (here.decoding == Decoding::on_arrival) {
     std::swap(bucket.gradient, here.decoded);
   } else if (here.state.tracker.defined()) {
@@ -406,15 +406,15 @@ void PipelinedReducer::commit_trackers(Bucket& bucket, BucketState& here) {
     integrate<T>(bucket, here, segment.first_block, segment.block_count,
                  exchange_->received(here.buffers, segment, here.size), here.state.estimate);
   }
-  launch_.queue->copy(bucket.gradient.data_ptr(), here.state.estimate.const_data_ptr(),
+  device_.queue->copy(bucket.gradient.data_ptr(), here.state.estimate.const_data_ptr(),
                       bucket.gradient.nbytes());
-  clear_inactive(bucket.gradient, here.chunks, *launch_.queue);
-  if (here.measured) here.measured->learn(bucket, here.state.eta, *launch_.queue);
+  clear_inactive(bucket.gradient, here.chunks, *device_.queue);
+  if (here.measured) here.measured->learn(bucket, here.state.eta, *device_.queue);
 }
 
 void PipelinedReducer::rollback(Bucket& bucket) {
   BucketState& here = state_of(bucket);
-  here.renewal.rollback(bucket, here.state, *launch_.queue);
+  here.renewal.rollback(bucket, here.state, *device_.queue);
 }
 
 void PipelinedReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
@@ -424,7 +424,7 @@ void PipelinedReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
   form_errors(here);
   bring_out_of_order(bucket, here);
   // The visitor reads it by another queue, or from the host.
-  if (changes) launch_.queue->synchronize(Clock::now() + here.timeout);
+  if (changes) device_.queue->synchronize(Clock::now() + here.timeout);
   const EControlState& state = here.state;
   if (state.tracker.defined()) {
     visit_econtrol(bucket, state, here.measured ? EtaKind::measured : EtaKind::fixed, visitor);

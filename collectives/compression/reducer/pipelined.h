@@ -9,16 +9,16 @@
 #include "collectives/compression/exchange/exchange.h"
 #include "collectives/compression/kernels/kernels.h"
 #include "collectives/compression/options.h"
-#include "collectives/compression/reducer/coded_gradient.h"
 #include "collectives/compression/reducer/dense_message.h"
 #include "collectives/compression/reducer/finite_flag.h"
-#include "collectives/compression/reducer/launch.h"
 #include "collectives/compression/reducer/live_order.h"
 #include "collectives/compression/reducer/measured_eta.h"
 #include "collectives/compression/reducer/owners.h"
+#include "collectives/compression/reducer/reducer_device.h"
 #include "collectives/compression/reducer/saturation.h"
 #include "collectives/compression/reducer/slices.h"
 #include "collectives/compression/reducer/tracker_renewal.h"
+#include "collectives/compression/undecoded.h"
 #include "collectives/queue_table.h"
 
 namespace thinwire {
@@ -32,7 +32,7 @@ namespace thinwire {
 class PipelinedReducer final : public GradientReducer {
  public:
   // `options` are resolved.
-  PipelinedReducer(const CompressionOptions& options, const ReducerLaunch& launch);
+  PipelinedReducer(const CompressionOptions& options, const ReducerDevice& device);
 
   void prepare(const Bucket& bucket, int rank, int size) override;
   void require_possible(const Bucket& bucket, const Layout& layout) const override;
@@ -57,7 +57,7 @@ class PipelinedReducer final : public GradientReducer {
   enum class Decoding {
     on_arrival,  // while the rest is on the wire, to memory that is of no use after a rollback
     at_commit,   // over what the verdict makes of no use
-    by_reader,   // where it is needed (EstimateForm::coded)
+    by_reader,   // where it is needed (EstimateForm::undecoded)
   };
 
   // One bucket's state and buffers.
@@ -71,8 +71,9 @@ class PipelinedReducer final : public GradientReducer {
     Layout layout;
     LiveOrder order;
     QueueTable<Block> table;
-    std::int32_t largest_block = 0;        // values
-    std::shared_ptr<CodedGradient> coded;  // the table's blocks; null if nobody asked for it
+    std::int32_t largest_block = 0;  // values
+    std::shared_ptr<UndecodedEstimate>
+        undecoded;  // the table's blocks; null if nobody asked for it
     std::vector<Segment> segments;
     std::int64_t bytes = 0;      // of the packed message
     std::int64_t own_bytes = 0;  // of them, of the blocks that this rank owns
@@ -160,7 +161,7 @@ class PipelinedReducer final : public GradientReducer {
 
   CompressionOptions options_;
   SliceCodecs codecs_;
-  ReducerLaunch launch_;
+  ReducerDevice device_;
   std::unique_ptr<Exchange> exchange_;
   std::vector<BucketState*> staged_;
   bool host_is_behind_ = false;        // the host has not waited for what was staged last

@@ -45,13 +45,13 @@ void PipelinedReducer::adopt_layout(const Bucket& bucket, BucketState& here) {
                  buffers.message, buffers.arrived, buffers.reply,       buffers.received};
   here.layout = bucket.layout;
   for (at::Tensor* state : {&here.state.residual, &here.state.tracker, &here.state.estimate}) {
-    clear_gone(bucket, *state, {0, bucket.numel()}, *launch_.queue);
+    clear_gone(bucket, *state, {0, bucket.numel()}, *device_.queue);
   }
   for (at::Tensor* state : {&here.state.owner_residual, &here.state.mean_tracker}) {
-    clear_gone(bucket, *state, owned(here), *launch_.queue);
+    clear_gone(bucket, *state, owned(here), *device_.queue);
   }
   count_live(bucket, here.chunks);
-  here.order.set(bucket, here.chunks, *launch_.queue);
+  here.order.set(bucket, here.chunks, *device_.queue);
   set_fixed_eta(bucket, here);
   lay_out_segments(bucket, here);
 }
@@ -62,13 +62,13 @@ void PipelinedReducer::set_fixed_eta(const Bucket& bucket, BucketState& here) {
   const CodecOfSlice codecs = codecs_.of(bucket);
   with_type(here.dtype, [&]<typename T>(T) {
     const auto bytes = codecs.size() * sizeof(T);
-    const auto on_host = launch_.queue->host_memory(bytes);
+    const auto on_host = device_.queue->host_memory(bytes);
     for (std::size_t i = 0; i < codecs.size(); ++i) {
       const Codec* codec = codecs_.compresses(bucket.slices[i]) ? codecs[i].get() : codecs_.codec();
       static_cast<T*>(on_host.get())[i] =
           static_cast<T>(fixed_eta(options_.feedback.eta, codec).value_or(0));
     }
-    launch_.queue->copy(here.state.eta.data_ptr(), on_host.get(), bytes);
+    device_.queue->copy(here.state.eta.data_ptr(), on_host.get(), bytes);
     here.eta_on_host = on_host;
   });
 }
@@ -76,10 +76,10 @@ void PipelinedReducer::set_fixed_eta(const Bucket& bucket, BucketState& here) {
 void PipelinedReducer::bring_into_order(const Bucket& bucket, BucketState& here) {
   if (here.state_is_in_order || here.order.is_natural()) return;
   for (at::Tensor* state : {&here.state.residual, &here.state.tracker, &here.state.estimate}) {
-    here.order.apply(*state, {0, bucket.numel()}, launch_);
+    here.order.apply(*state, {0, bucket.numel()}, device_);
   }
   for (at::Tensor* state : {&here.state.owner_residual, &here.state.mean_tracker}) {
-    here.order.apply(*state, owned(here), launch_);
+    here.order.apply(*state, owned(here), device_);
   }
   here.state_is_in_order = true;
 }
@@ -87,10 +87,10 @@ void PipelinedReducer::bring_into_order(const Bucket& bucket, BucketState& here)
 void PipelinedReducer::bring_out_of_order(const Bucket& bucket, BucketState& here) {
   if (!here.state_is_in_order) return;
   for (at::Tensor* state : {&here.state.residual, &here.state.tracker, &here.state.estimate}) {
-    here.order.revert(*state, {0, bucket.numel()}, launch_);
+    here.order.revert(*state, {0, bucket.numel()}, device_);
   }
   for (at::Tensor* state : {&here.state.owner_residual, &here.state.mean_tracker}) {
-    here.order.revert(*state, owned(here), launch_);
+    here.order.revert(*state, owned(here), device_);
   }
   here.state_is_in_order = false;
 }
@@ -129,7 +129,7 @@ void PipelinedReducer::lay_out_segments(const Bucket& bucket, BucketState& here)
     for (const Piece& piece : chunk.pieces) values += piece.count;
   }
   const std::int64_t segments =
-      std::max<std::int64_t>(1, (values + launch_.segment / 2) / launch_.segment);
+      std::max<std::int64_t>(1, (values + device_.segment / 2) / device_.segment);
   std::vector<Block> table;
   here.segments.clear();
   std::int64_t payload = 0;
@@ -164,17 +164,17 @@ void PipelinedReducer::lay_out_segments(const Bucket& bucket, BucketState& here)
   }
   here.bytes = payload;
   here.own_bytes = own_sent;
-  if (here.measured) here.measured->set_blocks(table, here.state.eta, *launch_.queue);
-  here.table.fill(table, bucket.gradient, *launch_.queue);
+  if (here.measured) here.measured->set_blocks(table, here.state.eta, *device_.queue);
+  here.table.fill(table, bucket.gradient, *device_.queue);
   here.largest_block = 0;
   for (const Block& block : table) here.largest_block = std::max(here.largest_block, block.count);
-  here.coded.reset();
+  here.undecoded.reset();
   if (!keeps_messages()) return;
   // One per block. The residuals are what was not sent, which the scale 0 says.
   const auto scales = [&] {
     at::Tensor list =
         at::empty({static_cast<std::int64_t>(table.size())}, bucket.gradient.options());
-    launch_.queue->fill(list.data_ptr(), 0, list.nbytes());
+    device_.queue->fill(list.data_ptr(), 0, list.nbytes());
     return list;
   };
   here.sent = {scales(), scales()};
@@ -186,12 +186,12 @@ void PipelinedReducer::form_errors(BucketState& here) {
   // An owner's scales of blocks that others own are 0, so those stay as they are.
   const auto form = [&](Sent& sent, at::Tensor& residual, std::int64_t chunk_begin) {
     with_type(here.dtype, [&]<typename T>(T) {
-      launch_.kernels<T>().form_error({.blocks = here.table.data(),
+      device_.kernels<T>().form_error({.blocks = here.table.data(),
                                        .block_count = here.table.size(),
                                        .error = residual.data_ptr<T>(),
                                        .sent = sent.now.data_ptr<T>(),
                                        .chunk_begin = chunk_begin},
-                                      launch_.queue->stream());
+                                      device_.queue->stream());
     });
   };
   form(here.sent, here.state.residual, 0);
@@ -217,10 +217,10 @@ void PipelinedReducer::reserve_buffers(const Bucket& bucket, BucketState& here) 
 // decoded into their states, after the verdict.
 PipelinedReducer::Decoding PipelinedReducer::decoding_of(const BucketState& here,
                                                          EstimateForm form) const {
-  if (!launch_.queue->on_host() || here.state.tracker.defined()) return Decoding::at_commit;
+  if (!device_.queue->on_host() || here.state.tracker.defined()) return Decoding::at_commit;
   // With an all-gather every reader would decode the messages of all ranks, a large block would go
   // through memory after all, and readers know nothing of an order.
-  if (form == EstimateForm::coded && has_owners() && here.largest_block <= kMostForReaders &&
+  if (form == EstimateForm::undecoded && has_owners() && here.largest_block <= kMostForReaders &&
       here.order.is_natural()) {
     return Decoding::by_reader;
   }
@@ -229,13 +229,13 @@ PipelinedReducer::Decoding PipelinedReducer::decoding_of(const BucketState& here
 
 void PipelinedReducer::prepare_decoding(const Bucket& bucket, BucketState& here) {
   if (here.decoding == Decoding::by_reader) {
-    if (here.coded) return;
-    here.coded = std::make_shared<CodedGradient>();
+    if (here.undecoded) return;
+    here.undecoded = std::make_shared<UndecodedEstimate>();
     const auto is_sent = [](const Block& block) { return block.format.coding != Coding::held; };
     const auto table = here.table.entries();
-    std::copy_if(table.begin(), table.end(), std::back_inserter(here.coded->blocks), is_sent);
-    std::ranges::sort(here.coded->blocks, {}, &Block::begin);
-    here.coded->message = here.buffers.received;
+    std::copy_if(table.begin(), table.end(), std::back_inserter(here.undecoded->blocks), is_sent);
+    std::ranges::sort(here.undecoded->blocks, {}, &Block::begin);
+    here.undecoded->message = here.buffers.received;
   } else if (here.decoding == Decoding::on_arrival) {
     if (!here.state.residual.defined()) {
       here.decoded = bucket.gradient;

@@ -17,11 +17,11 @@
 
 namespace thinwire {
 
-PowerSgdReducer::PowerSgdReducer(const CompressionOptions& options, const ReducerLaunch& launch)
+PowerSgdReducer::PowerSgdReducer(const CompressionOptions& options, const ReducerDevice& device)
     : power_(std::get<PowerSgd>(options.codec)),
       policy_(options.policy),
       feedback_(options.feedback.kind == FeedbackKind::error_feedback),
-      launch_(launch) {}
+      device_(device) {}
 
 double PowerSgdReducer::tolerance(at::ScalarType dtype) const {
   return with_type(dtype, [&]<typename T>(T) {
@@ -59,14 +59,13 @@ void PowerSgdReducer::stage(Bucket& bucket, Communicator& communicator, const St
   host_is_behind_ = true;
   adopt_layout(bucket, here);
   if (!here.residual_is_in_order && !here.order.is_natural()) {
-    here.order.apply(here.residual, {0, bucket.numel()}, launch_);
+    here.order.apply(here.residual, {0, bucket.numel()}, device_);
     here.residual_is_in_order = true;
   }
-  here.order.apply(bucket.gradient, {0, bucket.numel()}, launch_);
-  here.flag.clear(*launch_.queue);
+  here.order.apply(bucket.gradient, {0, bucket.numel()}, device_);
+  here.flag.clear(*device_.queue);
   if (here.staged_dense) {
-    launch(here, here.dense.pack(bucket, here.chunks, *launch_.queue), InFlight::mean,
-           communicator);
+    start(here, here.dense.pack(bucket, here.chunks, *device_.queue), InFlight::mean, communicator);
   } else {
     send_left(bucket, here, communicator, step);
   }
@@ -75,8 +74,8 @@ void PowerSgdReducer::stage(Bucket& bucket, Communicator& communicator, const St
   underway_.push_back(&here);
 }
 
-void PowerSgdReducer::launch(BucketState& here, at::Tensor tensor, InFlight in_flight,
-                             Communicator& communicator) {
+void PowerSgdReducer::start(BucketState& here, at::Tensor tensor, InFlight in_flight,
+                            Communicator& communicator) {
   here.in_flight = in_flight;
   here.work = nullptr;
   if (tensor.numel() > 0) here.work = communicator.all_reduce(std::move(tensor), ReduceOp::sum);
@@ -86,7 +85,7 @@ void PowerSgdReducer::receive(BucketState& here, int ranks) {
   if (here.work) here.work->wait();
   here.work = nullptr;
   const InFlight arrived = std::exchange(here.in_flight, InFlight::nothing);
-  if (arrived == InFlight::mean) here.dense.unpack(*here.bucket, *launch_.queue);
+  if (arrived == InFlight::mean) here.dense.unpack(*here.bucket, *device_.queue);
   const at::Tensor& tensor = arrived == InFlight::mean   ? here.bucket->gradient
                              : arrived == InFlight::left ? here.message
                                                          : here.right;
@@ -94,19 +93,19 @@ void PowerSgdReducer::receive(BucketState& here, int ranks) {
                                    : arrived == InFlight::left ? here.first
                                                                : here.second;
   with_type(tensor.scalar_type(), [&]<typename T>(T) {
-    launch_.kernels<T>().mean_and_check({.blocks = table.data(),
+    device_.kernels<T>().mean_and_check({.blocks = table.data(),
                                          .block_count = table.size(),
                                          .gradient = tensor.data_ptr<T>(),
                                          .ranks = ranks,
                                          .flag = here.flag.data()},
-                                        launch_.queue->stream());
+                                        device_.queue->stream());
   });
 }
 
 void PowerSgdReducer::copy(const at::Tensor& to, std::int64_t to_begin, const at::Tensor& from,
                            std::int64_t from_begin, std::int64_t count) {
   const auto width = static_cast<std::int64_t>(to.element_size());
-  launch_.queue->copy(static_cast<char*>(to.data_ptr()) + to_begin * width,
+  device_.queue->copy(static_cast<char*>(to.data_ptr()) + to_begin * width,
                       static_cast<const char*>(from.const_data_ptr()) + from_begin * width,
                       static_cast<std::size_t>(count * width));
 }
@@ -121,15 +120,15 @@ void PowerSgdReducer::send_left(Bucket& bucket, BucketState& here, Communicator&
   }
   if (here.owing.size() > 0) {
     with_type(here.message.scalar_type(), [&]<typename T>(T) {
-      launch_.kernels<T>().encode({.blocks = here.owing.data(),
+      device_.kernels<T>().encode({.blocks = here.owing.data(),
                                    .block_count = here.owing.size(),
                                    .gradient = bucket.gradient.data_ptr<T>(),
                                    .residual = {.error = here.residual.const_data_ptr<T>()},
                                    .payload = static_cast<char*>(here.message.data_ptr())},
-                                  launch_.queue->stream());
+                                  device_.queue->stream());
     });
   }
-  launch(here, here.message, InFlight::left, communicator);
+  start(here, here.message, InFlight::left, communicator);
 }
 
 // If the bucket's left factors are underway: receives them and sends the right ones.
@@ -138,12 +137,12 @@ void PowerSgdReducer::send_right(BucketState& here, Communicator& communicator) 
   receive(here, communicator.size());
   multiply_right(here);
   copy(here.right, 0, here.own_right, 0, here.right.numel());
-  launch(here, here.right, InFlight::right, communicator);
+  start(here, here.right, InFlight::right, communicator);
 }
 
 void PowerSgdReducer::multiply_left(Bucket& bucket, BucketState& here, const StepContext& step) {
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
-    const LowRankKernels<T>& run = launch_.low_rank<T>();
+    const LowRankKernels<T>& run = device_.low_rank<T>();
     // The start is of no use once the right factors are sent from its place.
     T* start = here.right.data_ptr<T>();
     run.orthonormal_right({.tables = tables(here),
@@ -153,7 +152,7 @@ void PowerSgdReducer::multiply_left(Bucket& bucket, BucketState& here, const Ste
                            .tolerance = tolerance(bucket.gradient.scalar_type()),
                            .draw_key = Philox(step.seed, PhiloxStream::low_rank, 0).key(),
                            .step = static_cast<std::uint64_t>(step.step)},
-                          launch_.queue->stream());
+                          device_.queue->stream());
     run.project_left(
         {.tables = tables(here),
          .bucket = bucket.gradient.data_ptr<T>(),
@@ -162,25 +161,25 @@ void PowerSgdReducer::multiply_left(Bucket& bucket, BucketState& here, const Ste
                   .right = here.residual_is_matrix ? here.kept_right.const_data_ptr<T>() : nullptr},
          .right = start,
          .left = here.message.data_ptr<T>()},
-        launch_.queue->stream());
+        device_.queue->stream());
   });
 }
 
 void PowerSgdReducer::multiply_right(BucketState& here) {
   with_type(here.message.scalar_type(), [&]<typename T>(T) {
-    const LowRankKernels<T>& run = launch_.low_rank<T>();
+    const LowRankKernels<T>& run = device_.low_rank<T>();
     T* left = here.message.data_ptr<T>();
     run.orthonormal_left({.tables = tables(here),
                           .factors = left,
                           .work = vectors(here),
                           .tolerance = tolerance(here.message.scalar_type())},
-                         launch_.queue->stream());
+                         device_.queue->stream());
     run.project_right({.tables = tables(here),
                        .bucket = here.bucket->gradient.const_data_ptr<T>(),
                        .left = left,
                        .partial = here.partial.defined() ? here.partial.data_ptr<T>() : nullptr,
                        .right = here.own_right.data_ptr<T>()},
-                      launch_.queue->stream());
+                      device_.queue->stream());
   });
 }
 
@@ -188,21 +187,21 @@ void PowerSgdReducer::settle(Communicator& communicator) {
   for (BucketState* here : underway_) send_right(*here, communicator);
   for (BucketState* here : underway_) {
     receive(*here, communicator.size());
-    here->flag.fetch(*launch_.queue);
+    here->flag.fetch(*device_.queue);
   }
   underway_.clear();
 }
 
 std::optional<std::string> PowerSgdReducer::non_finite(const Bucket& bucket) {
   const BucketState& here = state_of(bucket);
-  if (host_is_behind_) launch_.queue->synchronize(Clock::now() + here.timeout);
+  if (host_is_behind_) device_.queue->synchronize(Clock::now() + here.timeout);
   host_is_behind_ = false;
   return here.flag.name(bucket);
 }
 
 void PowerSgdReducer::show_estimate(const Bucket& bucket, Bucket& view) {
   BucketState& here = state_of(bucket);
-  view.coded.reset();
+  view.undecoded.reset();
   view.gradient = bucket.gradient;
   if (here.staged_dense && here.order.is_natural()) return;
   if (!here.shown.defined()) here.shown = at::zeros_like(bucket.gradient);
@@ -211,16 +210,16 @@ void PowerSgdReducer::show_estimate(const Bucket& bucket, Bucket& view) {
     copy(here.shown, 0, bucket.gradient, 0, bucket.numel());
   } else {
     multiply_back(bucket, here, here.shown);
-    clear_inactive(here.shown, here.chunks, *launch_.queue);
+    clear_inactive(here.shown, here.chunks, *device_.queue);
   }
-  here.order.revert(here.shown, {0, bucket.numel()}, launch_);
+  here.order.revert(here.shown, {0, bucket.numel()}, device_);
 }
 
 void PowerSgdReducer::commit(Bucket& bucket) {
   BucketState& here = state_of(bucket);
   if (!here.staged_dense) commit_compressed(bucket, here);
-  here.order.revert(bucket.gradient, {0, bucket.numel()}, launch_);
-  clear_absent(bucket, *launch_.queue);
+  here.order.revert(bucket.gradient, {0, bucket.numel()}, device_);
+  clear_absent(bucket, *device_.queue);
 }
 
 void PowerSgdReducer::commit_compressed(Bucket& bucket, BucketState& here) {
@@ -236,7 +235,7 @@ void PowerSgdReducer::commit_compressed(Bucket& bucket, BucketState& here) {
   }
   multiply_back(bucket, here, estimate);
   if (power_.warm_start) keep_factors(bucket, here);
-  clear_inactive(estimate, here.chunks, *launch_.queue);
+  clear_inactive(estimate, here.chunks, *device_.queue);
   if (!feedback_) return;
   std::swap(bucket.gradient, here.residual);
   copy(here.kept_left, 0, here.message, 0, here.left_numel);
@@ -248,13 +247,13 @@ void PowerSgdReducer::commit_compressed(Bucket& bucket, BucketState& here) {
 void PowerSgdReducer::hold_residual_of_absent(Bucket& bucket, BucketState& here) {
   if (!feedback_) return;
   form_residual(here);
-  hold_absent(bucket, {0, bucket.numel()}, bucket.gradient, here.residual, *launch_.queue);
+  hold_absent(bucket, {0, bucket.numel()}, bucket.gradient, here.residual, *device_.queue);
 }
 
 void PowerSgdReducer::forget_factors_of_absent(const Bucket& bucket, BucketState& here) {
   const auto width = static_cast<std::int64_t>(bucket.gradient.element_size());
   const auto clear = [&](const at::Tensor& factors, std::int64_t begin, std::int64_t count) {
-    launch_.queue->fill(static_cast<char*>(factors.data_ptr()) + begin * width, 0,
+    device_.queue->fill(static_cast<char*>(factors.data_ptr()) + begin * width, 0,
                         static_cast<std::size_t>(count * width));
   };
   for (std::size_t m = 0; m < here.matrices.size(); ++m) {
@@ -289,11 +288,11 @@ void PowerSgdReducer::keep_factors(const Bucket& bucket, BucketState& here) {
 void PowerSgdReducer::multiply_back(const Bucket& bucket, BucketState& here,
                                     const at::Tensor& into) {
   with_type(into.scalar_type(), [&]<typename T>(T) {
-    launch_.low_rank<T>().multiply({.tables = tables(here),
+    device_.low_rank<T>().multiply({.tables = tables(here),
                                     .left = here.message.const_data_ptr<T>(),
                                     .right = here.right.const_data_ptr<T>(),
                                     .bucket = into.data_ptr<T>()},
-                                   launch_.queue->stream());
+                                   device_.queue->stream());
   });
   for (const Passenger& passenger : here.passengers) {
     const Slice& slice = bucket.slices[passenger.slice];
@@ -304,11 +303,11 @@ void PowerSgdReducer::multiply_back(const Bucket& bucket, BucketState& here,
 void PowerSgdReducer::form_residual(BucketState& here) {
   if (!here.residual_is_matrix) return;
   with_type(here.residual.scalar_type(), [&]<typename T>(T) {
-    launch_.low_rank<T>().subtract({.tables = tables(here),
+    device_.low_rank<T>().subtract({.tables = tables(here),
                                     .left = here.kept_left.const_data_ptr<T>(),
                                     .right = here.kept_right.const_data_ptr<T>(),
                                     .bucket = here.residual.data_ptr<T>()},
-                                   launch_.queue->stream());
+                                   device_.queue->stream());
   });
   here.residual_is_matrix = false;
 }
@@ -322,7 +321,7 @@ void PowerSgdReducer::visit(const Bucket& bucket, StateVisitor& visitor) {
   form_residual(here);
   bring_out_of_order(bucket, here);
   // The visitor reads it by another queue, or from the host.
-  if (changes) launch_.queue->synchronize(Clock::now() + here.timeout);
+  if (changes) device_.queue->synchronize(Clock::now() + here.timeout);
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
     const Slice& slice = bucket.slices[i];
     const LowRankShape& shape = here.slices[i].whole;

@@ -9,9 +9,9 @@
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/dense_message.h"
 #include "collectives/compression/reducer/finite_flag.h"
-#include "collectives/compression/reducer/launch.h"
 #include "collectives/compression/reducer/live_order.h"
 #include "collectives/compression/reducer/owners.h"
+#include "collectives/compression/reducer/reducer_device.h"
 #include "collectives/queue_table.h"
 
 namespace thinwire {
@@ -50,7 +50,7 @@ namespace thinwire {
 class PowerSgdReducer final : public GradientReducer {
  public:
   // `options` are resolved and hold a PowerSgd. Throws `UsageError` for values that cannot be.
-  PowerSgdReducer(const CompressionOptions& options, const ReducerLaunch& launch);
+  PowerSgdReducer(const CompressionOptions& options, const ReducerDevice& device);
 
   void prepare(const Bucket& bucket, int rank, int size) override;
   void require_possible(const Bucket& bucket, const Layout& layout) const override;
@@ -135,7 +135,7 @@ class PowerSgdReducer final : public GradientReducer {
   void lay_out_messages(const Bucket& bucket, BucketState& here);
   void lay_out_matrices(const Bucket& bucket, BucketState& here);
   void bring_out_of_order(const Bucket& bucket, BucketState& here);
-  void launch(BucketState& here, at::Tensor tensor, InFlight in_flight, Communicator& communicator);
+  void start(BucketState& here, at::Tensor tensor, InFlight in_flight, Communicator& communicator);
   // Waits for what is in flight, divides the sum by the number of ranks, and flags what is not
   // finite.
   void receive(BucketState& here, int ranks);
@@ -162,7 +162,7 @@ class PowerSgdReducer final : public GradientReducer {
   PowerSgd power_;
   CompressionPolicy policy_;
   bool feedback_;
-  ReducerLaunch launch_;
+  ReducerDevice device_;
   std::vector<BucketState*> underway_;  // of this step, in the order of their stages
   bool host_is_behind_ = false;         // the host has not waited for what was staged last
   std::map<int, BucketState> states_;   // by bucket index

@@ -88,14 +88,14 @@ void PowerSgdReducer::require_possible(const Bucket& bucket, const Layout& layou
 }
 
 void PowerSgdReducer::prepare(const Bucket& bucket, int, int) {
-  check(bucket.gradient.is_cpu() || !launch_.queue->on_host(),
+  check(bucket.gradient.is_cpu() || !device_.queue->on_host(),
         "a bucket on a device has a reducer of that device");
   BucketState here;
   here.chunks = one_chunk(bucket);
   here.slices.resize(bucket.slices.size());
   if (feedback_) here.residual = at::zeros_like(bucket.gradient);
   if (power_.warm_start) here.factors = at::zeros({0}, bucket.gradient.options());
-  here.flag = FiniteFlag(bucket, *launch_.queue);
+  here.flag = FiniteFlag(bucket, *device_.queue);
   states_.insert_or_assign(bucket.index, std::move(here));
 }
 
@@ -109,17 +109,17 @@ void PowerSgdReducer::adopt_layout(const Bucket& bucket, BucketState& here) {
   bring_out_of_order(bucket, here);
   here.before = {here.kept_left, here.kept_right, here.factors};
   here.layout = bucket.layout;
-  clear_gone(bucket, here.residual, {0, bucket.numel()}, *launch_.queue);
+  clear_gone(bucket, here.residual, {0, bucket.numel()}, *device_.queue);
   lay_out_slices(bucket, here);
   count_live(bucket, here.chunks);
-  here.order.set(bucket, here.chunks, *launch_.queue);
+  here.order.set(bucket, here.chunks, *device_.queue);
   lay_out_messages(bucket, here);
   lay_out_matrices(bucket, here);
 }
 
 void PowerSgdReducer::bring_out_of_order(const Bucket& bucket, BucketState& here) {
   if (!here.residual_is_in_order) return;
-  here.order.revert(here.residual, {0, bucket.numel()}, launch_);
+  here.order.revert(here.residual, {0, bucket.numel()}, device_);
   here.residual_is_in_order = false;
 }
 
@@ -143,13 +143,13 @@ void PowerSgdReducer::lay_out_slices(const Bucket& bucket, BucketState& here) {
     now.has_residual = true;
     if (!feedback_) continue;
     const auto width = static_cast<std::int64_t>(here.residual.element_size());
-    launch_.queue->fill(static_cast<char*>(here.residual.data_ptr()) + slice.offset * width, 0,
+    device_.queue->fill(static_cast<char*>(here.residual.data_ptr()) + slice.offset * width, 0,
                         static_cast<std::size_t>(slice.numel * width));
   }
   if (!power_.warm_start || !(moved || here.factors.numel() != factors)) return;
   const at::Tensor old = here.factors;
   here.factors = at::empty({factors}, old.options());
-  launch_.queue->fill(here.factors.data_ptr(), 0, here.factors.nbytes());
+  device_.queue->fill(here.factors.data_ptr(), 0, here.factors.nbytes());
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
     const LowRankShape& whole = here.slices[i].whole;
     copy(here.factors, here.slices[i].factor, old, before[i].factor,
@@ -201,10 +201,10 @@ void PowerSgdReducer::lay_out_messages(const Bucket& bucket, BucketState& here) 
     }
     message += passenger.count;
   }
-  here.live.fill(live, bucket.gradient, *launch_.queue);
-  here.first.fill(first, bucket.gradient, *launch_.queue);
-  here.second.fill(second, bucket.gradient, *launch_.queue);
-  here.owing.fill(owing, bucket.gradient, *launch_.queue);
+  here.live.fill(live, bucket.gradient, *device_.queue);
+  here.first.fill(first, bucket.gradient, *device_.queue);
+  here.second.fill(second, bucket.gradient, *device_.queue);
+  here.owing.fill(owing, bucket.gradient, *device_.queue);
   const auto options = bucket.gradient.options();
   here.message = at::empty({message}, options);
   here.right = at::empty({right}, options);
@@ -218,12 +218,12 @@ void PowerSgdReducer::lay_out_messages(const Bucket& bucket, BucketState& here) 
 // The kernels' tables and what else they need.
 void PowerSgdReducer::lay_out_matrices(const Bucket& bucket, BucketState& here) {
   const LowRankTiles made = make_tiles(here.matrices);
-  here.table.fill(here.matrices, bucket.gradient, *launch_.queue);
-  here.bands.fill(made.bands, bucket.gradient, *launch_.queue);
-  here.tiles.fill(made.tiles, bucket.gradient, *launch_.queue);
+  here.table.fill(here.matrices, bucket.gradient, *device_.queue);
+  here.bands.fill(made.bands, bucket.gradient, *device_.queue);
+  here.tiles.fill(made.tiles, bucket.gradient, *device_.queue);
   here.largest_rank = made.largest_rank;
   here.top_tile_count = made.top_tile_count;
-  if (launch_.queue->on_host()) return;
+  if (device_.queue->on_host()) return;
   for (const LowRankMatrix& matrix : here.matrices) {
     check(matrix.shape.columns < std::int64_t{1} << 28,
           "a GPU counts the elements of a few rows in ints");

@@ -37,7 +37,7 @@ struct Words<PowerSgd> : WordsByDefault<PowerSgd> {
       {"true", true}, {"false", false}, {"1", true}, {"0", false}};
 
   // `rank` is short for matrix_approximation_rank.
-  static PowerSgd read(Spec& spec) {
+  static PowerSgd read(ChoiceReader& spec) {
     constexpr std::int64_t huge = std::int64_t{1} << 30;
     PowerSgd power;
     const std::int64_t rank = spec.integer("rank", power.matrix_approximation_rank, 1, huge);

@@ -29,7 +29,7 @@ Range common(Range a, Range b) {
 
 void TrackerRenewal::renew(const Bucket& bucket, const std::vector<Chunk>& chunks,
                            const EControlState& state, Communicator& communicator,
-                           std::int64_t step, const ReducerLaunch& launch, FiniteFlag& flag) {
+                           std::int64_t step, const ReducerDevice& device, FiniteFlag& flag) {
   pieces_.clear();
   if (communicator.size() == 1) return;
   std::int64_t count = 0;
@@ -52,7 +52,7 @@ void TrackerRenewal::renew(const Bucket& bucket, const std::vector<Chunk>& chunk
   }
   if (count == 0) return;
 
-  Queue& queue = *launch.queue;
+  Queue& queue = *device.queue;
   const auto options = bucket.gradient.options();
   if (!message_.defined() || message_.numel() != count) {
     message_ = at::empty({count}, options);
@@ -64,7 +64,7 @@ void TrackerRenewal::renew(const Bucket& bucket, const std::vector<Chunk>& chunk
   communicator.all_reduce(message_, ReduceOp::sum)->wait();
   table_.fill(blocks, bucket.gradient, queue);
   with_type(bucket.gradient.scalar_type(), [&]<typename T>(T) {
-    launch.kernels<T>().mean_and_check({.blocks = table_.data(),
+    device.kernels<T>().mean_and_check({.blocks = table_.data(),
                                         .block_count = table_.size(),
                                         .gradient = message_.data_ptr<T>(),
                                         .ranks = communicator.size(),

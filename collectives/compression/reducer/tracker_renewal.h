@@ -11,8 +11,8 @@
 #include "collectives/compression/feedback/feedback.h"
 #include "collectives/compression/options.h"
 #include "collectives/compression/reducer/finite_flag.h"
-#include "collectives/compression/reducer/launch.h"
 #include "collectives/compression/reducer/owners.h"
+#include "collectives/compression/reducer/reducer_device.h"
 #include "collectives/queue_table.h"
 
 namespace thinwire {
@@ -23,7 +23,7 @@ class TrackerRenewal {
   // Sets the step's `renewed_part` of the mean; a sum that is not finite lowers the flag.
   // Only of what is live: pieces have their live elements first (LiveOrder), and the state too.
   void renew(const Bucket& bucket, const std::vector<Chunk>& chunks, const EControlState& state,
-             Communicator& communicator, std::int64_t step, const ReducerLaunch& launch,
+             Communicator& communicator, std::int64_t step, const ReducerDevice& device,
              FiniteFlag& flag);
   // At commit: absent slices have their mean of before.
   void commit(const Bucket& bucket, const EControlState& state, Queue& queue);

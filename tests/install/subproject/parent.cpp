@@ -1,4 +1,4 @@
-#include <collectives/base/spec.h>
+#include <collectives/base/choice_reader.h>
 
 #include <cstdio>
 

@@ -1,4 +1,4 @@
-#include "collectives/compression/reducer/coded_gradient.h"
+#include "collectives/compression/undecoded.h"
 
 #include <hwy/aligned_allocator.h>
 
@@ -9,7 +9,7 @@ namespace thinwire {
 
 template <typename T>
 void for_each_tile(const Bucket& bucket, const std::function<void(const DecodedTile<T>&)>& body) {
-  const CodedGradient& coded = *bucket.coded;
+  const UndecodedEstimate& coded = *bucket.undecoded;
   const std::vector<Block>& blocks = coded.blocks;
   std::int64_t largest = 0;
   for (const Block& block : blocks) largest = std::max<std::int64_t>(largest, block.count);

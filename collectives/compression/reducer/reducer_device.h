@@ -14,7 +14,7 @@ namespace thinwire {
 
 // The kernels and the queue that they are put on, in whose memory the buckets are; by default the
 // host's.
-struct ReducerLaunch {
+struct ReducerDevice {
   Kernels<float> for_float = host_kernels<float>();
   Kernels<double> for_double = host_kernels<double>();
   LowRankKernels<float> low_rank_for_float = host_low_rank_kernels<float>();

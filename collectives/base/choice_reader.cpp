@@ -1,4 +1,4 @@
-#include "collectives/base/spec.h"
+#include "collectives/base/choice_reader.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -88,7 +88,7 @@ double parse_number(const std::string& what, const std::string& text, double low
   return parse<double>(what, text, low, high);
 }
 
-Spec::Spec(std::string what, std::string_view text) : what_(std::move(what)) {
+ChoiceReader::ChoiceReader(std::string what, std::string_view text) : what_(std::move(what)) {
   const std::size_t colon = text.find(':');
   name_ = std::string(text.substr(0, colon));
   if (name_.empty())
@@ -117,7 +117,7 @@ Spec::Spec(std::string what, std::string_view text) : what_(std::move(what)) {
   }
 }
 
-std::string Spec::take(const std::string& key) {
+std::string ChoiceReader::take(const std::string& key) {
   asked_.push_back(key);
   const auto found = items_.find(key);
   if (found == items_.end()) return {};
@@ -126,27 +126,27 @@ std::string Spec::take(const std::string& key) {
   return value;
 }
 
-std::int64_t Spec::integer(const std::string& key, std::int64_t fallback, std::int64_t low,
-                           std::int64_t high) {
+std::int64_t ChoiceReader::integer(const std::string& key, std::int64_t fallback, std::int64_t low,
+                                   std::int64_t high) {
   const std::string value = take(key);
   if (value.empty()) return fallback;
   return parse_integer(fmt::format("{} {}: '{}'", what_, name_, key), value, low, high);
 }
 
-double Spec::number(const std::string& key, double fallback, double low, double high) {
+double ChoiceReader::number(const std::string& key, double fallback, double low, double high) {
   const std::string value = take(key);
   if (value.empty()) return fallback;
   return parse_number(fmt::format("{} {}: '{}'", what_, name_, key), value, low, high);
 }
 
-std::string Spec::text(const std::string& key, const std::string& fallback) {
+std::string ChoiceReader::text(const std::string& key, const std::string& fallback) {
   const std::string value = take(key);
   return value.empty() ? fallback : value;
 }
 
-std::vector<std::int64_t> Spec::integers(const std::string& key,
-                                         const std::vector<std::int64_t>& fallback,
-                                         std::int64_t low, std::int64_t high) {
+std::vector<std::int64_t> ChoiceReader::integers(const std::string& key,
+                                                 const std::vector<std::int64_t>& fallback,
+                                                 std::int64_t low, std::int64_t high) {
   const std::string value = take(key);
   if (value.empty()) return fallback;
   std::vector<std::int64_t> numbers;
@@ -162,7 +162,7 @@ std::vector<std::int64_t> Spec::integers(const std::string& key,
   return numbers;
 }
 
-void Spec::done() const {
+void ChoiceReader::done() const {
   if (items_.empty()) return;
   const std::string& key = items_.begin()->first;
   const std::string near = nearest(key, asked_);
@@ -173,7 +173,7 @@ void Spec::done() const {
       fmt::format("{} {}: unknown key '{}'; {}", what_, name_, printable(key), advice));
 }
 
-void Spec::unknown_name(const std::vector<std::string>& known) const {
+void ChoiceReader::unknown_name(const std::vector<std::string>& known) const {
   const std::string near = nearest(name_, known);
   throw UsageError(fmt::format("{} '{}' is not known; {}choose from {}", what_, printable(name_),
                                near.empty() ? "" : fmt::format("did you mean '{}'? ", near),

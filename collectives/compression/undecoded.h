@@ -14,7 +14,7 @@ namespace thinwire {
 
 // A bucket's estimate as it came over the wire, in host memory: one message, which is decoded where
 // its values are needed.
-struct CodedGradient {
+struct UndecodedEstimate {
   std::vector<Block> blocks;  // by rising `begin`, without those of slices that rest
   at::Tensor message;         // packed; the reducer's, which overwrites it in the next stage
 };

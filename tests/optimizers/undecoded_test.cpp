@@ -1,6 +1,6 @@
 // What is done with a gradient that came over the wire, tile by tile, against the same done with
 // its decoded values in memory: equal bits.
-#include "collectives/compression/reducer/coded_gradient.h"
+#include "collectives/compression/undecoded.h"
 
 #include <gtest/gtest.h>
 #include <torch/torch.h>
@@ -111,12 +111,12 @@ std::unique_ptr<Case<T>> random_case(Dice& dice, at::ScalarType dtype) {
   for (const Slice& slice : bucket.slices) {
     if (slice.absent) part(bucket.gradient, slice).zero_();
   }
-  auto coded = std::make_shared<CodedGradient>();
+  auto coded = std::make_shared<UndecodedEstimate>();
   std::ranges::copy_if(table.blocks, std::back_inserter(coded->blocks),
                        [](const Block& block) { return block.format.coding != Coding::held; });
   std::ranges::sort(coded->blocks, {}, &Block::begin);
   coded->message = made->message;
-  made->coded[0].coded = coded;
+  made->coded[0].undecoded = coded;
   made->coded[0].gradient.fill_(std::numeric_limits<T>::quiet_NaN());
   return made;
 }
@@ -188,7 +188,7 @@ TYPED_TEST(CodedGradients, MoveTheWeightsAsTheirValuesDo) {
   }
 }
 
-TEST(CodedGradient, Of16BitWeightsMovesTheirMaster) {
+TEST(UndecodedEstimate, Of16BitWeightsMovesTheirMaster) {
   for (const std::string& spec : optimizer_cases()) {
     Dice dice(3);
     const auto made = random_case<float>(dice, torch::kFloat);

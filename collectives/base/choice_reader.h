@@ -10,13 +10,13 @@
 
 namespace thinwire {
 
-// A parsed spec. Each getter consumes its key; `done()` refuses what is left over.
+// Reads one choice. Each getter consumes its key; `done()` refuses what is left over.
 // Everything here throws `UsageError` with the place and the nearest known word.
-class Spec {
+class ChoiceReader {
  public:
   // `what` names the option for messages, e.g. "--compressor". A value may hold commas when the
   // next item has no '=': "mlp:hidden=64,32" is one key.
-  Spec(std::string what, std::string_view text);
+  ChoiceReader(std::string what, std::string_view text);
 
   const std::string& name() const { return name_; }
   std::int64_t integer(const std::string& key, std::int64_t fallback, std::int64_t low,
