@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <torch/version.h>
 
+#include "launch/backends.h"
 #include "launch/version.h"
 
 namespace thinwire {

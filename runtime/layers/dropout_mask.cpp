@@ -1,6 +1,11 @@
 #include "runtime/layers/dropout_mask.h"
 
-#include <torch/torch.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/stack.h>
 
 #include <algorithm>
 #include <array>
@@ -75,7 +80,7 @@ at::Tensor dropout_mask(const at::Tensor& input, double probability, std::uint64
 
 at::Tensor detail::dropout_mask_by_operations(const at::Tensor& input, double probability,
                                               std::uint64_t seed, std::uint64_t stream) {
-  const torch::NoGradGuard no_grad;
+  const at::NoGradGuard no_grad;
   const std::uint32_t threshold = threshold_of(probability);
   // The words of a block as int64, below 2^32. A product wraps in int64 as it does in uint64, and
   // the mask takes away what an arithmetic shift brings in.
@@ -94,8 +99,8 @@ at::Tensor detail::dropout_mask_by_operations(const at::Tensor& input, double pr
   auto k0 = static_cast<std::uint32_t>(key);
   auto k1 = static_cast<std::uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
-    const at::Tensor p0 = c[0] * std::int64_t{0xD2511F53};
-    const at::Tensor p1 = c[2] * std::int64_t{0xCD9E8D57};
+    const at::Tensor p0 = c[0].mul(std::int64_t{0xD2511F53});
+    const at::Tensor p1 = c[2].mul(std::int64_t{0xCD9E8D57});
     c = {high(p1).bitwise_xor_(c[1]).bitwise_xor_(std::int64_t{k0}), low(p1),
          high(p0).bitwise_xor_(c[3]).bitwise_xor_(std::int64_t{k1}), low(p0)};
     k0 += 0x9E3779B9;
