@@ -106,8 +106,8 @@ Layout::Layout(const std::vector<Slice>& slices, std::vector<SliceLayout> parts,
     parts[i].live.require_of(numel, slices[i].name);
     const std::int64_t live = parts[i].live.count(numel);
     const Kind kind = parts[i].frozen || (live == 0 && numel > 0) ? Kind::none
-                      : live == numel                            ? Kind::all
-                                                                 : Kind::some;
+                      : live == numel                             ? Kind::all
+                                                                  : Kind::some;
     state->kinds.push_back(kind);
     state->has_partial = state->has_partial || kind == Kind::some;
     state->is_plain = state->is_plain && kind != Kind::some && parts[i].coding.is_default();

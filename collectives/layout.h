@@ -84,9 +84,7 @@ class Layout {
   // Whether nothing of the slice is live.
   bool rests(std::size_t slice) const { return state_ && state_->kinds[slice] == Kind::none; }
   // Whether some of it is, and some is not.
-  bool is_partial(std::size_t slice) const {
-    return state_ && state_->kinds[slice] == Kind::some;
-  }
+  bool is_partial(std::size_t slice) const { return state_ && state_->kinds[slice] == Kind::some; }
   // Whether some slice is partial.
   bool has_partial() const { return state_ && state_->has_partial; }
   // Whether all slices are coded as the options say, and none is partial.

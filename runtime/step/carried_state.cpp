@@ -26,8 +26,8 @@ std::pair<std::string, std::string> split(const std::string& name) {
 
 // The state that a linear map of the gradient maps as well. Moments of an optimizer are not.
 bool is_of_gradient(const std::string& kind) {
-  static const std::set<std::string> kKinds = {"residual",     "owner_residual",     "tracker",
-                                               "mean_tracker", "estimate_of_owners", "estimate",
+  static const std::set<std::string> kKinds = {"residual",         "owner_residual",     "tracker",
+                                               "mean_tracker",     "estimate_of_owners", "estimate",
                                                "averaged_gradient"};
   return kKinds.contains(kind);
 }

@@ -15,8 +15,8 @@
 
 namespace thinwire {
 
-// Gives named parameters other layouts, between steps. Throws `UsageError`, before anything changes,
-// for a name that no slice has, and for what the reducer cannot give one.
+// Gives named parameters other layouts, between steps. Throws `UsageError`, before anything
+// changes, for a name that no slice has, and for what the reducer cannot give one.
 void relayout(const std::map<std::string, SliceLayout>& parts, std::vector<Bucket>& buckets,
               StepTransaction& transaction);
 

@@ -42,7 +42,7 @@ std::vector<std::string> notes_on_compression(const TrainOptions& options) {
         options.momentum));
   }
   if (loss == Loss::most && options.optimizer.starts_with("adam")) {
-    notes.push_back(
+    notes.emplace_back(
         "note: Adam's second moments follow what was sent, not the gradients, and models become "
         "worse by a few per cent (PowerSGD) to nearly half (1 bit); sgd, or 4 bits and more, do "
         "not");

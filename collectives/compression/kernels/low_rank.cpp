@@ -1,4 +1,5 @@
-// Compiled once per kind of vectors; the machine's best are found when the program runs.
+// PowerSGD's products of one matrix and its factors on the host. Compiled once per kind of vectors;
+// the machine's best are found when the program runs.
 #include "collectives/compression/kernels/low_rank.h"
 
 #include <algorithm>
@@ -6,16 +7,15 @@
 #include <optional>
 #include <type_traits>
 
-#include "collectives/compression/kernels/orthonormal.h"
-
 // Enough of them: others would add nothing to these loops.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "collectives/compression/kernels/low_rank.cpp"
-#include <hwy/aligned_allocator.h>
 #include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
+
+#include "collectives/compression/kernels/low_rank_factors-inl.h"
 
 #ifndef THINWIRE_LOW_RANK_TABLE
 #define THINWIRE_LOW_RANK_TABLE
@@ -33,139 +33,6 @@ struct LowRankTable {
 
 HWY_BEFORE_NAMESPACE();
 namespace thinwire::HWY_NAMESPACE {
-
-namespace hn = hwy::HWY_NAMESPACE;
-
-constexpr std::int64_t kLanes = 16;
-
-template <typename T>
-using Vectors = hn::CappedTag<T, kLanes>;
-
-template <typename T>
-constexpr std::int64_t kWidth = static_cast<std::int64_t>(hn::MaxLanes(Vectors<T>{}));
-
-// Calls `body(constant)` with the rank as a constant where it is small, so that loops over it are
-// unrolled, and with 0 otherwise.
-template <typename Body>
-void with_rank(std::int64_t rank, Body body) {
-  if (rank == 1) return body(std::integral_constant<int, 1>{});
-  if (rank == 2) return body(std::integral_constant<int, 2>{});
-  if (rank == 3) return body(std::integral_constant<int, 3>{});
-  if (rank == 4) return body(std::integral_constant<int, 4>{});
-  body(std::integral_constant<int, 0>{});
-}
-
-// Calls `body(first, constant)` for groups of up to four of `rank` columns of a factor.
-template <typename Body>
-void by_four(std::int64_t rank, Body body) {
-  std::int64_t k = 0;
-  for (; k + 4 < rank; k += 4) body(k, std::integral_constant<int, 4>{});
-  with_rank(rank - k, [&]<int Rank>(std::integral_constant<int, Rank> constant) {
-    if constexpr (Rank > 0) body(k, constant);
-  });
-}
-
-// A right factor in pieces of 16 columns, rank rows of each, one after another: rows that are a
-// multiple of a page apart would share a few lines of the cache. Columns are filled up with zeros.
-template <typename T>
-class Packed {
- public:
-  Packed(const LowRankShape& shape)
-      : rank_(shape.rank),
-        columns_(shape.columns),
-        values_(hwy::AllocateAligned<T>(static_cast<std::size_t>(padded()))) {
-    clear();
-  }
-  Packed(const LowRankShape& shape, const T* factor) : Packed(shape) {
-    each([&](T* packed, std::int64_t from, std::int64_t count) {
-      std::copy_n(factor + from, count, packed);
-    });
-  }
-  void unpack(T* factor) {
-    each([&](const T* packed, std::int64_t to, std::int64_t count) {
-      std::copy_n(packed, count, factor + to);
-    });
-  }
-  void add_to(T* factor) {
-    each([&](const T* packed, std::int64_t to, std::int64_t count) {
-      for (std::int64_t lane = 0; lane < count; ++lane) factor[to + lane] += packed[lane];
-    });
-  }
-  // Adds left^T of one row of a matrix.
-  void add_row(const T* row, const T* left) {
-    for (std::int64_t j = 0; j < columns_; j += kLanes) {
-      const std::int64_t count = std::min(kLanes, columns_ - j);
-      for (std::int64_t k = 0; k < rank_; ++k) {
-        for (std::int64_t lane = 0; lane < count; ++lane) at(j, k)[lane] += left[k] * row[j + lane];
-      }
-    }
-  }
-  void clear() { std::fill_n(values_.get(), padded(), T{0}); }
-  // Row k's columns from j on, a multiple of 16, to the next one.
-  T* at(std::int64_t j, std::int64_t k) { return values_.get() + j * rank_ + k * kLanes; }
-
- private:
-  template <typename Body>
-  void each(Body body) {
-    for (std::int64_t j = 0; j < columns_; j += kLanes) {
-      const std::int64_t count = std::min(kLanes, columns_ - j);
-      for (std::int64_t k = 0; k < rank_; ++k) body(at(j, k), k * columns_ + j, count);
-    }
-  }
-
-  std::int64_t padded() const { return (columns_ + kLanes - 1) / kLanes * kLanes * rank_; }
-
-  std::int64_t rank_;
-  std::int64_t columns_;
-  hwy::AlignedFreeUniquePtr<T[]> values_;
-};
-
-// P, for some rows: vectors that stay in registers where the rank is a constant.
-template <int Rows, int Rank, typename T>
-struct LeftRows {
-  LeftRows(std::int64_t, const T* left) {
-    for (std::int64_t i = 0; i < Rows; ++i) {
-      for (std::int64_t k = 0; k < Rank; ++k) {
-        values[i][k] = hn::Set(Vectors<T>(), left[i * Rank + k]);
-      }
-    }
-  }
-  std::int64_t rank() const { return Rank; }
-  auto at(std::int64_t i, std::int64_t k) const { return values[i][k]; }
-  hn::Vec<Vectors<T>> values[Rows][Rank];
-};
-
-template <int Rows, typename T>
-struct LeftRows<Rows, 0, T> {
-  LeftRows(std::int64_t any_rank, const T* rows) : number(any_rank), left(rows) {}
-  std::int64_t rank() const { return number; }
-  auto at(std::int64_t i, std::int64_t k) const {
-    return hn::Set(Vectors<T>(), left[i * number + k]);
-  }
-  std::int64_t number;
-  const T* left;
-};
-
-// products[i] := sum over k of P(i, k) Q(k).
-template <int Rows, typename Left, typename T, typename Vector>
-HWY_INLINE void multiply(const Left& left, const T* q, Vector (&products)[Rows]) {
-  const Vectors<T> d;
-  const auto first = hn::Load(d, q);
-  for (std::int64_t i = 0; i < Rows; ++i) products[i] = hn::Mul(left.at(i, 0), first);
-  for (std::int64_t k = 1; k < left.rank(); ++k) {
-    const auto factor = hn::Load(d, q + k * kLanes);
-    for (std::int64_t i = 0; i < Rows; ++i) {
-      products[i] = hn::Add(products[i], hn::Mul(left.at(i, k), factor));
-    }
-  }
-}
-
-template <typename T>
-T multiply_one(std::int64_t rank, const T* left, const T* q) {
-  T sum = left[0] * q[0];
-  for (std::int64_t k = 1; k < rank; ++k) sum += left[k] * q[k * kLanes];
-  return sum;
-}
 
 // What is owed (LowRankOwed) of Rows rows: `vectors` of columns from j + place on, one of each row,
 // and `one` of row i, column j + lane; j is a multiple of 16.
@@ -496,112 +363,6 @@ template <typename T>
 void subtract_product(const LowRankShape& shape, const T* left, const T* right, T* matrix) {
   table<T>().subtract_product(shape, left, right, matrix);
 }
-
-namespace {
-
-template <typename Body>
-void each_matrix(const LowRankTables& tables, Body body) {
-  for (std::int64_t i = 0; i < tables.matrix_count; ++i) body(tables.matrices[i]);
-}
-
-template <typename T>
-void orthonormal_left(const OrthonormalArgs<T>& args, StreamHandle) {
-  Orthonormalizer orthonormal;
-  each_matrix(args.tables, [&](const LowRankMatrix& matrix) {
-    const auto [rows, columns, rank] = matrix.shape;
-    orthonormal.run({.count = rank, .length = rows, .vector = 1, .element = rank}, args.tolerance,
-                    args.factors + matrix.left, nullptr);
-  });
-}
-
-template <typename T>
-void orthonormal_right(const OrthonormalArgs<T>& args, StreamHandle) {
-  Orthonormalizer orthonormal;
-  each_matrix(args.tables, [&](const LowRankMatrix& matrix) {
-    const std::int64_t rank = matrix.shape.rank;
-    const std::int64_t columns = matrix.shape.columns;
-    T* factor = args.factors + matrix.right;
-    if (args.kept == nullptr) {
-      std::fill_n(factor, rank * columns, T{0});
-    } else {
-      std::copy_n(args.kept + matrix.factor, rank * columns, factor);
-    }
-    orthonormal.run({.count = rank, .length = columns, .vector = columns, .element = 1},
-                    args.tolerance, factor, [&](std::int64_t k, double* elements) {
-                      for (std::int64_t i = 0; i < columns; ++i) {
-                        elements[i] =
-                            low_rank_draw(args.draw_key, matrix.fresh, args.step, columns, k, i);
-                      }
-                    });
-  });
-}
-
-template <typename T>
-void project_left_all(const ProjectLeftArgs<T>& args, StreamHandle) {
-  each_matrix(args.tables, [&](const LowRankMatrix& matrix) {
-    project_left(matrix.shape, args.bucket + matrix.matrix, owed_of(args.owed, matrix),
-                 args.right + matrix.right, args.left + matrix.left);
-  });
-}
-
-template <typename T>
-void project_right_all(const ProjectRightArgs<T>& args, StreamHandle) {
-  each_matrix(args.tables, [&](const LowRankMatrix& matrix) {
-    project_right(matrix.shape, args.bucket + matrix.matrix, args.left + matrix.left,
-                  args.right + matrix.right);
-  });
-}
-
-template <typename T>
-void multiply_all(const LowRankProductArgs<T>& args, StreamHandle) {
-  each_matrix(args.tables, [&](const LowRankMatrix& matrix) {
-    multiply_factors(matrix.shape, args.left + matrix.left, args.right + matrix.right,
-                     args.bucket + matrix.matrix);
-  });
-}
-
-template <typename T>
-void subtract_all(const LowRankProductArgs<T>& args, StreamHandle) {
-  each_matrix(args.tables, [&](const LowRankMatrix& matrix) {
-    subtract_product(matrix.shape, args.left + matrix.left, args.right + matrix.right,
-                     args.bucket + matrix.matrix);
-  });
-}
-
-}  // namespace
-
-LowRankTiles make_tiles(std::vector<LowRankMatrix>& matrices) {
-  LowRankTiles made;
-  std::vector<LowRankTile> others;
-  for (std::size_t m = 0; m < matrices.size(); ++m) {
-    const auto index = static_cast<std::int32_t>(m);
-    const auto [rows, columns, rank] = matrices[m].shape;
-    made.largest_rank = std::max(made.largest_rank, rank);
-    for (std::int64_t row = 0; row < rows; row += low_rank_band) {
-      made.bands.push_back({.matrix = index, .row = row});
-    }
-    for (std::int64_t row = 0; row < rows; row += low_rank_part) {
-      for (std::int64_t column = 0; column < columns; column += low_rank_columns) {
-        (row == 0 ? made.tiles : others).push_back({.matrix = index, .row = row, .column = column});
-      }
-    }
-    if (rows <= low_rank_part) continue;
-    matrices[m].partial = made.partial;
-    made.partial += (rows + low_rank_part - 1) / low_rank_part * rank * columns;
-  }
-  made.top_tile_count = std::ssize(made.tiles);
-  made.tiles.insert(made.tiles.end(), others.begin(), others.end());
-  return made;
-}
-
-template <typename T>
-LowRankKernels<T> host_low_rank_kernels() {
-  return {orthonormal_left<T>,  orthonormal_right<T>, project_left_all<T>,
-          project_right_all<T>, multiply_all<T>,      subtract_all<T>};
-}
-
-template LowRankKernels<float> host_low_rank_kernels<float>();
-template LowRankKernels<double> host_low_rank_kernels<double>();
 
 template void project_left<float>(const LowRankShape&, float*, const LowRankOwed<float>&,
                                   const float*, float*);
