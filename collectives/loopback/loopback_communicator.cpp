@@ -12,7 +12,8 @@
 namespace thinwire {
 namespace {
 
-// Inputs of all_to_all that wait for their all_gather; those of other exchanges are dropped here.
+// So many inputs of all_to_all are kept for an all_gather that answers them; older ones are
+// dropped.
 constexpr std::size_t kRemembered = 64;
 
 // Fills `output` with copies of `input`, one behind the other.

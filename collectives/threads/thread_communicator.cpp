@@ -34,14 +34,14 @@ struct Meeting {
   std::vector<std::vector<char>> shares;  // all_reduce: each rank's reduced share
 };
 
-// Who says why, when a rank's communicator is destroyed by an exception.
+// What it means that a rank's communicator is destroyed by an exception.
 enum class Unwinding {
-  is_leaving,  // nobody: the rank has left
-  is_told,     // who catches it, and aborts the group
+  is_leaving,  // The rank has left, as if there were no exception.
+  is_told,     // Nothing yet: who catches the exception aborts the group and says why.
 };
 
-// What the ranks of one group share. Everything is guarded by `mutex` except the tensors of a
-// meeting, which phases order.
+// What the ranks of one group share. Everything is guarded by `mutex` but the tensors of a meeting,
+// of which the phases decide who may touch them.
 struct Group {
   Group(int group_size, ThreadGroupOptions group_options, Unwinding group_unwinding)
       : size(group_size),
@@ -140,7 +140,7 @@ class ThreadWork final : public Work {
       if (failed()) break;
       group_->changed.wait_until(lock, std::min(deadline, look_again));
     }
-    // What all have done their part of has succeeded, whatever happened since.
+    // An operation of which all ranks have done their part has succeeded, whatever happened since.
     if (meeting_->finished_first == group_->size || !failed()) return;
     // Nobody may still read this rank's tensors when it unwinds and frees them.
     group_->changed.wait(lock, [&] { return group_->copying == 0; });
@@ -341,7 +341,7 @@ class ThreadCommunicator final : public OperationCommunicator {
     return std::make_unique<ThreadWork>(group_, meeting, number, rank(), bytes);
   }
 
-  // When the simulated wire will have carried `bytes`, after what it carries already.
+  // The time at which the simulated wire will have carried `bytes`, after what it carries already.
   Clock::time_point delivery(std::int64_t bytes) const {
     const SimulatedLink& link = group_->options.link;
     Clock::duration takes = link.latency;

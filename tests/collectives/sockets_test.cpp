@@ -10,12 +10,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <filesystem>
 #include <functional>
 #include <thread>
 
 #include "collectives/base/error.h"
+#include "collectives/sockets/mesh.h"
 #include "collectives/threads/thread_communicator.h"
 #include "tests/conformance/groups.h"
 #include "tests/support/notebook.h"
@@ -369,6 +371,45 @@ TEST(Sockets, ADroppedOperationEndsTheGroup) {
     }
   });
   EXPECT_THAT(errors[1], HasSubstr("rank 0 dropped all_reduce of 1 Float"));
+}
+
+// Whether a peer may overwrite terms that this rank has not sent yet.
+TEST(Sockets, AResultThatComesBeforeItsTermsHaveLeftIsRefused) {
+  SocketOptions options;
+  options.size = 2;
+  options.timeout = 5000ms;
+  options.chunk_bytes = 64;
+  std::vector<sockets::Connections> connections(2);
+  std::vector<net::Descriptor> peer;
+  for (net::Descriptor* ours : {&connections[1].data, &connections[1].notices}) {
+    int ends[2];
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends), 0);
+    *ours = net::Descriptor(ends[0]);
+    peer.emplace_back(ends[1]);
+  }
+  sockets::Mesh mesh(options, std::move(connections));
+  at::Tensor tensor = at::ones({37});
+  const auto operation = mesh.post(mesh.world(), make_all_reduce(tensor, ReduceOp::sum, 2));
+  // Rank 1 calls the same sum, of which this rank owns 19 elements, and has a result at once.
+  BlockPool pool(64);
+  const sockets::PendingOperation theirs(
+      operation->id(), make_all_reduce(at::zeros({37}), ReduceOp::sum, 2), 1, 2, 64, pool);
+  sockets::FrameHeader result = theirs.header(0, sockets::FrameKind::second);
+  result.bytes = 64;
+  const std::array<sockets::FrameHeader, 2> headers{theirs.header(0, sockets::FrameKind::call),
+                                                    result};
+  const std::array<char, 64> payload{};
+  ASSERT_EQ(::send(peer[0].get(), headers.data(), sizeof headers, 0),
+            static_cast<ssize_t>(sizeof headers));
+  ASSERT_EQ(::send(peer[0].get(), payload.data(), payload.size(), 0), 64);
+  try {
+    mesh.wait(mesh.world(), *operation, Clock::now() + 60s);
+    ADD_FAILURE() << "it was taken";
+  } catch (const RanksDisagree& error) {
+    EXPECT_THAT(error.what(), HasSubstr("rank 1 sent a result before it had all terms of it"));
+  }
+  EXPECT_TRUE(tensor.equal(at::ones({37})));
+  peer.clear();
 }
 
 struct Misuse {
