@@ -10,9 +10,10 @@
 namespace thinwire::mpi {
 namespace {
 
-// Every other tag has a bit that this has not.
+// The tag of notices. All other tags have a bit that this one lacks.
 constexpr int kNoticeTag = 1;
-// A notice goes without a handshake, so that hearing one never waits for its sender.
+// A notice is short enough for MPI to send it without a handshake, so that who hears one never
+// waits for its sender.
 constexpr std::size_t kNoticeText = 2000;
 
 bool is_finalized() {
@@ -87,7 +88,7 @@ void Family::end() {
       if (auto link = weak.lock()) open.push_back(std::move(link));
     }
   }
-  // Of those whose communicator outlives MPI.
+  // A communicator that outlives MPI has not left its group yet.
   for (const auto& link : open) link->leave();
   const Deadline deadline = Clock::now() + timeout_;
   for (;;) {
@@ -115,7 +116,7 @@ Link::Link(MPI_Comm comm, const MpiOptions& options, std::shared_ptr<Link> paren
   const int* bound = nullptr;
   int found = 0;
   mpi_check(MPI_Comm_get_attr(comm_, MPI_TAG_UB, &bound, &found));
-  // The standard promises 32767. One bit tells from notices, one the phases apart.
+  // The standard promises 32767. One bit tells a message from a notice, one tells its stream.
   const auto largest = static_cast<unsigned>(found != 0 ? *bound : 32767);
   const int bits = std::bit_width(largest + 1) - 1 - 2;
   sequence_bits_ = std::min(12, bits / 2);
@@ -123,20 +124,20 @@ Link::Link(MPI_Comm comm, const MpiOptions& options, std::shared_ptr<Link> paren
 }
 
 Link::~Link() {
-  // MPI may read for ever what it has not sent.
+  // What MPI has not sent it may read until the process ends, so it is never freed.
   for (auto& notice : notices_) {
     if (notice->request == MPI_REQUEST_NULL) continue;
     [[maybe_unused]] const Notice* leaked = notice.release();
   }
 }
 
-int Link::tag(std::int64_t sequence, std::uint64_t what, int phase) const {
+int Link::tag(std::int64_t sequence, std::uint64_t what, int stream) const {
   const auto low = [](std::uint64_t value, int bits) {
     return static_cast<int>(value & ((std::uint64_t{1} << bits) - 1));
   };
   const int number = low(static_cast<std::uint64_t>(sequence), sequence_bits_);
   return (1 << (sequence_bits_ + what_bits_ + 1)) | (number << (what_bits_ + 1)) |
-         (low(what, what_bits_) << 1) | phase;
+         (low(what, what_bits_) << 1) | stream;
 }
 
 std::int64_t Link::begin(const CallRecord& call) {
@@ -186,7 +187,7 @@ void Link::end_locked(const Failure& failure) {
   }
 }
 
-// False where it is no news.
+// False if that is known already.
 bool Link::note(const Failure& failure) {
   if (failure.from >= ends_from_.load()) return false;
   if (!has_ended()) failure_ = failure;
@@ -197,7 +198,7 @@ bool Link::note(const Failure& failure) {
 void Link::hear() {
   for (Link* link = this; link != nullptr; link = link->parent_.get()) {
     const std::unique_lock lock(link->mutex_, std::try_to_lock);
-    // Whoever has the mutex is here for the same, or soon done.
+    // Who holds the mutex is hearing notices as well, or lets go of it soon.
     if (lock) link->hear_locked();
   }
 }
@@ -228,7 +229,7 @@ void Link::take(int from, const std::vector<char>& bytes) {
   std::memcpy(calls.data(), bytes.data() + sizeof header, calls.size() * sizeof(CallSummary));
   switch (header.kind) {
     case NoticeKind::failure:
-      // The sender has told everybody.
+      // It needs no passing on: the sender has told every rank.
       note({header.failure,
             std::string(bytes.end() - static_cast<std::ptrdiff_t>(header.text), bytes.end()),
             header.sequence});
@@ -263,7 +264,7 @@ void Link::post(int peer, NoticeHeader header, const std::vector<CallSummary>& c
   if (told > 0) std::memcpy(notice->bytes.data() + sizeof header, calls.data(), told);
   std::copy(text.begin(), text.end(),
             notice->bytes.begin() + static_cast<std::ptrdiff_t>(sizeof header + told));
-  // Where this fails the peer is gone.
+  // If it cannot be sent the peer is gone, and needs no notice.
   MPI_Isend(notice->bytes.data(), static_cast<int>(notice->bytes.size()), MPI_BYTE, peer,
             kNoticeTag, comm_, &notice->request);
   notices_.push_back(std::move(notice));
@@ -297,7 +298,8 @@ void Link::miss(const std::set<int>& peers, std::int64_t sequence, const CallRec
   const std::lock_guard lock(mutex_);
   for (int peer = 0; peer < size_; ++peer) {
     const auto failure = failure_of(peer, sequence, call);
-    // Round a ring somebody else may wait for the one that left.
+    // If a rank has left that this one does not wait for, one that it does wait for may: in a sum
+    // that goes round a ring.
     if (failure && (failure->kind == FailureKind::lost || peers.contains(peer))) {
       end_locked(*failure);
     }
@@ -310,7 +312,7 @@ void Link::tell_stalled(const std::set<int>& peers, std::int64_t sequence, const
   header.kind = NoticeKind::stalled;
   header.sequence = sequence;
   for (const int peer : peers) {
-    // Who has left has told what it called.
+    // A rank that has left has told in its goodbye what it called.
     if (!goodbyes_[static_cast<std::size_t>(peer)]) post(peer, header, {call.towards(peer)}, {});
   }
 }
@@ -319,7 +321,7 @@ void Link::leave() {
   if (is_finalized()) return;
   {
     const std::lock_guard lock(mutex_);
-    // Where a group has failed messages may be under way for ever: it is never freed.
+    // Messages of a group that has failed may be under way for ever, so it is never freed.
     if (left_ || has_ended()) return;
     left_ = true;
     NoticeHeader header;

@@ -73,27 +73,29 @@ class Link : public std::enable_shared_from_this<Link> {
   const MpiOptions& options() const { return options_; }
   const std::shared_ptr<Family>& family() const { return family_; }
 
-  // Numbers the next operation. Throws if the group has ended, or ends with this call, as a peer
-  // has said that its own is another.
+  // Numbers the next operation. Throws if the group has ended, or ends now, as a peer has said that
+  // its operation of this number is another one.
   std::int64_t begin(const CallRecord& call);
-  // For the messages of an operation: a message of another operation has another tag, as far as
-  // there are bits for `what`.
-  int tag(std::int64_t sequence, std::uint64_t what, int phase) const;
+  // The tag of an operation's messages of one stream. A message of another operation has another
+  // tag, as far as there are bits for `what`.
+  int tag(std::int64_t sequence, std::uint64_t what, int stream) const;
 
-  // Ends the group here and on its other ranks. What it fails for first is said.
+  // Ends the group here and on its other ranks. If it has ended before, the first failure stays the
+  // one that is reported.
   void end(const Failure& failure);
   // For the operation of this number: has the group ended?
   void throw_if_ended(std::int64_t sequence) const;
   // Listens to notices of this group and of those that it was split from.
   void hear();
-  // An operation waits for these ranks: have they, or others, left before it, or called another?
+  // For an operation that waits for these ranks: ends the group if one of them has called another
+  // operation, or if any rank has left before this one.
   void miss(const std::set<int>& peers, std::int64_t sequence, const CallRecord& call);
   // Tells these ranks which operation waits for them.
   void tell_stalled(const std::set<int>& peers, std::int64_t sequence, const CallRecord& call);
 
   // This rank calls no more operations and has no part in any that is in flight.
   void leave();
-  // Of a group that was left: true if nothing is left to be done, or nothing can.
+  // For a group that this rank has left: true once its MPI communicator is freed, or never can be.
   bool finished();
 
  private:
@@ -106,7 +108,8 @@ class Link : public std::enable_shared_from_this<Link> {
   struct NoticeHeader {
     NoticeKind kind = NoticeKind::failure;
     FailureKind failure = FailureKind::lost;
-    // Of a failure: the first operation that fails. Of a goodbye: how many were called.
+    // In a failure the first operation that fails, in a goodbye how many were called, in a stall
+    // the operation that has stalled.
     std::int64_t sequence = 0;
     std::uint32_t calls = 0;
     std::uint32_t text = 0;
@@ -157,7 +160,8 @@ class Link : public std::enable_shared_from_this<Link> {
   std::vector<std::unique_ptr<Notice>> notices_;  // MPI may still read them
 };
 
-// Held by a group's communicator and by its operations in flight: the last of them leaves.
+// Held by a group's communicator and by its operations in flight. The rank leaves the group when
+// the last of them goes.
 struct Membership {
   explicit Membership(std::shared_ptr<Link> its_link) : link(std::move(its_link)) {}
   ~Membership() { link->leave(); }

@@ -27,7 +27,8 @@ struct Request {
   Transfers::Message message;
 };
 
-// Does the memory live as long as its storage? That of `from_blob` is the caller's.
+// Whether the tensor's memory lives as long as its storage. The memory of a `from_blob` tensor is
+// the caller's, and may be gone at any time.
 inline bool owns_memory(const at::Tensor& tensor) {
   return tensor.nbytes() == 0 || tensor.storage().data_ptr().get_context() != nullptr;
 }
@@ -70,7 +71,8 @@ struct Pending {
   std::vector<MPI_Request> handles;
   std::vector<Request> requests;  // of each handle
 
-  // After a failure: true if MPI is through with all of it. If not, this must live for ever.
+  // Called after a failure. True if MPI is through with all of the memory; if not, this object must
+  // live for ever.
   bool let_go() {
     bool through = true;
     for (std::size_t i = 0; i < handles.size(); ++i) {

@@ -64,7 +64,7 @@ class MpiWork final : public Work {
 
  private:
   static constexpr int kYields = 50;
-  // So long may nothing move before the peers are told what this rank is waiting in.
+  // When nothing has moved for so long, the peers are told in which operation this rank waits.
   static constexpr auto kStall = 50ms;
   // Each piece of a sum that goes round a ring costs a handshake, and with pieces of 64 KiB that
   // showed at 100 Mbit/s.
@@ -121,8 +121,8 @@ class MpiWork final : public Work {
     }
   }
 
-  // Lets go of the operation, which ends the group: its other ranks may have sent what nobody will
-  // receive.
+  // Lets go of the operation. That ends the group, as its other ranks may have sent what nobody
+  // will receive.
   void abandon(const Failure& failure) {
     if (!pending_) return;
     link().end(failure);
@@ -133,8 +133,8 @@ class MpiWork final : public Work {
     }
   }
 
-  // Whom this rank still waits for: those of the first stream, if any, as what the others send in
-  // the second may wait for the same ranks.
+  // Whom this rank waits for. While it waits for messages of the first stream these are the ranks
+  // that are late: what others send in the second may depend on the same ones.
   std::set<int> peers() const {
     std::set<int> peers;
     int lowest = Transfers::kStreams;
@@ -155,7 +155,8 @@ class MpiWork final : public Work {
     return fmt::format("rank {} did not take part", fmt::join(peers(), ", "));
   }
 
-  // Takes note of the messages that have ended, and posts what can go now. False: none had.
+  // Tells the plan which messages have ended, and posts those that may go now. False if none have
+  // ended.
   bool progress() {
     auto& handles = pending_->handles;
     auto& requests = pending_->requests;
@@ -197,8 +198,8 @@ class MpiWork final : public Work {
     return true;
   }
 
-  // Has this message come as it was expected? Tags tell most other operations' messages apart, not
-  // all: they have few bits.
+  // Throws if what came is not what was expected. Tags have few bits, so they keep most messages of
+  // other operations out, but not all.
   void check_message(const Request& request, const MPI_Status& status, bool may_have_failed) const {
     const std::int64_t expected = request.message.bytes;
     std::string sent;
@@ -242,7 +243,7 @@ class MpiWork final : public Work {
                         link().comm(), new_handle({Direction::receive, peer, stream, message})));
   }
 
-  // Posts the messages that may go now. Each may let others go.
+  // Posts the messages that may go now. Posting one may make another ready.
   void post_what_may_go() {
     for (bool posted = true; posted;) {
       posted = false;
