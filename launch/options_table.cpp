@@ -43,7 +43,7 @@ struct Set {
   }
 };
 
-struct Range {
+struct AllowedRange {
   std::string operator()(const IntegerField& field) const {
     return fmt::format("{} to {}", field.low, field.high);
   }
@@ -77,7 +77,7 @@ std::string Option::get(const TrainRequest& request) const {
 }
 
 std::string Option::range() const {
-  return std::visit(Range{}, field);
+  return std::visit(AllowedRange{}, field);
 }
 
 std::string Option::placeholder() const {

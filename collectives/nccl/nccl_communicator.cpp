@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "collectives/base/error.h"
+#include "collectives/nccl/nccl_calls.h"
 
 namespace thinwire {
 namespace {
@@ -22,35 +23,6 @@ struct Flight {
   std::string what;
   Deadline deadline;
 };
-
-ncclDataType_t data_type(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kFloat:
-      return ncclFloat32;
-    case at::kDouble:
-      return ncclFloat64;
-    case at::kInt:
-      return ncclInt32;
-    case at::kLong:
-      return ncclInt64;
-    case at::kChar:
-      return ncclInt8;
-    default:  // bytes and bool: `make_...` has refused all others
-      return ncclUint8;
-  }
-}
-
-ncclRedOp_t reduction(ReduceOp op) {
-  switch (op) {
-    case ReduceOp::sum:
-      return ncclSum;
-    case ReduceOp::min:
-      return ncclMin;
-    case ReduceOp::max:
-      return ncclMax;
-  }
-  return ncclSum;
-}
 
 // The NCCL communicator of one rank and what its operations share.
 //
@@ -120,15 +92,15 @@ class Link {
   }
 
   // Issues `call` on the wire, behind what is enqueued on the caller's stream.
-  std::shared_ptr<Flight> launch(const Operation& call) {
+  std::shared_ptr<Flight> enqueue(const Operation& call) {
     look();
     auto flight = std::make_shared<Flight>(cuda_);
     flight->what = call.describe();
     flight->deadline = deadline();
     ready_.record(options_.stream);
     wait(cuda_, wire_.get(), ready_);
-    settle(flight->what, flight->deadline, [&] { return issue(call); });
-    // Only now is the operation on the wire: while NCCL is in progress it may not have launched.
+    settle(flight->what, flight->deadline, [&] { return issue_nccl_calls(call, wire()); });
+    // Only now is the operation on the wire: while NCCL is in progress it may not have started it.
     flight->end.record(wire_.get());
     const std::lock_guard lock(mutex_);
     flights_.push_back(flight);
@@ -153,7 +125,7 @@ class Link {
       require("an operation", nccl_.comm_get_async_error(comm_, &state));
       if (state != ncclInProgress) require("an operation", state);
       while (!flights_.empty() && is_done(cuda_, flights_.front()->end)) flights_.pop_front();
-      // The wire is a queue: what is late waits for the first in it.
+      // The wire is a queue, so the first operation in it is what a late one waits for.
       const Deadline now = Clock::now();
       const bool any_late = std::any_of(flights_.begin(), flights_.end(), [&](const auto& flight) {
         return now >= flight->deadline;
@@ -172,7 +144,7 @@ class Link {
           if (Clock::now() >= until) give_up(what);
         },
         where);
-    // An abort lets the kernels run out: what they leave is no result.
+    // An abort lets the kernels run to their end, but what they leave is no result.
     use([] {});
   }
 
@@ -187,8 +159,8 @@ class Link {
       }
     }
     {
-      // A thread may be stuck inside NCCL where the device's queue is full: NCCL can be aborted
-      // from beside it, and must be.
+      // Another thread may be stuck inside NCCL with the mutex, where the device's queue is full.
+      // Only an abort without the mutex gets it out, and NCCL allows that.
       std::unique_lock lock(mutex_, std::defer_lock);
       const Deadline patience = Clock::now() + std::chrono::seconds(1);
       for (Backoff backoff; !lock.try_lock() && Clock::now() < patience;) backoff.pause();
@@ -215,7 +187,7 @@ class Link {
     throw PeerLost(reason);
   }
 
-  // At a deadline.
+  // Ends the group at an operation's deadline.
   [[noreturn]] void give_up(std::string_view what) {
     std::string who = "a peer did not take part";
     if (size_ == 2) who = fmt::format("rank {} did not take part", 1 - rank_);
@@ -224,7 +196,7 @@ class Link {
                      who));
   }
 
-  // Leaves `use` where NCCL failed.
+  // Thrown inside `use`, and caught there, when NCCL has failed.
   struct NcclFailure {
     ncclResult_t result;
     std::string text;
@@ -280,161 +252,22 @@ class Link {
     }
   }
 
+  NcclWire wire() {
+    return {nccl_,
+            comm_,
+            wire_.get(),
+            rank_,
+            size_,
+            options_.max_elements_per_call,
+            options_.all_to_all,
+            barrier_byte_.get()};
+  }
+
   void finalize() {
     settle("flushing", deadline(), [&] { return nccl_.comm_finalize(comm_); });
     const std::lock_guard lock(mutex_);
     if (!closed_.exchange(true)) nccl_.comm_destroy(comm_);
   }
-
-  // One operation as NCCL calls. They are grouped, so they are one launch and progress together.
-  ncclResult_t issue(const Operation& call) {
-    Calls calls(*this, call.input.defined() ? data_type(call.input.scalar_type()) : ncclUint8,
-                call.input.defined() ? static_cast<std::int64_t>(call.input.element_size()) : 1);
-    calls.add(call);
-    return calls.end();
-  }
-
-  // A group of NCCL calls; remembers the first that failed, because a group must be ended.
-  class Calls {
-   public:
-    Calls(Link& link, ncclDataType_t type, std::int64_t width)
-        : link_(link), type_(type), width_(width), result_(link.nccl_.group_start()) {}
-
-    ncclResult_t end() {
-      const ncclResult_t ended = link_.nccl_.group_end();
-      return result_ == ncclSuccess ? ended : result_;
-    }
-
-    void add(const Operation& call) {
-      switch (call.kind) {
-        case OperationKind::barrier:
-          return all_reduce(link_.barrier_byte_.get(), 1, ncclMax);
-        case OperationKind::all_reduce:
-          return all_reduce(call.output.data_ptr(), call.output.numel(), reduction(call.op));
-        case OperationKind::reduce_scatter:
-          return reduce_scatter(call);
-        case OperationKind::all_gather:
-          return all_gather(call);
-        case OperationKind::all_to_all:
-          return all_to_all(call);
-        case OperationKind::broadcast:
-          return broadcast(call.output.data_ptr(), call.output.data_ptr(), call.output.numel(),
-                           call.root);
-        case OperationKind::split:
-          return;
-      }
-    }
-
-   private:
-    void keep(ncclResult_t result) {
-      if (result_ == ncclSuccess && result != ncclInProgress) result_ = result;
-    }
-    static bool all_equal(const Counts& counts) {
-      return std::adjacent_find(counts.begin(), counts.end(), std::not_equal_to<>()) ==
-             counts.end();
-    }
-    // Equal shares that fit one call. All ranks have the same counts, so all choose alike.
-    bool native(const Counts& counts) const {
-      return all_equal(counts) && counts.front() <= link_.options_.max_elements_per_call;
-    }
-    // body(byte offset, elements) for each piece of `count` elements.
-    template <typename Body>
-    void pieces(std::int64_t count, Body body) {
-      const std::int64_t most = link_.options_.max_elements_per_call;
-      for (std::int64_t done = 0; done < count; done += most) {
-        body(done * width_, static_cast<std::size_t>(std::min(most, count - done)));
-      }
-    }
-    static char* bytes(void* data) { return static_cast<char*>(data); }
-    static const char* bytes(const void* data) { return static_cast<const char*>(data); }
-    std::int64_t rank() const { return link_.rank_; }
-
-    void all_reduce(void* data, std::int64_t count, ncclRedOp_t op) {
-      pieces(count, [&](std::int64_t at, std::size_t elements) {
-        keep(link_.nccl_.all_reduce(bytes(data) + at, bytes(data) + at, elements, type_, op,
-                                    link_.comm_, link_.wire_.get()));
-      });
-    }
-
-    void broadcast(const void* from, void* to, std::int64_t count, int root) {
-      pieces(count, [&](std::int64_t at, std::size_t elements) {
-        // `from` is the root's; elsewhere it is never read, but must not be null.
-        keep(link_.nccl_.broadcast(bytes(from) + at, bytes(to) + at, elements, type_, root,
-                                   link_.comm_, link_.wire_.get()));
-      });
-    }
-
-    // Uneven shares: one ncclReduce for each. Padding would need scratch memory and send more, and
-    // sending to the owner would need room for all ranks' shares and a kernel that adds them.
-    void reduce_scatter(const Operation& call) {
-      const ncclRedOp_t op = reduction(call.op);
-      if (native(call.input_counts)) {
-        if (call.input.numel() == 0) return;
-        keep(link_.nccl_.reduce_scatter(call.input.data_ptr(), call.output.data_ptr(),
-                                        static_cast<std::size_t>(call.output.numel()), type_, op,
-                                        link_.comm_, link_.wire_.get()));
-        return;
-      }
-      const Counts offsets = offsets_of(call.input_counts);
-      for (int root = 0; root < link_.size_; ++root) {
-        const auto share = static_cast<std::size_t>(root);
-        const char* from = bytes(call.input.data_ptr()) + offsets[share] * width_;
-        pieces(call.input_counts[share], [&](std::int64_t at, std::size_t elements) {
-          void* to = root == rank() ? bytes(call.output.data_ptr()) + at : nullptr;
-          keep(link_.nccl_.reduce(from + at, to, elements, type_, op, root, link_.comm_,
-                                  link_.wire_.get()));
-        });
-      }
-    }
-
-    // Uneven shares: one ncclBroadcast for each, so that NCCL still chooses the route.
-    void all_gather(const Operation& call) {
-      if (native(call.output_counts)) {
-        if (call.output.numel() == 0) return;
-        keep(link_.nccl_.all_gather(call.input.data_ptr(), call.output.data_ptr(),
-                                    static_cast<std::size_t>(call.input.numel()), type_,
-                                    link_.comm_, link_.wire_.get()));
-        return;
-      }
-      const Counts offsets = offsets_of(call.output_counts);
-      for (int root = 0; root < link_.size_; ++root) {
-        const auto share = static_cast<std::size_t>(root);
-        char* to = bytes(call.output.data_ptr()) + offsets[share] * width_;
-        broadcast(root == rank() ? call.input.data_ptr() : to, to, call.output_counts[share], root);
-      }
-    }
-
-    void all_to_all(const Operation& call) {
-      if (link_.options_.all_to_all == AllToAllPath::native_if_equal && native(call.input_counts) &&
-          call.input_counts == call.output_counts) {
-        if (call.input.numel() == 0) return;
-        keep(link_.nccl_.all_to_all(call.input.data_ptr(), call.output.data_ptr(),
-                                    static_cast<std::size_t>(call.input_counts.front()), type_,
-                                    link_.comm_, link_.wire_.get()));
-        return;
-      }
-      const Counts from = offsets_of(call.input_counts);
-      const Counts to = offsets_of(call.output_counts);
-      for (int peer = 0; peer < link_.size_; ++peer) {
-        const auto share = static_cast<std::size_t>(peer);
-        const char* outgoing = bytes(call.input.data_ptr()) + from[share] * width_;
-        char* incoming = bytes(call.output.data_ptr()) + to[share] * width_;
-        pieces(call.input_counts[share], [&](std::int64_t at, std::size_t elements) {
-          keep(link_.nccl_.send(outgoing + at, elements, type_, peer, link_.comm_,
-                                link_.wire_.get()));
-        });
-        pieces(call.output_counts[share], [&](std::int64_t at, std::size_t elements) {
-          keep(link_.nccl_.recv(incoming + at, elements, type_, peer, link_.comm_,
-                                link_.wire_.get()));
-        });
-      }
-    }
-
-    Link& link_;
-    ncclDataType_t type_;
-    std::int64_t width_;
-    ncclResult_t result_;
-  };
 
   const NcclOptions options_;
   const NcclApi& nccl_;
@@ -464,7 +297,7 @@ class NcclWork final : public Work {
   }
 
   void start() {
-    flight_ = link_->launch(call_);
+    flight_ = link_->enqueue(call_);
     waited_ = false;
   }
 
@@ -473,7 +306,7 @@ class NcclWork final : public Work {
     waited_ = true;
     link_->join(*flight_, deadline);
     if (call_.kind != OperationKind::barrier) return;
-    // A barrier is for the host.
+    // A barrier is there for the host, so the host waits.
     link_->host_wait(flight_->end, "barrier", deadline, std::source_location::current());
   }
 

@@ -54,18 +54,18 @@ struct NcclOptions {
 // operation's deadline: every call on the communicator, every `Work::wait`, `poll` and
 // `host_wait`. The one that notices aborts the NCCL communicator, which ends its kernels, and
 // throws `PeerLost`; results on the device are garbage then. A training step must therefore end
-// with `host_wait` (for the verdict), not with cudaStreamSynchronize, which would wait for ever. A
-// launch can block too where a stalled operation has filled the device's queue: a watchdog on
-// another thread calls `abort`, which gets it out.
+// with `host_wait` (for the verdict), not with cudaStreamSynchronize, which would wait for ever.
+// Calling an operation can block too where a stalled one has filled the device's queue: a watchdog
+// on another thread calls `abort`, which gets it out.
 //
 // Sums: the same bits on all ranks, in an order of NCCL's choosing. `bytes_sent` is what a direct
 // algorithm sends (`direct_bytes_sent`); NCCL does not tell what it sent.
 //
 // Several groups on one device: their operations run on streams of their own, but a device may hold
 // no more than one NCCL kernel at a time, so that one that waits for its peers keeps the others
-// from running. Callers therefore keep one launch order per device: operations of all groups that a
-// device is in are called in the same order on all ranks, from one thread or under one lock. Where
-// ranks call them in different orders they may wait for each other until the timeout.
+// from running. Callers therefore keep one order per device: operations of all groups that a device
+// is in are called in the same order on all ranks, from one thread or under one lock. Where ranks
+// call them in different orders they may wait for each other until the timeout.
 //
 // Threads: the caller has made the communicator's device current (cudaSetDevice) on each thread
 // that calls it.

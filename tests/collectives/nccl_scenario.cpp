@@ -88,19 +88,19 @@ ScenarioResult nccl_scenario(std::uint64_t seed, const std::optional<WaitSite>& 
   const auto errors = run_on_devices(simulator, kSize, {}, [&](const DeviceRank& self) {
     Buffers& mine = buffers[static_cast<std::size_t>(self.rank())];
     const auto copy = [&](const at::Tensor& from, const at::Tensor& to) {
-      self.simulator.launch(
+      self.simulator.enqueue_kernel(
           self.stream,
           [from, to] { std::copy_n(from.data_ptr<float>(), from.numel(), to.data_ptr<float>()); },
           {range(from)}, {range(to)});
     };
     for (int step = 0; step < kSteps; ++step) {
-      self.simulator.launch(self.stream,
-                            [&mine, step, rank = self.rank()] {
-                              for (std::int64_t i = 0; i < kCount; ++i) {
-                                mine.gradient.data_ptr<float>()[i] = value(rank, step, i);
-                              }
-                            },
-                            {}, {range(mine.gradient)});
+      self.simulator.enqueue_kernel(self.stream,
+                                    [&mine, step, rank = self.rank()] {
+                                      for (std::int64_t i = 0; i < kCount; ++i) {
+                                        mine.gradient.data_ptr<float>()[i] = value(rank, step, i);
+                                      }
+                                    },
+                                    {}, {range(mine.gradient)});
       const at::Tensor part = mine.gradient.narrow(0, 0, 5 + self.rank());
       auto gather = self.communicator.all_gather(mine.gathered.narrow(0, 0, 11), part, {5, 6});
       const std::int64_t exchanged = 3 + 2 * self.rank();
@@ -114,7 +114,7 @@ ScenarioResult nccl_scenario(std::uint64_t seed, const std::optional<WaitSite>& 
       copy(mine.exchanged, mine.exchanges.select(0, step));
       sum->wait();
       copy(mine.gradient, mine.sums.select(0, step));
-      self.simulator.launch(
+      self.simulator.enqueue_kernel(
           self.stream, [&mine, step] { mine.reached[static_cast<std::size_t>(step)].store(true); },
           {}, {});
       self.communicator.barrier()->wait();

@@ -428,7 +428,7 @@ TEST(Simulator, AWaitThatNothingCanEndIsADeadlock) {
   Simulator simulator({.devices = 1, .hang_limit = 50ms});
   const CudaApi& cuda = simulator.cuda();
   cuda.set_device(0);
-  simulator.launch(nullptr, [] {});
+  simulator.enqueue_kernel(nullptr, [] {});
   simulator.stall(0);
   EXPECT_THROW(synchronize(cuda, nullptr), Error);
   ASSERT_EQ(simulator.failures().size(), 1U);
@@ -459,10 +459,10 @@ TEST(Simulator, OnlyRecordedEdgesOrderStreams) {
     const Stream first(cuda);
     const Stream second(cuda);
     Event between(cuda);
-    simulator.launch(first.get(), [&] { order.push_back(1); });
+    simulator.enqueue_kernel(first.get(), [&] { order.push_back(1); });
     between.record(first.get());
     if (seed >= 20) wait(cuda, second.get(), between);
-    simulator.launch(second.get(), [&] { order.push_back(2); });
+    simulator.enqueue_kernel(second.get(), [&] { order.push_back(2); });
     synchronize(cuda, first.get());
     synchronize(cuda, second.get());
     ASSERT_EQ(order.size(), 2U);

@@ -7,7 +7,7 @@ Simulator* machine = nullptr;
 
 template <auto Table, auto Member, typename Args>
 void later(const Args& args, StreamHandle stream) {
-  machine->launch(stream, [args] { (Table().*Member)(args, nullptr); });
+  machine->enqueue_kernel(stream, [args] { (Table().*Member)(args, nullptr); });
 }
 
 template <typename T>

@@ -204,10 +204,10 @@ ScenarioResult step_scenario(std::uint64_t seed, const std::optional<WaitSite>& 
       std::string problem =
           run_step(mine, arrival, step, [&](const at::Tensor& slot, std::size_t parameter) {
             auto* to = slot.data_ptr<float>();
-            self.simulator.launch(compute_stream.get(),
-                                  [to, count = slot.numel(), step, rank = self.rank(), parameter] {
-                                    write_gradient(to, count, step, rank, parameter);
-                                  });
+            self.simulator.enqueue_kernel(compute_stream.get(), [to, count = slot.numel(), step,
+                                                                 rank = self.rank(), parameter] {
+              write_gradient(to, count, step, rank, parameter);
+            });
           });
       // Forward of the next step reads the weights behind the optimizer.
       cuda_check(cuda, cuda.stream_synchronize(compute_stream.get()), "waiting for the weights");

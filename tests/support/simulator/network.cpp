@@ -302,7 +302,7 @@ void Network::enqueue(SimulatedComm& comm, std::vector<NcclCall> calls, Simulate
     fused->over = true;
     --fused->comm->running;
   };
-  if (one_kernel_at_a_time) launched_[comm.device].push_back(fused);
+  if (one_kernel_at_a_time) enqueued_[comm.device].push_back(fused);
   ++comm.running;
   devices_.enqueue(stream, std::move(task));
 }
@@ -312,11 +312,11 @@ bool Network::ready(const std::shared_ptr<Fused>& fused) {
 }
 
 bool Network::is_first_on_device(const Fused& fused) {
-  auto& launched = launched_[fused.comm->device];
-  while (!launched.empty() && (launched.front()->over || launched.front()->comm->aborted)) {
-    launched.pop_front();
+  auto& enqueued = enqueued_[fused.comm->device];
+  while (!enqueued.empty() && (enqueued.front()->over || enqueued.front()->comm->aborted)) {
+    enqueued.pop_front();
   }
-  return !launched.empty() && launched.front().get() == &fused;
+  return !enqueued.empty() && enqueued.front().get() == &fused;
 }
 
 // All calls that must be there at once for this one: its peers', those fused with them, and so on.

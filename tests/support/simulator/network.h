@@ -112,7 +112,7 @@ class Network {
   ncclResult_t finalize(ncclComm_t comm);
   ncclResult_t destroy(ncclComm_t comm);
   ncclResult_t abort(ncclComm_t comm);
-  // Several calls as one launch.
+  // Several calls as one kernel.
   ncclResult_t issue(SimulatedComm& comm, std::vector<NcclCall> calls, cudaStream_t stream);
 
   void break_device(int device, ncclResult_t error);
@@ -137,7 +137,7 @@ class Network {
   std::map<std::string, std::shared_ptr<SimulatedGroup>> groups_;
   std::vector<std::unique_ptr<SimulatedComm>> comms_;  // for ever, so that misuse is noticed
   int ids_ = 0;
-  std::map<int, std::deque<std::shared_ptr<Fused>>> launched_;  // per device: not over yet
+  std::map<int, std::deque<std::shared_ptr<Fused>>> enqueued_;  // per device: not over yet
 };
 
 }  // namespace thinwire::testing

@@ -521,7 +521,7 @@ Simulator::~Simulator() {
   machine.reset();
 }
 
-void Simulator::launch(cudaStream_t handle, std::function<void()> body) {
+void Simulator::enqueue_kernel(cudaStream_t handle, std::function<void()> body) {
   const auto guard = lock();
   SimulatedStream* stream = devices().stream(handle);
   if (stream == nullptr) return;
@@ -532,8 +532,8 @@ void Simulator::launch(cudaStream_t handle, std::function<void()> body) {
   devices().enqueue(*stream, std::move(task));
 }
 
-void Simulator::launch(cudaStream_t handle, std::function<void()> body, std::vector<Range> reads,
-                       std::vector<Range> writes) {
+void Simulator::enqueue_kernel(cudaStream_t handle, std::function<void()> body,
+                               std::vector<Range> reads, std::vector<Range> writes) {
   const auto guard = lock();
   SimulatedStream* stream = devices().stream(handle);
   if (stream == nullptr) return;

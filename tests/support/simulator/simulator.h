@@ -60,9 +60,9 @@ class Simulator {
 
   // Enqueues a kernel. Given what it reads and writes (and nothing else), its outputs are garbage
   // until it runs. `body` runs under the simulator's lock: it may not call it.
-  void launch(cudaStream_t stream, std::function<void()> body);
-  void launch(cudaStream_t stream, std::function<void()> body, std::vector<Range> reads,
-              std::vector<Range> writes);
+  void enqueue_kernel(cudaStream_t stream, std::function<void()> body);
+  void enqueue_kernel(cudaStream_t stream, std::function<void()> body, std::vector<Range> reads,
+                      std::vector<Range> writes);
 
   // Every wait made at `site` from now on is left out.
   void ignore_wait(const WaitSite& site);
@@ -77,8 +77,8 @@ class Simulator {
   void refuse_communicators(int device, ncclResult_t error);
   // NCCL calls of `device` return `error`, and no communicator's state tells of it.
   void refuse_calls(int device, ncclResult_t error);
-  // A device runs its NCCL kernels one after the other, in the order of their launches: what a real
-  // one may do, and what makes it matter that this order is the same on all ranks.
+  // A device runs its NCCL kernels one after the other, in the order in which they were enqueued:
+  // what a real one may do, and what makes it matter that this order is the same on all ranks.
   void run_one_nccl_kernel_at_a_time();
   // All communicators report a lost peer: gets every rank out, after one failed.
   void break_all();
