@@ -68,12 +68,12 @@ const char* word_of(const T& value, const Word<T> (&words)[n]) {
 }
 
 // The words of a compressor: a specialisation for its options, with
-//   names             what it is called; the first one in messages too
-//   help              what may be written, in a line
-//   ways              the valid combinations; the first one is the default
-//   read(spec)        the options of what was written. Range checks are ChoiceReader's and
-//   `check`'s. write(options)    words that `read` makes the same options of describe(options) for
-//   people: "sign, one scale per 1024 values"
+//   names              what it is called
+//   help               what may be written, in a line
+//   ways               the valid combinations; the first one is the default
+//   read(spec)         the options of what was written
+//   write(options)     words that `read` makes the same options of
+//   describe(options)  for people: "sign, one scale per 1024 values"
 // and what of this it wants to say otherwise:
 template <typename C>
 struct WordsByDefault {

@@ -171,7 +171,7 @@ class Magnitudes {
   std::int64_t places_ = 0;
 };
 
-// Appends values and their indices to a payload (codings/top_k.h).
+// Appends values and their places to a payload.
 template <typename T>
 class KeptWriter {
  public:
