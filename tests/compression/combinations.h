@@ -30,6 +30,7 @@ inline std::vector<CodecOptions> variants() {
           Quantize{8, 64, Grid::symmetric, Rounding::stochastic},
           Cast{Half::bf16},
           Cast{Half::fp16},
+          Fp8{64},
           TopK{0.1, 64},
           TopK{0.05, 50, Selection::exact}};
 }

@@ -56,6 +56,7 @@ inline Format random_format(Dice& dice, std::int32_t count) {
       format_of(Quantize{.bits = std::max(2, bits), .grid = Grid::symmetric, .rounding = rounding},
                 count),
       format_of(Cast{static_cast<Half>(variant)}, count),
+      format_of(Fp8{}, count),
       top_k,
   };
   return rows[static_cast<std::size_t>(dice.below(std::ssize(rows)))];

@@ -45,6 +45,7 @@ std::vector<NamedCodec> codecs() {
   }
   add(std::make_shared<PlainCodec>(Cast{Half::fp16}), false);  // its range is narrow
   add(std::make_shared<PlainCodec>(Cast{Half::bf16}));
+  add(std::make_shared<PlainCodec>(Fp8{100}));
   for (const auto selection : {Selection::threshold, Selection::exact}) {
     for (const double density : {0.001, 0.05, 0.7}) {
       // A threshold may keep some more or fewer: its bisection begins at zero, whatever the scale.

@@ -32,6 +32,7 @@ inline std::vector<PlainCodec> all_codecs() {
   all.emplace_back(TopK{0.05, 100});
   all.emplace_back(TopK{0.3, 64, Selection::exact});
   all.emplace_back(TopK{1.0, 33});
+  all.emplace_back(Fp8{40});
   return all;
 }
 

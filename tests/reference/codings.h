@@ -87,6 +87,27 @@ inline std::uint16_t to_half(Half half, double value) {
   return static_cast<std::uint16_t>(sign | below);
 }
 
+// ---- One value in 8 bits, E4M3FN, by search too ----
+
+inline double e4m3_value(std::uint32_t byte) {
+  if ((byte & 0x7f) == 0x7f) return std::numeric_limits<double>::quiet_NaN();
+  const auto exponent = static_cast<int>(byte >> 3 & 15);
+  const double fraction = byte & 7;
+  const double size =
+      exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(8 + fraction, exponent - 10);
+  return (byte & 0x80) != 0 ? -size : size;
+}
+inline std::uint8_t to_e4m3(double value) {
+  const double size = std::abs(value);
+  std::uint32_t nearest = 0;
+  for (std::uint32_t byte = 1; byte < 0x7f; ++byte) {
+    const double here = std::abs(e4m3_value(byte) - size);
+    const double best = std::abs(e4m3_value(nearest) - size);
+    if (here < best || (here == best && byte % 2 == 0)) nearest = byte;
+  }
+  return static_cast<std::uint8_t>(nearest | (std::signbit(value) ? 0x80 : 0));
+}
+
 // ---- Payloads: for each coding what it decodes to, and how it is written ----
 
 template <typename T>
@@ -289,6 +310,36 @@ void encode(CodingType<Cast>, const Format& format, const std::vector<T>& m, std
             std::int64_t, char* payload) {
   for (std::size_t i = 0; i < m.size(); ++i) {
     put(payload + 2 * i, to_half(Cast::half_of(format), static_cast<double>(m[i])));
+  }
+}
+
+template <typename T>
+void decode(CodingType<Fp8>, const Format&, const char* payload, std::vector<T>& values) {
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(payload[sizeof(T) + i]);
+    values[i] = static_cast<T>(e4m3_value(byte)) * get<T>(payload);
+  }
+}
+
+template <typename T>
+void encode(CodingType<Fp8>, const Format&, const std::vector<T>& m, std::uint64_t, std::int64_t,
+            char* payload) {
+  double largest = 0;
+  bool finite = true;
+  for (const T x : m) {
+    finite = finite && std::isfinite(x);
+    largest = std::max(largest, static_cast<double>(std::abs(x)));
+  }
+  if (!finite) return put(payload, std::numeric_limits<T>::quiet_NaN());
+  int exponent = 0;
+  std::frexp(largest / 448, &exponent);
+  double scale = std::ldexp(1.0, exponent - 1);
+  if (448 * scale < largest) scale *= 2;
+  if (largest == 0 || scale < static_cast<double>(std::numeric_limits<T>::min())) scale = 0;
+  put(payload, static_cast<T>(scale));
+  if (scale == 0) return;
+  for (std::size_t i = 0; i < m.size(); ++i) {
+    payload[sizeof(T) + i] = static_cast<char>(to_e4m3(static_cast<double>(m[i]) / scale));
   }
 }
 

@@ -16,6 +16,7 @@
 //                       fills in Format::coding
 //   payload_bytes<T>(format, count)
 #include "collectives/compression/codings/cast.h"
+#include "collectives/compression/codings/fp8.h"
 #include "collectives/compression/codings/quantize.h"
 #include "collectives/compression/codings/raw.h"
 #include "collectives/compression/codings/sign.h"
@@ -40,6 +41,7 @@ using Codings = CodingList<  //
     Sign,                    //
     Quantize,                //
     Cast,                    //
+    Fp8,                     //
     TopK>;
 
 // Stands for a coding where only its type matters.
