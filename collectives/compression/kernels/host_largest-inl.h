@@ -23,12 +23,7 @@ class Scratch {
  public:
   template <typename T>
   HWY_INLINE void reserve(std::int64_t count) {
-    if (count <= room_) return;
-    room_ = count;
-    constexpr std::int64_t width = sizeof(T);
-    places_.resize(static_cast<std::size_t>(count / row_lanes + 1));
-    values_.resize(static_cast<std::size_t>((count + 3 * row_lanes) * width));
-    groups_.resize(values_.size());
+    if (count > room_) grow<T>(count);
   }
   template <typename Bits>
   Bits* values() {
@@ -41,6 +36,16 @@ class Scratch {
   std::int64_t* places() { return places_.data(); }
 
  private:
+  // Rare, so that it is not part of the search's own code.
+  template <typename T>
+  HWY_NOINLINE void grow(std::int64_t count) {
+    room_ = count;
+    constexpr std::int64_t width = sizeof(T);
+    places_.resize(static_cast<std::size_t>(count / row_lanes + 1));
+    values_.resize(static_cast<std::size_t>((count + 3 * row_lanes) * width));
+    groups_.resize(values_.size());
+  }
+
   std::int64_t room_ = 0;
   std::vector<std::int64_t> places_;
   std::vector<char> values_;
