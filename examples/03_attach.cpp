@@ -8,7 +8,6 @@
 
 #include <cstdio>
 
-#include "collectives/compression/parse.h"
 #include "collectives/metered.h"
 #include "collectives/threads/thread_communicator.h"  // [1]
 #include "runtime/data_parallel.h"                    // [2]

@@ -11,6 +11,7 @@
 
 #include "collectives/communicator.h"
 #include "collectives/compression/options.h"
+#include "collectives/compression/parse.h"
 #include "collectives/compression/reducer/make_reducer.h"
 #include "collectives/metered.h"
 #include "runtime/buckets/gradient_buckets.h"

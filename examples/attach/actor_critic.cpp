@@ -11,7 +11,6 @@
 #include <string>
 #include <thread>
 #include <vector>
-#include "collectives/compression/parse.h"
 
 // A policy's logit and a value for each state.
 // The weights come from a generator of their own: libtorch's is shared by all threads of a process.

@@ -10,7 +10,6 @@
 #include <string>
 #include <thread>
 #include <vector>
-#include "collectives/compression/parse.h"
 
 const char kText[] =
     "one wire is thin and many ranks must share it so each rank sends a little of what it knows "

@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <string>
 #include <thread>
-#include "collectives/compression/parse.h"
 
 constexpr int kReaders = 60;
 constexpr int kBooks = 80;

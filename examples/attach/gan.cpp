@@ -9,7 +9,6 @@
 #include <cstdio>
 #include <string>
 #include <thread>
-#include "collectives/compression/parse.h"
 
 // The weights come from a generator of their own: libtorch's is shared by all threads of a process.
 torch::nn::Sequential make_net(int inputs, int outputs, int seed) {

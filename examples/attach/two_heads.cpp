@@ -9,7 +9,6 @@
 #include <cstdio>
 #include <string>
 #include <thread>
-#include "collectives/compression/parse.h"
 
 struct Net : torch::nn::Module {
   Net() {

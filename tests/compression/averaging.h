@@ -60,7 +60,7 @@ std::unique_ptr<GradientReducer> with_averages(CompressionOptions options, const
   const double momentum = std::exchange(options.feedback.momentum, 0);
   Reduction reduction{make(options), nullptr};
   if (momentum == 0) return std::move(reduction.reducer);
-  reduction.before = std::make_unique<GradientAverage>(*reduction.reducer, momentum, launch);
+  reduction.before = std::make_unique<GradientAverage>(*reduction.reducer, momentum, device);
   return std::make_unique<AveragingReducer>(std::move(reduction));
 }
 

@@ -68,10 +68,10 @@ class Snapshot final : public StateVisitor {
 };
 
 // What a rank's steps leave: estimates, and at the end the state.
-std::vector<at::Tensor> steps(const CompressionOptions& options, const ReducerDevice& device,
+std::vector<at::Tensor> steps(const CompressionOptions& options, const ReducerDevice& on,
                               Communicator& communicator, at::Device device) {
   std::vector<Bucket> buckets = make_buckets(device);
-  const auto reducer = make_reducer(options, launch);
+  const auto reducer = make_reducer(options, on);
   for (const Bucket& bucket : buckets) {
     reducer->prepare(bucket, communicator.rank(), communicator.size());
   }
@@ -91,7 +91,7 @@ std::vector<at::Tensor> steps(const CompressionOptions& options, const ReducerDe
         continue;
       }
       reducer->commit(bucket);
-      launch.queue->synchronize(Clock::now() + std::chrono::minutes(1));
+      on.queue->synchronize(Clock::now() + std::chrono::minutes(1));
       left.push_back(bucket.gradient.cpu().clone());
     }
   }

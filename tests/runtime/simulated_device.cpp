@@ -34,9 +34,16 @@ LowRankKernels<T> simulated_low_rank_kernels() {
           later<host, &LowRankKernels<T>::subtract, LowRankProductArgs<T>>};
 }
 
+template <typename T>
+PermuteKernels<T> simulated_permute_kernels() {
+  constexpr auto host = &host_permute_kernels<T>;
+  return {later<host, &PermuteKernels<T>::apply, PermuteArgs<T>>,
+          later<host, &PermuteKernels<T>::revert, PermuteArgs<T>>};
+}
+
 template <typename Rule, typename T>
 void later_step(const BucketView<T>& bucket, const typename Rule::Step& step, StreamHandle stream) {
-  machine->launch(stream, [bucket, step] {
+  machine->enqueue_kernel(stream, [bucket, step] {
     host_optimizer_kernels<T>().template step<Rule>(bucket, step, nullptr);
   });
 }
@@ -58,9 +65,14 @@ KernelsOn::~KernelsOn() {
 }
 
 ReducerDevice KernelsOn::reducer_launch(std::shared_ptr<Queue> queue) const {
-  return {simulated_kernels<float>(), simulated_kernels<double>(),
-          simulated_low_rank_kernels<float>(), simulated_low_rank_kernels<double>(),
-          std::move(queue)};
+  return {simulated_kernels<float>(),
+          simulated_kernels<double>(),
+          simulated_low_rank_kernels<float>(),
+          simulated_low_rank_kernels<double>(),
+          std::move(queue),
+          ReducerDevice{}.segment,
+          simulated_permute_kernels<float>(),
+          simulated_permute_kernels<double>()};
 }
 OptimizerDevice KernelsOn::optimizer_device(std::shared_ptr<Queue> queue) const {
   return {simulated_optimizer_kernels<float>(ElementwiseRules{}),
