@@ -26,7 +26,7 @@ std::uint64_t add_optional(std::uint64_t hash, const std::optional<T>& value) {
 }
 
 std::uint64_t hash_of(const SliceLayout& part, std::int64_t numel) {
-  std::uint64_t hash = add(1, part.frozen);
+  std::uint64_t hash = add(add(1, part.frozen), part.inactive);
   for (const Range& range : part.live.ranges(numel)) hash = add(add(hash, range.begin), range.end);
   hash = add_optional(hash, part.coding.bits);
   hash = add_optional(hash, part.coding.block);
@@ -109,7 +109,6 @@ Layout::Layout(const std::vector<Slice>& slices, std::vector<SliceLayout> parts,
                       : live == numel                             ? Kind::all
                                                                   : Kind::some;
     state->kinds.push_back(kind);
-    state->has_partial = state->has_partial || kind == Kind::some;
     state->is_plain = state->is_plain && kind != Kind::some && parts[i].coding.is_default();
     const bool is_default = kind == Kind::all && parts[i].coding.is_default();
     state->hashes.push_back(is_default ? 0 : hash_of(parts[i], numel));

@@ -85,11 +85,9 @@ class Layout {
   bool rests(std::size_t slice) const { return state_ && state_->kinds[slice] == Kind::none; }
   // Whether some of it is, and some is not.
   bool is_partial(std::size_t slice) const { return state_ && state_->kinds[slice] == Kind::some; }
-  // Whether some slice is partial.
-  bool has_partial() const { return state_ && state_->has_partial; }
   // Whether all slices are coded as the options say, and none is partial.
   bool is_plain() const { return !state_ || state_->is_plain; }
-  // Of what is live of a slice and how it is coded, for ranks to compare. 0: as at the beginning.
+  // Of all that is said of a slice, for ranks to compare. 0: as at the beginning.
   std::uint64_t hash(std::size_t slice) const { return state_ ? state_->hashes[slice] : 0; }
   // Of all slices.
   std::uint64_t hash() const { return state_ ? state_->hash : 0; }
@@ -105,7 +103,6 @@ class Layout {
     std::vector<SliceLayout> parts;
     std::vector<Kind> kinds;
     std::vector<std::uint64_t> hashes;
-    bool has_partial = false;
     bool is_plain = true;
     std::int64_t version = 0;
     std::uint64_t hash = 0;

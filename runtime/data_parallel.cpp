@@ -322,11 +322,13 @@ std::vector<std::string> DataParallel::replace_parameters(const Replacement& rep
     }
   };
   CarriedState state(show, *calls_);
-  const auto parts = parts_by_name(buckets_->buckets(), now);
+  const std::vector<std::string> sentences = state.replace(replacement);
+  auto parts = parts_by_name(buckets_->buckets());
+  for (const std::string& name : replacement.removed) parts.erase(name);
   build(std::move(now), make_reduction(compression_));
   meet();
   thinwire::relayout(parts, buckets_->buckets(), *transaction_);
-  const std::vector<std::string> sentences = state.fill(show, replacement);
+  state.fill(show);
   set_next_step();
   return sentences;
 }

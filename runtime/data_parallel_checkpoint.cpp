@@ -101,6 +101,7 @@ std::optional<std::int64_t> DataParallel::load(const std::string& folder,
   } catch (...) {
     std::tie(attempted_, skipped_) = counters;
     set_next_step();
+    layouts_.load_failed(buckets_->buckets(), *transaction_);
     throw;
   }
   layouts_.end_of_load(buckets_->buckets(), *transaction_);

@@ -1,6 +1,6 @@
 #include "runtime/step/carried_state.h"
 
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
-#include <tuple>
 #include <utility>
 
 #include "collectives/base/error.h"
@@ -43,8 +42,22 @@ class ForEach final : public StateVisitor {
   std::function<void(const StateEntry&)> body_;
 };
 
-double squared_norm(const at::Tensor& tensor) {
-  return tensor.to(at::kDouble).square().sum().item<double>();
+// What a projection gives for one parameter, in host memory.
+at::Tensor checked(const std::string& name, const at::Tensor& tensor,
+                   const std::vector<Parameter>& added) {
+  const auto place = std::ranges::find(added, name, &Parameter::name);
+  if (place == added.end()) {
+    throw UsageError(
+        fmt::format("the projection gives a residual of '{}', which is not among the parameters "
+                    "that are added; use their names",
+                    printable(name)));
+  }
+  if (!tensor.defined() || tensor.sizes() != place->tensor.sizes()) {
+    throw UsageError(fmt::format(
+        "the projection gives a residual of {} that is not of its shape {}; give it that shape",
+        name, fmt::join(place->tensor.sizes(), " x ")));
+  }
+  return tensor.detach().cpu().contiguous();
 }
 
 }  // namespace
@@ -86,98 +99,76 @@ CarriedState::CarriedState(const Show& show, Communicator& communicator) {
     }
   });
   show(collect);
-  // "end name" of each, as no rank knows of all.
+  // No rank has parts of all parameters.
   std::string mine;
-  for (const auto& [name, entries] : parts) {
-    std::int64_t end = 0;
-    for (const StateEntry& entry : entries) end = std::max(end, entry.end);
-    mine += fmt::format("{} {} {}\n", end, static_cast<int>(entries.front().tensor.scalar_type()),
-                        name);
-  }
-  std::map<std::string, std::pair<std::int64_t, at::ScalarType>> known;
+  for (const auto& [name, entries] : parts) mine += name + "\n";
+  std::set<std::string> names;
   for (const std::string& lines : all_gather_text(communicator, mine)) {
     for (std::size_t begin = 0; begin < lines.size();) {
       const std::size_t end = lines.find('\n', begin);
-      const std::string line = lines.substr(begin, end - begin);
+      names.insert(lines.substr(begin, end - begin));
       begin = end + 1;
-      const std::size_t first = line.find(' ');
-      const std::size_t second = line.find(' ', first + 1);
-      auto& [numel, dtype] = known[line.substr(second + 1)];
-      numel = std::max<std::int64_t>(numel, std::stoll(line));
-      dtype = static_cast<at::ScalarType>(std::stoi(line.substr(first + 1)));
     }
   }
-  for (const auto& [name, what] : known) {
-    at::Tensor whole = at::zeros({what.first}, at::TensorOptions().dtype(what.second));
+  for (const std::string& name : names) {
+    const auto [kind, parameter] = split(name);
+    // Who averages a part for others has a residual of the whole as well.
+    at::Tensor whole = at::zeros_like(kinds_.at("residual").at(parameter));
     for (const StateEntry& entry : parts[name]) {
-      whole.narrow(0, entry.begin, entry.end - entry.begin).copy_(entry.tensor);
+      whole.view({-1}).narrow(0, entry.begin, entry.end - entry.begin).copy_(entry.tensor);
     }
     // The ranks' parts are apart from each other, so the sum is exact.
     communicator.all_reduce(whole, ReduceOp::sum)->wait();
-    const auto [kind, parameter] = split(name);
     kinds_[kind][parameter] = whole;
   }
 }
 
-std::vector<std::string> CarriedState::fill(const Show& show, const Replacement& replacement) {
+std::vector<std::string> CarriedState::replace(const Replacement& replacement) {
   const c10::NoGradGuard no_grad;
-  // In the shapes of the parameters, which what owners have lacks.
-  const auto shaped_like = [&](const at::Tensor& tensor, const std::string& name) {
-    const auto residual = kinds_["residual"].find(name);
-    if (residual == kinds_["residual"].end()) return tensor;
-    at::Tensor whole = at::zeros({residual->second.numel()}, tensor.options());
-    whole.narrow(0, 0, tensor.numel()).copy_(tensor.flatten());
-    return whole.view(residual->second.sizes());
-  };
-  std::map<std::string, double> dropped;  // norms of residuals, squared, by parameter
+  std::map<std::string, double> norms;  // of residuals, by parameter
   for (auto& [kind, tensors] : kinds_) {
     OfKind removed;
     for (const std::string& name : replacement.removed) {
-      const auto found = tensors.find(name);
-      if (found == tensors.end()) continue;
-      if (kind == "residual") dropped[name] = squared_norm(found->second);
-      removed[name] = shaped_like(found->second, name);
-      tensors.erase(found);
+      if (auto found = tensors.extract(name)) removed.insert(std::move(found));
+    }
+    if (kind == "residual") {
+      for (const auto& [name, tensor] : removed) {
+        norms[name] = std::sqrt(tensor.to(at::kDouble).square().sum().item<double>());
+      }
     }
     if (removed.empty() || !replacement.project || !is_of_gradient(kind)) continue;
     for (const auto& [name, tensor] : replacement.project(removed)) {
-      tensors[name] = tensor.detach().cpu().contiguous();
+      tensors[name] = checked(name, tensor, replacement.added);
     }
   }
-  ForEach fill([&](const StateEntry& entry) {
-    const auto [kind, name] = split(entry.name);
-    const auto found = kinds_[kind].find(name);
-    if (found == kinds_[kind].end()) return;  // as it was built
-    at::Tensor from = found->second;
-    if (entry.kind == StateKind::ranged) {
-      from = from.flatten();
-      const std::int64_t there = std::min(entry.end, from.numel()) - entry.begin;
-      entry.tensor.zero_();
-      if (there > 0) entry.tensor.narrow(0, 0, there).copy_(from.narrow(0, entry.begin, there));
-      return;
-    }
-    if (from.sizes() != entry.tensor.sizes()) {
-      throw UsageError(fmt::format(
-          "the replacement gives {} the shape {}, but it has {}; project to the shapes of the "
-          "parameters",
-          entry.name, fmt::join(from.sizes(), " x "), fmt::join(entry.tensor.sizes(), " x ")));
-    }
-    entry.tensor.copy_(from);
-  });
-  show(fill);
-  std::vector<std::string> names;
-  for (const Parameter& parameter : replacement.added) names.push_back(parameter.name);
+  std::vector<std::string> added;
+  for (const Parameter& parameter : replacement.added) added.push_back(parameter.name);
   std::vector<std::string> sentences;
   for (const std::string& name : replacement.removed) {
-    const auto found = dropped.find(name);
     std::string fate = "it had no residual";
-    if (found != dropped.end()) {
-      fate = fmt::format("its residual of norm {:.3g} is {}", std::sqrt(found->second),
+    if (norms.contains(name)) {
+      fate = fmt::format("its residual of norm {:.3g} is {}", norms.at(name),
                          replacement.project ? "projected" : "dropped");
     }
-    sentences.push_back(fmt::format("{} gives way to {}: {}", name, fmt::join(names, ", "), fate));
+    sentences.push_back(fmt::format("{} gives way to {}: {}", name, fmt::join(added, ", "), fate));
   }
   return sentences;
+}
+
+void CarriedState::fill(const Show& show) const {
+  const c10::NoGradGuard no_grad;
+  ForEach fill([&](const StateEntry& entry) {
+    const auto [kind, name] = split(entry.name);
+    const auto of_kind = kinds_.find(kind);
+    if (of_kind == kinds_.end() || !of_kind->second.contains(name)) return;  // as it was built
+    const at::Tensor& from = of_kind->second.at(name);
+    if (entry.kind == StateKind::ranged) {
+      entry.tensor.copy_(from.reshape({-1}).narrow(0, entry.begin, entry.end - entry.begin));
+    } else {
+      entry.tensor.copy_(from);
+    }
+  });
+  show(fill);
 }
 
 }  // namespace thinwire

@@ -31,8 +31,8 @@ struct Replacement {
 std::vector<Parameter> replaced(const std::vector<Parameter>& before,
                                 const Replacement& replacement);
 
-// Copies of what reducers and optimizers show, which are filled into others that were built for
-// other parameters: by name what stays, projected what is replaced, and zero what is new.
+// Copies of what reducers and optimizers show, which are filled into others that are built for
+// other parameters: by name what stays, projected what is replaced. What is new is as it was built.
 class CarriedState {
  public:
   using Show = std::function<void(StateVisitor&)>;
@@ -40,9 +40,12 @@ class CarriedState {
   // Collective: what owners have of parts becomes known to all ranks.
   CarriedState(const Show& show, Communicator& communicator);
 
-  // Fills what `show` shows. Returns a sentence for each parameter that is removed: what became of
-  // what was not sent of it.
-  std::vector<std::string> fill(const Show& show, const Replacement& replacement);
+  // What is removed gives way to its projection. Returns a sentence for each parameter: what became
+  // of what was not sent of it. Throws `UsageError` for a projection to anything else than the
+  // parameters that are added, in their shapes.
+  std::vector<std::string> replace(const Replacement& replacement);
+  // Fills what `show` shows.
+  void fill(const Show& show) const;
 
  private:
   // By the kind, which is the first part of a name, and the parameter.

@@ -75,17 +75,13 @@ void relayout(const std::map<std::string, SliceLayout>& parts, std::vector<Bucke
   for (const auto& [b, layout] : changed) transaction.relayout(b, layout);
 }
 
-std::map<std::string, SliceLayout> parts_by_name(const std::vector<Bucket>& buckets,
-                                                 const std::vector<Parameter>& now) {
+std::map<std::string, SliceLayout> parts_by_name(const std::vector<Bucket>& buckets) {
   std::map<std::string, SliceLayout> parts;
   for (const Bucket& bucket : buckets) {
     for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
       if (bucket.layout.hash(i) != 0) parts[bucket.slices[i].name] = bucket.layout.of(i);
     }
   }
-  std::erase_if(parts, [&](const auto& part) {
-    return std::ranges::none_of(now, [&](const Parameter& p) { return p.name == part.first; });
-  });
   return parts;
 }
 
@@ -126,6 +122,8 @@ void LayoutState::visit(const std::vector<Bucket>& buckets, StateVisitor& visito
 void LayoutState::begin_to_load(const std::map<std::string, std::int64_t>& counters,
                                 std::vector<Bucket>& buckets, StepTransaction& transaction) {
   bitmaps_.clear();
+  before_.clear();
+  for (const Bucket& bucket : buckets) before_.push_back(bucket.layout);
   for (std::size_t b = 0; b < buckets.size(); ++b) {
     const Bucket& bucket = buckets[b];
     std::vector<SliceLayout> parts(bucket.slices.size());
@@ -162,7 +160,16 @@ void LayoutState::begin_to_load(const std::map<std::string, std::int64_t>& count
   }
 }
 
+void LayoutState::load_failed(std::vector<Bucket>& buckets, StepTransaction& transaction) {
+  bitmaps_.clear();
+  const auto before = std::exchange(before_, {});
+  for (std::size_t b = 0; b < before.size(); ++b) {
+    if (!buckets[b].layout.is(before[b])) transaction.relayout(b, before[b]);
+  }
+}
+
 void LayoutState::end_of_load(std::vector<Bucket>& buckets, StepTransaction& transaction) {
+  before_.clear();
   const auto bitmaps = std::exchange(bitmaps_, {});
   for (std::size_t b = 0; b < buckets.size(); ++b) {
     const Bucket& bucket = buckets[b];

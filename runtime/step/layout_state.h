@@ -10,7 +10,6 @@
 
 #include "collectives/base/state.h"
 #include "collectives/bucket.h"
-#include "runtime/model/parameters.h"
 #include "runtime/step/transaction.h"
 
 namespace thinwire {
@@ -20,9 +19,8 @@ namespace thinwire {
 void relayout(const std::map<std::string, SliceLayout>& parts, std::vector<Bucket>& buckets,
               StepTransaction& transaction);
 
-// The layouts, other than the first one, of those parameters of `now` that have a slice.
-std::map<std::string, SliceLayout> parts_by_name(const std::vector<Bucket>& buckets,
-                                                 const std::vector<Parameter>& now);
+// The layouts, other than the first one, by the parameter's name.
+std::map<std::string, SliceLayout> parts_by_name(const std::vector<Bucket>& buckets);
 
 // Shows how each slice is coded and what of it is live, where that is not as at the beginning, by
 // the parameter's name. Which parameters are frozen is the program's to say again.
@@ -37,9 +35,12 @@ class LayoutState {
   void begin_to_load(const std::map<std::string, std::int64_t>& counters,
                      std::vector<Bucket>& buckets, StepTransaction& transaction);
   void end_of_load(std::vector<Bucket>& buckets, StepTransaction& transaction);
+  // Instead of `end_of_load`, where the checkpoint could not be loaded: the layouts of before.
+  void load_failed(std::vector<Bucket>& buckets, StepTransaction& transaction);
 
  private:
   std::map<std::string, at::Tensor> bitmaps_;  // to be filled in, by the parameter's name
+  std::vector<Layout> before_;                 // of the buckets, while a checkpoint is loaded
 };
 
 }  // namespace thinwire

@@ -1,7 +1,12 @@
 // What a trainer builds for its parameters, and builds anew where some are replaced.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <utility>
 
+#include "collectives/agreement.h"
+#include "collectives/base/error.h"
 #include "collectives/compression/reducer/make_reducer.h"
 #include "optimizers/factory.h"
 #include "runtime/trainer/trainer.h"
@@ -55,9 +60,15 @@ void Trainer::build(std::vector<Parameter> parameters) {
 }
 
 void Trainer::replace_parameters(const Replacement& replacement) {
+  check(!transaction_->is_open(), "parameters are replaced between steps");
   std::vector<Parameter> now = replaced(parameters(), replacement);
   GradientBuckets::require_possible(now);
   GradientArrival::require_free(replacement.added);
+  std::string shapes;
+  for (const auto& [name, tensor] : now) shapes += fmt::format("{} {}\n", name, tensor.sizes());
+  require_same_everywhere(
+      parts_.communicator, {{"parameters", shapes}},
+      "the ranks replaced different parameters; replace the same ones by the same on every rank");
   const auto show = [this](StateVisitor& visitor) {
     optimizer_->visit(visitor);
     for (const Bucket& bucket : buckets_->buckets()) {
@@ -66,10 +77,13 @@ void Trainer::replace_parameters(const Replacement& replacement) {
     }
   };
   CarriedState state(show, parts_.communicator);
-  const auto parts = parts_by_name(buckets_->buckets(), now);
+  const std::vector<std::string> sentences = state.replace(replacement);
+  auto parts = parts_by_name(buckets_->buckets());
+  for (const std::string& name : replacement.removed) parts.erase(name);
   build(std::move(now));
   thinwire::relayout(parts, buckets_->buckets(), *transaction_);
-  for (const auto& sentence : state.fill(show, replacement)) parts_.observer.on_line(sentence);
+  state.fill(show);
+  for (const auto& sentence : sentences) parts_.observer.on_line(sentence);
 }
 
 void Trainer::relayout(const std::map<std::string, SliceLayout>& parts) {

@@ -493,6 +493,9 @@ TEST(Layout, HashesWhatRanksMustAgreeOn) {
   EXPECT_NE(coded.hash(), 0U);
   EXPECT_NE(coded.hash(), some.hash());
   EXPECT_EQ(some.hash(), Layout(bucket.slices, parts, 3).hash()) << "the same elements";
+  parts[3].inactive = Inactive::gone;
+  EXPECT_NE(some.hash(), Layout(bucket.slices, parts, 3).hash()) << "ranks must drop the same";
+  parts[3].inactive = Inactive::rests;
   parts[3].frozen = true;
   EXPECT_NE(some.hash(), Layout(bucket.slices, parts, 3).hash());
 }

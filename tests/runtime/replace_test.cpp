@@ -203,6 +203,17 @@ TEST(Replace, RefusesWhatCannotBe) {
     EXPECT_THROW(
         parallel.replace_parameters({.removed = {"weight"}, .added = {{"before.weight", twice}}}),
         UsageError);
+    Replacement misnamed = net.factorize();
+    misnamed.project = [](const std::map<std::string, at::Tensor>& of) {
+      return std::map<std::string, at::Tensor>{{"uu", of.at("weight")}};
+    };
+    EXPECT_THROW(parallel.replace_parameters(misnamed), UsageError);
+    Replacement misshaped = misnamed;
+    misshaped.project = [](const std::map<std::string, at::Tensor>& of) {
+      return std::map<std::string, at::Tensor>{{"u", of.at("weight")}};
+    };
+    EXPECT_THROW(parallel.replace_parameters(misshaped), UsageError);
+    net.weight = net.named_parameters()["weight"];
     // Nothing has changed.
     torch::optim::SGD sgd(net.trained(), 0.01);
     train(net, parallel, sgd, communicator->rank(), 0, 2);
@@ -265,6 +276,34 @@ TEST(Replace, ResumesBitForBitWithLayouts) {
     });
   }
   std::filesystem::remove_all(root);
+}
+
+// The layouts are set before the state is read; a checkpoint that cannot be read leaves none
+// behind.
+TEST(Layouts, AreThoseOfBeforeWhereACheckpointCannotBeLoaded) {
+  const std::string folder = ::testing::TempDir() + "/replace_failed";
+  std::filesystem::remove_all(folder);
+  run_ranks(2, [&](auto communicator) {
+    Net net;
+    DataParallel parallel(all_of(net), *communicator, parse_compression("sign:block=16", "auto"));
+    torch::optim::SGD sgd(net.trained(), 0.05);
+    parallel.relayout({{"weight", half_of_the_rows()}});
+    train(net, parallel, sgd, communicator->rank(), 0, 2);
+    ASSERT_TRUE(parallel.save(folder, 2, sgd).complete);
+  });
+  run_ranks(2, [&](auto communicator) {
+    // Another optimizer's residuals: a coding of another type of state.
+    Net net;
+    DataParallel parallel(all_of(net), *communicator,
+                          parse_compression("powersgd:rank=2,min_compression_rate=1", "auto"));
+    torch::optim::SGD sgd(net.trained(), 0.05);
+    EXPECT_THROW(parallel.load(folder, sgd), DataError);
+    const at::Tensor start = net.weight.detach().clone();
+    train(net, parallel, sgd, communicator->rank(), 0, 2);
+    const at::Tensor moved = (net.weight - start).abs().sum(1).detach();
+    EXPECT_GT(moved.min().item<double>(), 0) << "a row rests that no layout names";
+  });
+  std::filesystem::remove_all(folder);
 }
 
 TEST(Layouts, OfAttachedModelsLeaveOutWhatIsNotLive) {
