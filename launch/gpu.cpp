@@ -67,10 +67,16 @@ class CudaRank final : public GpuRank {
     }
     trainer_ = std::make_unique<TrainerDevice>(TrainerDevice{
         {*carrier_, *compute_, *communication_},
-        {cuda_kernels<float>(), cuda_kernels<double>(), cuda_low_rank_kernels<float>(),
-         cuda_low_rank_kernels<double>(), communication_, 16 << 20, cuda_permute_kernels<float>(),
-         cuda_permute_kernels<double>()},
-        {cuda_optimizer_kernels<float>(), cuda_optimizer_kernels<double>(), compute_}});
+        // GradientBuckets refuses float64 on a GPU.
+        {.for_float = cuda_kernels<float>(),
+         .for_double = {},
+         .low_rank_for_float = cuda_low_rank_kernels<float>(),
+         .low_rank_for_double = {},
+         .queue = communication_,
+         .segment = 16 << 20,
+         .permute_for_float = cuda_permute_kernels<float>(),
+         .permute_for_double = {}},
+        {.for_float = cuda_optimizer_kernels<float>(), .for_double = {}, .queue = compute_}});
   }
 
   at::Device device() const override { return device_; }

@@ -1,3 +1,4 @@
+#include "collectives/compression/kernels/device_number.h"
 #include "collectives/compression/kernels/launch.h"
 #include "optimizers/kernels/kernels.h"
 #include "optimizers/kernels/launch.h"
@@ -23,7 +24,6 @@ OptimizerKernels<T> cuda_optimizer_kernels() {
   return kernels_of<T>(ElementwiseRules{});
 }
 
-template OptimizerKernels<float> cuda_optimizer_kernels<float>();
-template OptimizerKernels<double> cuda_optimizer_kernels<double>();
+template OptimizerKernels<DeviceNumber> cuda_optimizer_kernels<DeviceNumber>();
 
 }  // namespace thinwire

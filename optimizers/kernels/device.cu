@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "collectives/compression/kernels/device_number.h"
 #include "optimizers/kernels/bodies.h"
 #include "optimizers/kernels/launch.h"
 
@@ -130,8 +131,7 @@ int squared_norm(const SquaredNormArgs<T>& args, StreamHandle stream) {
   return cudaGetLastError();
 }
 
-template int squared_norm(const SquaredNormArgs<float>&, StreamHandle);
-template int squared_norm(const SquaredNormArgs<double>&, StreamHandle);
+template int squared_norm(const SquaredNormArgs<DeviceNumber>&, StreamHandle);
 
 // Makes the instances of `step` that cuda.cpp links. (nvcc makes the kernels of a template only
 // where a function that is instantiated calls them: a constant of their addresses would not do.)
@@ -139,8 +139,7 @@ template <typename T, typename... Rules>
 auto instances(RuleList<Rules...>) {
   return std::make_tuple(step<Rules, T>...);
 }
-template auto instances<float>(ElementwiseRules);
-template auto instances<double>(ElementwiseRules);
+template auto instances<DeviceNumber>(ElementwiseRules);
 
 }  // namespace launch
 }  // namespace thinwire

@@ -48,6 +48,12 @@ void check_parameter(const Parameter& parameter) {
         "half (a complex one as two real ones)",
         name, toString(dtype)));
   }
+  if (dtype == at::kDouble && !tensor.is_cpu()) {
+    throw UsageError(
+        fmt::format("parameter {} is of float64 and on {}, where only float32, bfloat16 and half "
+                    "are trained; keep the model on the CPU, or make it float32",
+                    name, tensor.device().str()));
+  }
   if (!tensor.is_non_overlapping_and_dense()) {
     throw UsageError(fmt::format(
         "parameter {} is no dense block of memory (it is expanded or a slice); give it memory of "

@@ -10,6 +10,7 @@
 #include "collectives/threads/thread_communicator.h"
 #include "tests/compression/coding.h"
 #include "tests/compression/combinations.h"
+#include "tests/compression/flat_state.h"
 #include "tests/compression/support.h"
 #include "tests/reference/reducer.h"
 #include "tests/support/frozen.h"
@@ -20,60 +21,16 @@ namespace {
 using reference::PlainCodec;
 
 using testing::combinations;
+using testing::Flat;
+using testing::largest;
 using testing::make_bucket;
 using testing::NamedOptions;
 using testing::random_gradient;
 using testing::Snapshot;
+using testing::Sum;
 
 std::vector<std::vector<std::int64_t>> small_shapes() {
   return {{9, 7}, {5}, {0, 4}, {12, 11}, {}};
-}
-
-// One kind of state of this rank as a flat float64 vector of the bucket's size.
-class Flat final : public StateVisitor {
- public:
-  Flat(const Bucket& bucket, GradientReducer& reducer) : bucket_(bucket) {
-    reducer.visit(bucket, *this);
-  }
-  at::Tensor operator[](const std::string& kind) {
-    at::Tensor& flat = kinds_[kind];
-    if (!flat.defined()) flat = at::zeros({bucket_.numel()}, at::kDouble);
-    return flat;
-  }
-
- private:
-  void tensor(const StateEntry& entry) override {
-    const auto slash = entry.name.find('/');
-    at::Tensor flat = (*this)[entry.name.substr(0, slash)];
-    if (entry.name.starts_with("eta/")) return;
-    for (const auto& slice : bucket_.slices) {
-      if (slice.name != entry.name.substr(slash + 1)) continue;
-      flat.narrow(0, slice.offset + entry.begin, entry.tensor.numel())
-          .copy_(entry.tensor.flatten());
-    }
-  }
-  void counter(const std::string&, std::int64_t&) override {}
-
-  const Bucket& bucket_;
-  std::map<std::string, at::Tensor> kinds_;
-};
-
-// Adds what ranks say, in float64.
-class Sum {
- public:
-  void add(const at::Tensor& part) {
-    const std::lock_guard lock(mutex_);
-    total_ = total_.defined() ? total_ + part : part.clone();
-  }
-  const at::Tensor& total() const { return total_; }
-
- private:
-  std::mutex mutex_;
-  at::Tensor total_;
-};
-
-double largest(const at::Tensor& values) {
-  return values.abs().max().item<double>();
 }
 
 class EveryCombination : public ::testing::TestWithParam<int> {};

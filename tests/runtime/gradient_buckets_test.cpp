@@ -108,6 +108,10 @@ TEST(GradientBuckets, RefusesWhatItCannotHold) {
   EXPECT_THROW(GradientBuckets({}), UsageError);
   EXPECT_THROW(GradientBuckets({{"i", torch::zeros({2}, torch::kLong)}}), UsageError);
   EXPECT_THROW(GradientBuckets({{"e", torch::zeros({1}).expand({4})}}), UsageError);
+  // Kernels of float64 are for tests on a GPU; of a device without memory, to have one here.
+  const auto elsewhere = torch::TensorOptions().device(torch::kMeta);
+  EXPECT_THROW(GradientBuckets({{"d", torch::zeros({2}, elsewhere.dtype(torch::kDouble))}}),
+               UsageError);
 }
 
 }  // namespace

@@ -1,20 +1,9 @@
-#include <cuda_runtime_api.h>
-#include <fmt/format.h>
-
-#include "collectives/base/error.h"
+#include "collectives/compression/kernels/device_number.h"
 #include "collectives/compression/kernels/launch.h"
 #include "collectives/compression/kernels/low_rank_launch.h"
 #include "collectives/compression/kernels/permute_launch.h"
 
 namespace thinwire {
-
-void launch::check_launched(int code) {
-  if (code == cudaSuccess) return;
-  throw Error(ExitCode::internal,
-              fmt::format("a kernel could not be started: {}; see that the driver and the GPU are "
-                          "ones that this build was made for",
-                          cudaGetErrorString(static_cast<cudaError_t>(code))));
-}
 
 template <typename T>
 Kernels<T> cuda_kernels() {
@@ -44,11 +33,8 @@ PermuteKernels<T> cuda_permute_kernels() {
           launch::checked<launch::revert_order<T>, PermuteArgs<T>>};
 }
 
-template PermuteKernels<float> cuda_permute_kernels<float>();
-template PermuteKernels<double> cuda_permute_kernels<double>();
-template Kernels<float> cuda_kernels<float>();
-template Kernels<double> cuda_kernels<double>();
-template LowRankKernels<float> cuda_low_rank_kernels<float>();
-template LowRankKernels<double> cuda_low_rank_kernels<double>();
+template Kernels<DeviceNumber> cuda_kernels<DeviceNumber>();
+template LowRankKernels<DeviceNumber> cuda_low_rank_kernels<DeviceNumber>();
+template PermuteKernels<DeviceNumber> cuda_permute_kernels<DeviceNumber>();
 
 }  // namespace thinwire

@@ -167,7 +167,7 @@ template <typename T>
 Kernels<T> host_kernels();
 
 // Queues on the stream, in the current device's context; throws `Error` when a launch fails. Only
-// in builds with CUDA, in the library thinwire::cuda_kernels.
+// in builds with CUDA: of float in the library thinwire::cuda_kernels, of double in one for tests.
 template <typename T>
 Kernels<T> cuda_kernels();
 

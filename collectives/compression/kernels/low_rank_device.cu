@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "collectives/compression/kernels/device_number.h"
 #include "collectives/compression/kernels/low_rank_launch.h"
 
 namespace thinwire {
@@ -401,14 +402,10 @@ int subtract(const LowRankProductArgs<T>& args, StreamHandle stream) {
   return run_product<Product::subtract>(args, stream);
 }
 
-template int project_left(const ProjectLeftArgs<float>&, StreamHandle);
-template int project_left(const ProjectLeftArgs<double>&, StreamHandle);
-template int project_right(const ProjectRightArgs<float>&, StreamHandle);
-template int project_right(const ProjectRightArgs<double>&, StreamHandle);
-template int multiply(const LowRankProductArgs<float>&, StreamHandle);
-template int multiply(const LowRankProductArgs<double>&, StreamHandle);
-template int subtract(const LowRankProductArgs<float>&, StreamHandle);
-template int subtract(const LowRankProductArgs<double>&, StreamHandle);
+template int project_left(const ProjectLeftArgs<DeviceNumber>&, StreamHandle);
+template int project_right(const ProjectRightArgs<DeviceNumber>&, StreamHandle);
+template int multiply(const LowRankProductArgs<DeviceNumber>&, StreamHandle);
+template int subtract(const LowRankProductArgs<DeviceNumber>&, StreamHandle);
 
 }  // namespace launch
 }  // namespace thinwire

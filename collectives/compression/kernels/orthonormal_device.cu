@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "collectives/compression/kernels/device_number.h"
 #include "collectives/compression/kernels/low_rank_launch.h"
 #include "collectives/compression/kernels/orthonormal.h"
 
@@ -217,10 +218,8 @@ template <typename T>
 int orthonormal_right(const OrthonormalArgs<T>& args, StreamHandle stream) {
   return run_orthonormal<true>(args, stream);
 }
-template int orthonormal_left(const OrthonormalArgs<float>&, StreamHandle);
-template int orthonormal_left(const OrthonormalArgs<double>&, StreamHandle);
-template int orthonormal_right(const OrthonormalArgs<float>&, StreamHandle);
-template int orthonormal_right(const OrthonormalArgs<double>&, StreamHandle);
+template int orthonormal_left(const OrthonormalArgs<DeviceNumber>&, StreamHandle);
+template int orthonormal_right(const OrthonormalArgs<DeviceNumber>&, StreamHandle);
 
 }  // namespace launch
 }  // namespace thinwire

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "collectives/compression/kernels/device_number.h"
 #include "collectives/compression/kernels/permute_launch.h"
 
 namespace thinwire {
@@ -74,10 +75,8 @@ int revert_order(const PermuteArgs<T>& args, StreamHandle stream) {
   return run(save_kernel<T>, scatter_kernel<T>, args, stream);
 }
 
-template int apply_order(const PermuteArgs<float>&, StreamHandle);
-template int apply_order(const PermuteArgs<double>&, StreamHandle);
-template int revert_order(const PermuteArgs<float>&, StreamHandle);
-template int revert_order(const PermuteArgs<double>&, StreamHandle);
+template int apply_order(const PermuteArgs<DeviceNumber>&, StreamHandle);
+template int revert_order(const PermuteArgs<DeviceNumber>&, StreamHandle);
 
 }  // namespace launch
 }  // namespace thinwire

@@ -1,13 +1,11 @@
-// The kernels of a GPU, for one type of values each (device_float.cu, device_double.cu): compiling
-// them takes minutes, so that two at once matter.
-#pragma once
-
+// The kernels of codings and feedbacks on a GPU.
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdint>
 
 #include "collectives/compression/kernels/bodies-inl.h"
+#include "collectives/compression/kernels/device_number.h"
 #include "collectives/compression/kernels/launch.h"
 
 namespace thinwire {
@@ -123,6 +121,15 @@ template <typename T>
 int mean_and_check(const MeanAndCheckArgs<T>& args, StreamHandle stream) {
   return run(mean_and_check_kernel<T>, args, stream);
 }
+
+template int average(const AverageArgs<DeviceNumber>&, StreamHandle);
+template int encode(const EncodeArgs<DeviceNumber>&, StreamHandle);
+template int owner_reduce(const OwnerReduceArgs<DeviceNumber>&, StreamHandle);
+template int form_error(const FormErrorArgs<DeviceNumber>&, StreamHandle);
+template int first_non_finite(const FirstNonFiniteArgs<DeviceNumber>&, StreamHandle);
+template int decode(const DecodeArgs<DeviceNumber>&, StreamHandle);
+template int integrate(const DecodeArgs<DeviceNumber>&, StreamHandle);
+template int mean_and_check(const MeanAndCheckArgs<DeviceNumber>&, StreamHandle);
 
 }  // namespace launch
 }  // namespace thinwire
