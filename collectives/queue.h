@@ -33,8 +33,8 @@ class Queue {
   virtual void attach_thread() = 0;
   // Whether everything runs at once, on host memory.
   virtual bool on_host() const = 0;
-  // Where kernels are launched; null on the host and for a device's default stream.
-  virtual StreamHandle stream() const = 0;
+  // What runs the kernels that are put here.
+  virtual Executor executor() const = 0;
 
   virtual std::shared_ptr<const Mark> mark() = 0;
   // What is enqueued here from now on runs after everything before `mark`, which is another queue's
@@ -53,7 +53,8 @@ class Queue {
   virtual std::shared_ptr<void> host_memory(std::size_t bytes) = 0;
 };
 
-// Everything runs at once.
-std::unique_ptr<Queue> make_host_queue();
+// Everything runs at once, kernels on the threads of `team` (null: on the calling thread alone). A
+// team may be of several queues.
+std::unique_ptr<Queue> make_host_queue(std::shared_ptr<Team> team = nullptr);
 
 }  // namespace thinwire

@@ -16,6 +16,7 @@
 #include "collectives/metered.h"
 #include "launch/bench_shapes.h"
 #include "launch/commands.h"
+#include "launch/cores.h"
 #include "launch/job.h"
 #include "launch/output.h"
 #include "launch/version.h"
@@ -90,9 +91,9 @@ std::vector<Bucket> model_buckets(const std::vector<NamedShape>& shapes, std::in
 class ReducedMean final : public Subject {
  public:
   ReducedMean(Communicator& communicator, const CompressionOptions& compression,
-              std::vector<Bucket> buckets)
+              std::vector<Bucket> buckets, const ReducerDevice& device)
       : communicator_(communicator),
-        reduction_(make_reduction(compression)),
+        reduction_(make_reduction(compression, device)),
         buckets_(std::move(buckets)) {
     fill();
     for (const Bucket& bucket : buckets_) {
@@ -283,6 +284,11 @@ void bench_rank(std::unique_ptr<Communicator> transport, const BenchOptions& opt
   const bool plain = options.compressor == "none";
   const std::string redop = plain ? "sum" : "mean";
   const bool speaks = communicator->rank() == 0;
+  const auto team = make_team(*communicator, options.exchange_threads, 0);
+  const ReducerDevice device{
+      .for_float = choose_kernels(options.kernels, plain ? 0 : options.max_bytes / 4).kernels,
+      .queue = make_host_queue(team)};
+  if (speaks && team) print(fmt::format("# codecs on {} threads a rank\n", team->size()));
   if (speaks) print_head(options, communicator->size(), job.backend);
   std::vector<Row> rows;
   for (const std::int64_t bytes : sizes(options)) {
@@ -291,7 +297,7 @@ void bench_rank(std::unique_ptr<Communicator> transport, const BenchOptions& opt
       subject = std::make_unique<PlainSum>(*communicator, bytes / 4);
     } else {
       subject = std::make_unique<ReducedMean>(*communicator, compression,
-                                              make_buckets(options, bytes / 4));
+                                              make_buckets(options, bytes / 4), device);
     }
     rows.push_back(measure(*subject, bytes, options, *communicator, *meter));
     if (speaks) print_row(rows.back(), redop, communicator->size());

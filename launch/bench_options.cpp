@@ -60,6 +60,9 @@ std::vector<Flag> flags() {
       {"--job-id",
        "name of the job, for jobs that meet at the same place without a launcher that names them",
        Text{&B::job_id}},
+      {"--exchange-threads", "auto | N: threads of each rank's codecs; auto: its processors",
+       Text{&B::exchange_threads}},
+      {"--kernels", "as `thinwire train` has it", Text{&B::kernels}},
       {"--timeout", "seconds that a collective may take", Number{&B::timeout, 1, 86'400}},
       {"--json", "file for the results; empty: none", Text{&B::json}},
   };

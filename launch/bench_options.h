@@ -27,8 +27,10 @@ struct BenchOptions {
   std::string feedback = "auto";
   std::string backend = "auto";
   std::string job_id;
-  std::int64_t timeout = 60;  // seconds that a collective may take
-  std::string json;           // file for the results; empty: none
+  std::string exchange_threads = "1";  // of a compressor's arithmetic: auto | N
+  std::string kernels = "auto";        // auto | a form of `info --kernels`
+  std::int64_t timeout = 60;           // seconds that a collective may take
+  std::string json;                    // file for the results; empty: none
 };
 
 // `arguments` come behind `bench all-reduce`: --FLAG VALUE or --FLAG=VALUE. Throws `UsageError`.

@@ -221,6 +221,10 @@ CommandLine parse_command_line(const std::vector<std::string>& arguments) {
                                  did_you_mean(command, commands), fmt::join(commands, ", ")));
   }
   CommandLine line;
+  if (command == "info" && rest == std::vector<std::string>{"--kernels"}) {
+    line.command = Command::info_kernels;
+    return line;
+  }
   line.command = command == "info" ? Command::info : Command::help;
   if (!rest.empty() && rest != std::vector<std::string>{"--help"}) {
     throw UsageError(fmt::format("{} takes no '{}'; leave it out", command,
@@ -240,6 +244,7 @@ std::string help_text() {
          "  thinwire bench all-reduce          time all-reduces; `thinwire bench --help` has more\n"
          "  thinwire verify FOLDER             check that a checkpoint is complete and undamaged\n"
          "  thinwire info                      print the version and what it was built with\n"
+         "  thinwire info --kernels            time the forms of this machine's kernels\n"
          "  thinwire help                      print this text\n"
          "\n"
          "Ranks are threads (thinwire train --ranks 4) or processes (thinwire train under mpirun, "

@@ -19,6 +19,7 @@ enum class Command {
   bench,
   verify,
   info,
+  info_kernels,
   help,
   train_help,
   advise_help,

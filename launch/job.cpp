@@ -198,8 +198,10 @@ SocketOptions socket_options(const JobEnvironment& environment, const JobName& j
   return options;
 }
 
-void share_cores(const JobEnvironment& environment, std::int64_t ranks) {
-  if (!environment.threads_limited) {
+void share_cores(const JobEnvironment& environment, std::int64_t ranks, std::int64_t threads) {
+  if (threads > 0) {
+    at::set_num_threads(static_cast<int>(threads));
+  } else if (!environment.threads_limited) {
     const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
     const std::int64_t on_host = std::max<std::int64_t>(ranks, environment.local_size);
     at::set_num_threads(static_cast<int>(std::max<std::int64_t>(1, cores / on_host)));

@@ -39,10 +39,10 @@ Backend choose_backend(const std::string& word, const JobEnvironment& environmen
 // Who may join follows from `admission_of(environment, name)`.
 SocketOptions socket_options(const JobEnvironment& environment, const JobName& name = {});
 
-// Gives each rank of this process its share of the host's cores, unless OMP_NUM_THREADS says
-// otherwise. `ranks`: how many ranks are threads of this process. Throws `Error` where the system
-// does not allow as many threads as they will use.
-void share_cores(const JobEnvironment& environment, std::int64_t ranks);
+// Gives forward and backward of each rank of this process `threads` threads; 0: as OMP_NUM_THREADS
+// says, or its share of the host's cores. `ranks`: how many ranks are threads of this process.
+// Throws `Error` where the system does not allow as many threads as they will use.
+void share_cores(const JobEnvironment& environment, std::int64_t ranks, std::int64_t threads = 0);
 
 // This process's share of a job.
 struct Job {

@@ -8,6 +8,7 @@
 #include "collectives/base/error.h"
 #include "examples/models/models.h"
 #include "launch/commands.h"
+#include "launch/cores.h"
 #include "launch/info.h"
 #include "launch/launch.h"
 #include "launch/output.h"
@@ -40,6 +41,9 @@ int show(const CommandLine& line, const JobEnvironment& environment, const MakeM
       return run_verify(line.folder);
     case Command::info:
       print(info_text() + fmt::format("launcher  {}\n", describe(environment)));
+      return 0;
+    case Command::info_kernels:
+      print(describe(choose_host_kernels()));
       return 0;
     case Command::help:
       print(help_text());

@@ -156,6 +156,18 @@ std::vector<Option> options_table() {
        Text{&R::job_id}},
       {"device", run, "auto | cpu | cuda; auto: cuda where there is one", Word{&R::device}},
       {"share-device", run, "ranks of a host may share a device", Switch{&R::share_device}},
+      {"threads", run,
+       "of each rank's forward and backward; 0: OMP_NUM_THREADS, or its share of the processors",
+       Integer{&R::threads, 0, 1024}},
+      {"exchange-threads", run,
+       "auto | N: threads of each rank's codecs and update; auto: processors that --threads leaves "
+       "idle",
+       Word{&R::exchange_threads}},
+      {"kernels", run,
+       "auto | a form that `thinwire info --kernels` lists; auto: large models measure which is "
+       "the "
+       "fastest; no result depends on it",
+       Word{&R::kernels}},
       {"seed", run, "of weights, data order and rounding", SeedField{&R::seed}},
       {"output", run, "folder for the report and the checkpoints", Word{&R::output}},
       {"checkpoint-every", run, "steps between checkpoints; 0: only at the end",

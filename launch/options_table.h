@@ -1,5 +1,5 @@
 // The one table of what `thinwire train` can be told: parsing, help, --print-config and the
-// comparison of ranks all read it, so a new option is one line here and a field.
+// comparison of ranks all read it, so a new option is one line in the .cpp and a field.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +18,9 @@ struct TrainRequest : TrainOptions {
   std::string device = "auto";   // auto | cpu | cuda
   std::string job_id;            // tells jobs apart that meet at the same place
   bool share_device = false;     // may ranks of a host compute on the same device?
+  std::int64_t threads = 0;      // of each rank's forward and backward; 0: its share of the cores
+  std::string exchange_threads = "auto";  // of each rank's exchange and update: auto | N
+  std::string kernels = "auto";           // auto | a form of `info --kernels`
 };
 
 // One kind of value each: where it is stored and what may be stored there.

@@ -1,4 +1,5 @@
 // `thinwire train`.
+#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <atomic>
@@ -13,6 +14,7 @@
 #include "examples/models/initialize.h"
 #include "examples/models/models.h"
 #include "launch/commands.h"
+#include "launch/cores.h"
 #include "launch/device.h"
 #include "launch/exit.h"
 #include "launch/gpu.h"
@@ -251,6 +253,12 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
   RunLock* const lock = instruments.held.lock.get();
 
   OwnedFiles files(lock);
+  const auto team =
+      gpu != nullptr ? nullptr
+                     : make_team(*communicator, line.train.exchange_threads, at::get_num_threads());
+  const ChosenKernels chosen =
+      choose_kernels(line.train.kernels, gpu != nullptr ? 0 : values_of(*model.module));
+  const TrainerDevice host = host_device(*communicator, team, chosen.kernels);
   Trainer trainer({.model = model,
                    .data = data,
                    .communicator = *communicator,
@@ -262,17 +270,17 @@ int train_watched(const std::unique_ptr<Communicator>& communicator, const Comma
                          look_after(lock, observer);
                          return signals.requested();
                        },
-                   .device = gpu != nullptr ? &gpu->trainer_device() : nullptr,
+                   .device = gpu != nullptr ? &gpu->trainer_device() : &host,
                    .trace = options.trace.empty() ? nullptr : &trace,
                    .recorder = &instruments.recorder,
                    .info = configuration},
                   options);
-  std::int64_t values = 0;
-  for (const auto& parameter : trainer.parameters()) values += parameter.tensor.numel();
+  const std::int64_t values = values_of(*model.module);
   observer.on_line(fmt::format("{} ranks, {} with {} parameters on {}, {} samples a step",
                                communicator->size(), options.model, values, options.data,
                                communicator->size() * options.batch_size * options.accumulate));
   if (gpu != nullptr) observer.on_line("gradients over " + gpu->describe());
+  if (team) observer.on_line(fmt::format("codecs and update on {} threads a rank", team->size()));
   const Resumption resumption = trainer.resume();
   // Also: everybody has read what it resumes from.
   if (agree_to_stop(*communicator, signals)) {
@@ -394,7 +402,7 @@ int run_train(const TrainOptions& options, const CommandLine& line,
                                    .name = {line.train.job_id, whole_path(options.output)}});
   job.stop_requested = [&] { return signals.requested(); };
   const Device device = choose_rank_device(line.train, environment, 0);
-  share_cores(environment, ranks);
+  share_cores(environment, ranks, line.train.threads);
   const DataSplit data = load_data(options.data);
   validate(options, data, environment.world_size * line.train.ranks);
   // Of several processes, none leaves before it has met the others: they would wait for it.

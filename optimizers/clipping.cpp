@@ -28,7 +28,7 @@ void put_norm_on_queue(const Bucket& bucket, const QueueTable<NormBlock>& blocks
                                     .values = bucket.gradient.const_data_ptr<T>(),
                                     .block_sums = block_sums.data_ptr<double>(),
                                     .result = result},
-                                   device.queue->stream());
+                                   device.queue->executor());
 }
 
 // The same of a coded gradient. Norm blocks are cut from a slice's start, and so are tiles.
@@ -38,7 +38,7 @@ void norm_of_tiles(const Bucket& bucket, double* result, const OptimizerDevice& 
   std::vector<NormBlock> blocks;
   std::vector<double> sums;
   double of_tile = 0;
-  for_each_tile<T>(bucket, [&](const DecodedTile<T>& tile) {
+  for_each_tile<T>(bucket, {}, [&](const DecodedTile<T>& tile) {
     blocks.clear();
     append_norm_blocks(0, tile.count, blocks);
     const std::size_t before = sums.size();

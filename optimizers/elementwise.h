@@ -36,7 +36,7 @@ class Elementwise : public Optimizer {
   void after_reduce(Bucket& bucket, const StepParameters& parameters) override {
     const typename Rule::Step step = Rule::step(options_, parameters);
     state_.update(bucket, *device_.queue, [&]<typename T>(const BucketView<T>& view) {
-      device_.kernels<T>().template step<Rule>(view, step, device_.queue->stream());
+      device_.kernels<T>().template step<Rule>(view, step, device_.queue->executor());
     });
   }
 

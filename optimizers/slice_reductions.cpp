@@ -61,7 +61,7 @@ void add_flat(const Bucket& bucket, const at::Tensor& flat, Accumulator& sums) {
 
 template <typename T>
 void add_coded(const Bucket& bucket, Accumulator& sums) {
-  for_each_tile<T>(bucket, [&](const DecodedTile<T>& tile) {
+  for_each_tile<T>(bucket, {}, [&](const DecodedTile<T>& tile) {
     sums.add(static_cast<std::size_t>(tile.slice), tile.values, tile.count);
   });
 }

@@ -88,7 +88,7 @@ void SliceState::update_as(Bucket& bucket, BucketState& own, Queue& queue, const
     update(whole);
     return;
   }
-  for_each_tile<T>(bucket, [&](const DecodedTile<T>& tile) {
+  for_each_tile<T>(bucket, queue.executor(), [&](const DecodedTile<T>& tile) {
     StepSlice slice = step_slice(own, static_cast<std::size_t>(tile.slice));
     slice.offset = 0;
     slice.numel = tile.count;

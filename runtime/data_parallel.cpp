@@ -10,6 +10,7 @@
 
 #include "collectives/agreement.h"
 #include "collectives/base/error.h"
+#include "collectives/base/team.h"
 #include "collectives/base/text.h"
 #include "collectives/compression/parse.h"
 #include "runtime/report/describe_compression.h"
@@ -21,6 +22,14 @@ BucketOptions bucket_options(const DataParallelOptions& options) {
   return {.bucket_bytes = options.bucket_bytes,
           .first_bucket_bytes = options.first_bucket_bytes,
           .weights = WeightStorage::untouched};
+}
+
+std::shared_ptr<Team> team_of(int threads) {
+  if (threads < 1 || threads > 64) {
+    throw UsageError(
+        fmt::format("exchange_threads is {}; give 1 to 64, no more than are idle", threads));
+  }
+  return threads > 1 ? std::make_shared<Team>(threads) : nullptr;
 }
 
 bool is_fixed(const Parameter& parameter) {
@@ -89,9 +98,10 @@ DataParallel::DataParallel(std::vector<Parameter> parameters, ModelBuffers modul
       fixed_(fixed_ones(parameters)),
       module_buffers_(std::move(module_buffers)),
       compression_(std::move(compression)),
+      device_{.queue = make_host_queue(team_of(options_.exchange_threads))},
       has_own_reducer_(reduction.reducer != nullptr) {
   build(trainable_ones(std::move(parameters)),
-        has_own_reducer_ ? std::move(reduction) : make_reduction(compression_));
+        has_own_reducer_ ? std::move(reduction) : make_reduction(compression_, device_));
   meet();
   committed_buffers_ = module_buffers_.clone();
   set_next_step();
@@ -325,7 +335,7 @@ std::vector<std::string> DataParallel::replace_parameters(const Replacement& rep
   const std::vector<std::string> sentences = state.replace(replacement);
   auto parts = parts_by_name(buckets_->buckets());
   for (const std::string& name : replacement.removed) parts.erase(name);
-  build(std::move(now), make_reduction(compression_));
+  build(std::move(now), make_reduction(compression_, device_));
   meet();
   thinwire::relayout(parts, buckets_->buckets(), *transaction_);
   state.fill(show);

@@ -37,6 +37,9 @@ struct DataParallelOptions {
   // Committed steps between comparisons of the ranks' parameters, which throw `RanksDisagree` with
   // the parameter and the ranks; 0: never.
   std::int64_t check_every = 100;
+  // Of this rank's codecs, the communication thread included: 1 to 64. More than one where
+  // processors are idle during backward; the bits are the same.
+  int exchange_threads = 1;
   // Told what the user should know, by the rank that knows it. Null: a warning of libtorch's.
   std::function<void(const std::string&)> warn = {};
 };
@@ -178,6 +181,7 @@ class DataParallel {
   ModelBuffers module_buffers_;
   std::vector<at::Tensor> committed_buffers_;  // their values after the last committed step
   CompressionOptions compression_;
+  ReducerDevice device_;
   bool has_own_reducer_ = false;
   LayoutState layouts_;
   // Built anew where parameters are replaced, each with those before it.

@@ -12,7 +12,7 @@ case ${1:-} in
     build='build-asan'
     preset=asan
     tests=(base_test threads_test sockets_test compression_test codec_test power_sgd_test
-           combinations_test optimizers_test
+           combinations_test several_threads_test optimizers_test
            step_test buckets_test trainer_test lifeline_test flight_recorder_test
            file_system_test safetensors_test checkpoint_test test_data)
     # libtorch keeps what it allocated for the whole process.
@@ -21,8 +21,8 @@ case ${1:-} in
   thread)
     build='build-tsan'
     preset=tsan
-    tests=(threads_test sockets_test compression_test combinations_test power_sgd_test
-           step_test lifeline_test flight_recorder_test)
+    tests=(base_test threads_test sockets_test compression_test combinations_test power_sgd_test
+           several_threads_test step_test lifeline_test flight_recorder_test)
     export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp halt_on_error=1"
     ;;
   *)

@@ -32,14 +32,16 @@ struct DecodedTile {
 constexpr std::int64_t tile_step = 1024;
 
 // Decodes what a bucket has coded, without the slices that rest, through memory for one tile or
-// block, whichever is larger, and calls `body` with each tile, by rising `begin`. The values are
-// those of `Kernels::decode`, bit for bit.
+// block, whichever is larger, and calls `body` with each tile: by rising `begin`, or where `on` has
+// several threads, on any of them and in any order, but with the same tiles. The values are those
+// of `Kernels::decode`, bit for bit.
 template <typename T>
-void for_each_tile(const Bucket& bucket, const std::function<void(const DecodedTile<T>&)>& body);
+void for_each_tile(const Bucket& bucket, const Executor& on,
+                   const std::function<void(const DecodedTile<T>&)>& body);
 
-extern template void for_each_tile<float>(const Bucket&,
+extern template void for_each_tile<float>(const Bucket&, const Executor&,
                                           const std::function<void(const DecodedTile<float>&)>&);
-extern template void for_each_tile<double>(const Bucket&,
+extern template void for_each_tile<double>(const Bucket&, const Executor&,
                                            const std::function<void(const DecodedTile<double>&)>&);
 
 }  // namespace thinwire

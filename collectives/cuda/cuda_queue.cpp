@@ -24,7 +24,7 @@ class CudaQueue final : public Queue {
     attach_();
   }
   bool on_host() const override { return false; }
-  StreamHandle stream() const override { return stream_; }
+  Executor executor() const override { return stream_; }
 
   std::shared_ptr<const Mark> mark() override { return std::make_shared<CudaMark>(api_, stream_); }
 

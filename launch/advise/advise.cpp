@@ -1,4 +1,5 @@
 // `thinwire advise`.
+#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include "launch/advise/advice.h"
 #include "launch/advise/profile.h"
 #include "launch/commands.h"
+#include "launch/cores.h"
 #include "launch/device.h"
 #include "launch/gpu.h"
 #include "launch/job.h"
@@ -141,11 +143,8 @@ void write_json(const AdviseOptions& options, const TrainRequest& training, int 
 
 // What the largest exchange of a step may send.
 std::int64_t dense_bytes(const torch::nn::Module& module, int ranks) {
-  std::int64_t bytes = 0;
-  for (const Parameter& parameter : parameters_of(module)) {
-    bytes += parameter.tensor.numel() * 4;
-  }
-  return static_cast<std::int64_t>(ring_bytes(static_cast<double>(bytes), ranks));
+  const auto bytes = static_cast<double>(4 * values_of(module));
+  return static_cast<std::int64_t>(ring_bytes(bytes, ranks));
 }
 
 void advise_rank(std::unique_ptr<Communicator> communicator, const CommandLine& line,
@@ -169,12 +168,15 @@ void advise_rank(std::unique_ptr<Communicator> communicator, const CommandLine& 
       measure_link(*communicator, dense_bytes(*fresh_model().module, ranks), line.advise.repeats);
   if (speaks) print(describe(link));
   const std::vector<std::string> compressors = compressors_of(line.advise);
+  const auto team = make_team(*communicator, line.train.exchange_threads, at::get_num_threads());
+  if (speaks && team) print(fmt::format("codecs and update on {} threads a rank\n", team->size()));
+  const ChosenKernels chosen = choose_kernels(line.train.kernels, values_of(*fresh_model().module));
   std::vector<Profile> profiles(compressors.size());
   for (int round = 0; round < kRounds; ++round) {
     for (std::size_t i = 0; i < compressors.size(); ++i) {
-      const Profile profile =
-          measure_profile(*communicator, fresh_model(), data,
-                          with_compressor(training, compressors[i]), line.advise.repeats);
+      const Profile profile = measure_profile(*communicator, fresh_model(), data,
+                                              with_compressor(training, compressors[i]),
+                                              line.advise.repeats, team, chosen.kernels);
       profiles[i].steps.insert(profiles[i].steps.end(), profile.steps.begin(), profile.steps.end());
     }
   }
@@ -214,7 +216,7 @@ int run_advise(const CommandLine& line, const JobEnvironment& environment, const
                                          .ranks = line.train.ranks,
                                          .timeout = std::chrono::seconds(line.train.timeout),
                                          .name = {line.train.job_id, ""}});
-  share_cores(environment, line.train.ranks);
+  share_cores(environment, line.train.ranks, line.train.threads);
   const DataSplit data = load_data(line.train.data);
   if (environment.rank == 0) print(describe(job) + "\n");
   return run_job(job, [&](std::unique_ptr<Communicator> communicator) {

@@ -106,7 +106,8 @@ Timeline timeline_of(std::vector<Mark> marks, const std::vector<Trace::Span>& sp
 }  // namespace
 
 Profile measure_profile(Communicator& ranks, const Model& model, const DataSplit& data,
-                        const TrainOptions& options, std::int64_t steps) {
+                        const TrainOptions& options, std::int64_t steps,
+                        const std::shared_ptr<Team>& team, const Kernels<float>& kernels) {
   Trace trace(ranks.rank());
   Recorder recorder;
   const auto meter =
@@ -115,12 +116,14 @@ Profile measure_profile(Communicator& ranks, const Model& model, const DataSplit
       make_metered(make_loopback_communicator(ranks.rank(), ranks.size(), ranks.timeout()), meter);
   PosixFileSystem files;
   Silence silence;
+  const TrainerDevice host = host_device(*alone, team, kernels);
   Trainer trainer({.model = model,
                    .data = data,
                    .communicator = *alone,
                    .meter = *meter,
                    .files = files,
                    .observer = silence,
+                   .device = &host,
                    .trace = &trace},
                   options);
   ranks.barrier()->wait();

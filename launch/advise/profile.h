@@ -2,9 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "collectives/base/team.h"
 #include "collectives/communicator.h"
+#include "collectives/compression/kernels/kernels.h"
 #include "launch/advise/timeline.h"
 #include "runtime/data/dataset.h"
 #include "runtime/model/model.h"
@@ -24,9 +27,11 @@ struct Profile {
 };
 
 // Collective over `ranks`: it makes all ranks start together, because they may share cores, and
-// nothing else goes over it. Takes `steps` steps of `options`, after three to warm up. The model's
-// weights change.
+// nothing else goes over it. `team` and `kernels`: of codecs and update; null: one thread. Takes
+// `steps` steps of `options`, after three to warm up. The model's weights change.
 Profile measure_profile(Communicator& ranks, const Model& model, const DataSplit& data,
-                        const TrainOptions& options, std::int64_t steps);
+                        const TrainOptions& options, std::int64_t steps,
+                        const std::shared_ptr<Team>& team = nullptr,
+                        const Kernels<float>& kernels = host_kernels<float>());
 
 }  // namespace thinwire

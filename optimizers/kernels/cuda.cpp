@@ -8,8 +8,8 @@ namespace thinwire {
 namespace {
 
 template <typename Rule, typename T>
-void step(const BucketView<T>& bucket, const typename Rule::Step& step, StreamHandle stream) {
-  launch::check_launched(launch::step<Rule>(bucket, step, stream));
+void step(const BucketView<T>& bucket, const typename Rule::Step& step, const Executor& on) {
+  launch::check_launched(launch::step<Rule>(bucket, step, on.stream));
 }
 
 template <typename T, typename... Rules>

@@ -6,12 +6,17 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "collectives/base/team.h"
 #include "optimizers/kernels/bodies.h"
 #include "optimizers/kernels/host.h"
 #include "optimizers/kernels/kernels.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace thinwire::HWY_NAMESPACE {
+
+// What a thread takes at least: some ten microseconds' work.
+constexpr std::int64_t least_elements = 1 << 15;
+constexpr std::int64_t least_blocks = 16;
 
 // In one piece with the rule's functions, which were not compiled for these vectors.
 template <typename Rule, typename T, typename... State>
@@ -24,29 +29,45 @@ __attribute__((flatten)) void step_slice(const typename Rule::Step& step, const 
 }
 
 template <typename Rule, typename T, int... k>
-void step_slices(const BucketView<T>& bucket, const typename Rule::Step& step,
+void step_slices(const BucketView<T>& bucket, const typename Rule::Step& step, Team* team,
                  std::integer_sequence<int, k...>) {
   for (std::int64_t s = 0; s < bucket.slice_count; ++s) {
-    const StepSlice& slice = bucket.slices[s];
-    step_slice<Rule>(step, slice, bucket.gradient + slice.offset, bucket.weights + slice.offset,
-                     (bucket.state[k] + slice.offset)...);
+    share_out(
+        team, bucket.slices[s].numel, least_elements, [&](std::int64_t begin, std::int64_t end) {
+          StepSlice slice = bucket.slices[s];
+          slice.offset += begin;
+          slice.numel = end - begin;
+          step_slice<Rule>(step, slice, bucket.gradient + slice.offset,
+                           bucket.weights + slice.offset, (bucket.state[k] + slice.offset)...);
+        });
   }
 }
 
 template <typename Rule, typename T>
-void step(const BucketView<T>& bucket, const typename Rule::Step& step, StreamHandle) {
+void step(const BucketView<T>& bucket, const typename Rule::Step& step, const Executor& on) {
   with_states<Rule>(bucket.state_count,
-                    [&](auto states) { step_slices<Rule>(bucket, step, states); });
+                    [&](auto states) { step_slices<Rule>(bucket, step, on.team, states); });
 }
 
-// In one piece with what it calls, which was not compiled for these vectors.
+// In one piece with what they call, which was not compiled for these vectors.
 template <typename T>
-__attribute__((flatten)) void squared_norm(const SquaredNormArgs<T>& args, StreamHandle) {
-  for (std::int64_t b = 0; b < args.block_count; ++b) {
+__attribute__((flatten)) void squared_sums(const SquaredNormArgs<T>& args, std::int64_t begin,
+                                           std::int64_t end) {
+  for (std::int64_t b = begin; b < end; ++b) {
     const NormBlock& block = args.blocks[b];
     args.block_sums[b] = bodies::squared_sum<HostWarp>(args.values + block.begin, block.count);
   }
+}
+template <typename T>
+__attribute__((flatten)) void sum_of_sums(const SquaredNormArgs<T>& args) {
   *args.result = bodies::sum_of_blocks<HostWarp>(args.block_sums, args.block_count);
+}
+
+template <typename T>
+void squared_norm(const SquaredNormArgs<T>& args, const Executor& on) {
+  share_out(on.team, args.block_count, least_blocks,
+            [&](std::int64_t begin, std::int64_t end) { squared_sums(args, begin, end); });
+  sum_of_sums(args);
 }
 
 template <typename T, typename... Rules>

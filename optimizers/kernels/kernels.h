@@ -50,7 +50,7 @@ struct SquaredNormArgs {
 // wait.
 template <typename Rule, typename T>
 using StepKernel = void (*)(const BucketView<T>& bucket, const typename Rule::Step& step,
-                            StreamHandle stream);
+                            const Executor& on);
 
 template <typename T, typename... Rules>
 std::tuple<StepKernel<Rules, T>...> step_kernels_of(RuleList<Rules...>);  // only its type is used
@@ -59,13 +59,13 @@ std::tuple<StepKernel<Rules, T>...> step_kernels_of(RuleList<Rules...>);  // onl
 template <typename T>
 struct OptimizerKernels {
   decltype(step_kernels_of<T>(ElementwiseRules{})) steps;
-  void (*squared_norm)(const SquaredNormArgs<T>& args, StreamHandle stream);
+  void (*squared_norm)(const SquaredNormArgs<T>& args, const Executor& on);
 
   // The rule is one of the list.
   template <typename Rule>
   void step(const BucketView<T>& bucket, const typename Rule::Step& step,
-            StreamHandle stream) const {
-    std::get<StepKernel<Rule, T>>(steps)(bucket, step, stream);
+            const Executor& on) const {
+    std::get<StepKernel<Rule, T>>(steps)(bucket, step, on);
   }
 };
 

@@ -41,6 +41,12 @@ std::vector<Parameter> parameters_of(const torch::nn::Module& module) {
   return parameters;
 }
 
+std::int64_t values_of(const torch::nn::Module& module) {
+  std::int64_t values = 0;
+  for (const Parameter& parameter : parameters_of(module)) values += parameter.tensor.numel();
+  return values;
+}
+
 void visit_parameters(const std::vector<Parameter>& parameters, StateVisitor& visitor) {
   for (const auto& parameter : parameters) {
     visitor.tensor({.name = parameter.name,

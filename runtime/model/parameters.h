@@ -25,6 +25,9 @@ struct Parameter {
 // The parameters of a module under their names; a tied one once, under its first name.
 std::vector<Parameter> parameters_of(const torch::nn::Module& module);
 
+// How many numbers these are.
+std::int64_t values_of(const torch::nn::Module& module);
+
 // Shows every parameter as replicated state under its name.
 void visit_parameters(const std::vector<Parameter>& parameters, StateVisitor& visitor);
 

@@ -17,9 +17,10 @@ std::string checkpoint_root(const TrainOptions& options) {
 
 std::string describe_changes(const std::map<std::string, std::string>& before,
                              const std::map<std::string, std::string>& now) {
-  static constexpr std::array kFree = {"output",  "resume",       "steps", "epochs",
-                                       "trace",   "report-every", "ranks", "checkpoint-every",
-                                       "backend", "share-device", "job-id"};
+  static constexpr std::array kFree = {"output",  "resume",       "steps",  "epochs",
+                                       "trace",   "report-every", "ranks",  "checkpoint-every",
+                                       "backend", "share-device", "job-id", "exchange-threads",
+                                       "kernels"};
   std::string text;
   for (const auto& [key, value] : now) {
     const auto old = before.find(key);

@@ -229,7 +229,9 @@ Trainer::Step Trainer::take_step(double lr) {
   step.stop = verdict.vote != 0;
   step.bytes_sent = parts_.meter.total().bytes_sent - bytes_before;
   step.seconds = seconds_since(start);
-  if (!parts_.device) step.arithmetic = reducer_->arithmetic_seconds() - arithmetic_before;
+  if (optimizer_device_.queue->on_host()) {
+    step.arithmetic = reducer_->arithmetic_seconds() - arithmetic_before;
+  }
   return step;
 }
 

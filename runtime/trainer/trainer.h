@@ -33,14 +33,19 @@
 
 namespace thinwire {
 
-// What a trainer needs where the model is on a device: the way of the gradients, and the kernels of
-// its memory. The reducer's are put on the path's communication queue, the optimizer's on its
-// compute queue.
+// Where a trainer's arithmetic runs: the way of the gradients, and the kernels of the memory in
+// which the model is. The reducer's are put on the path's communication queue, the optimizer's on
+// its compute queue.
 struct TrainerDevice {
   GradientPath path;
   ReducerDevice reducer;
   OptimizerDevice optimizer;
 };
+
+// The host, with these kernels on these threads (null: one for each thread that calls). What
+// carries gradients is `communicator`, which must outlive it.
+TrainerDevice host_device(Communicator& communicator, std::shared_ptr<Team> team,
+                          const Kernels<float>& kernels = host_kernels<float>());
 
 // What a trainer works with; all must outlive it.
 struct TrainerParts {
@@ -52,7 +57,7 @@ struct TrainerParts {
   TrainerObserver& observer;
   // Whether this rank was asked to checkpoint and stop.
   std::function<bool()> stop_requested = [] { return false; };
-  const TrainerDevice* device = nullptr;  // null: the host
+  const TrainerDevice* device = nullptr;  // null: the host, one thread
   Trace* trace = nullptr;
   FlightRecorder* recorder = nullptr;            // told of steps, buckets and what else is done
   std::map<std::string, std::string> info = {};  // kept in checkpoints: the configuration

@@ -32,6 +32,13 @@ std::unique_ptr<GradientReducer> make_reducer_and(std::unique_ptr<BeforeReduce>&
 
 }  // namespace
 
+TrainerDevice host_device(Communicator& communicator, std::shared_ptr<Team> team,
+                          const Kernels<float>& kernels) {
+  // Everything runs at once: both ends of the path may have the same queue.
+  const std::shared_ptr<Queue> queue = make_host_queue(std::move(team));
+  return {{communicator, *queue, *queue}, {.for_float = kernels, .queue = queue}, {.queue = queue}};
+}
+
 // Each refers to those before it.
 void Trainer::build(std::vector<Parameter> parameters) {
   arrival_.reset();

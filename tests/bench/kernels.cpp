@@ -1,8 +1,9 @@
-// What the host's kernels take on one core, as multiples of `b += a` over the same memory.
-//   kernels [elements [rounds]]
+// What the host's kernels take, as multiples of `b += a` over the same memory on as many threads.
+//   kernels [elements [rounds [threads]]]      threads: 1
 //
 // Rounds of all operations follow each other, so that a busy machine slows all of them; printed are
-// the medians, and the medians of the ratios within a round.
+// the medians, and the medians of the ratios within a round. With several threads the second line
+// of each kind of vectors is `b += a` on one.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "collectives/base/philox.h"
+#include "collectives/base/team.h"
 #include "collectives/compression/kernels/host.h"
 #include "tests/bench/rounds.h"
 
@@ -21,13 +23,16 @@ namespace {
 // Memory of one bucket, and the operations on it.
 class Bench {
  public:
-  Bench(std::int64_t numel, const Kernels<float>& kernels)
+  Bench(std::int64_t numel, const Kernels<float>& kernels, int threads)
       : numel_(numel),
         kernels_(kernels),
+        team_(threads),
+        on_(team_),
         gradient_(memory(numel)),
         fresh_(memory(numel)),
         residual_(memory(numel)),
-        next_(memory(numel)) {
+        next_(memory(numel)),
+        reply_(memory(numel + 1024)) {
     // Nearly normal, as gradients are.
     for (std::int64_t i = 0; i < numel; ++i) {
       const auto at = static_cast<std::size_t>(i);
@@ -38,11 +43,8 @@ class Bench {
       residual_[at] = static_cast<float>((words[0] ^ words[3]) * 0x1p-32 - 0.5);
     }
     refresh();
-    operations_.push_back({"b += a", [this] {
-                             float* b = gradient_.get();
-                             const float* a = residual_.get();
-                             for (std::int64_t i = 0; i < numel_; ++i) b[i] += a[i];
-                           }});
+    operations_.push_back({"b += a", [this] { add_up(&team_); }, 12});
+    if (threads > 1) operations_.push_back({"b += a, one thread", [this] { add_up(nullptr); }, 12});
   }
 
   template <typename C>
@@ -50,8 +52,10 @@ class Bench {
     // Kept until the end, as the operations point to them.
     tables_.push_back(std::make_unique<Table>(table_of(numel_, options, size)));
     const Table& table = *tables_.back();
-    payloads_.push_back(std::make_unique<std::vector<char>>(table.bytes));
-    char* payload = payloads_.back()->data();
+    // As large as values, and in huge pages as the reducer's messages are.
+    payloads_.push_back(memory(numel_ + 1024));
+    char* payload = reinterpret_cast<char*>(payloads_.back().get());
+    const double coded = static_cast<double>(table.bytes) / static_cast<double>(numel_);
     // As the reducer has it: of signs messages are kept.
     Residual<float> residual{.error = residual_.get()};
     float* sent_next = nullptr;
@@ -62,10 +66,12 @@ class Bench {
       sent_next = sent_next_.data();
     }
     operations_.push_back({name + ": encode, error feedback",
-                           [=, this, &table] { encode(table, payload, residual, sent_next); }});
+                           [=, this, &table] { encode(table, payload, residual, sent_next); },
+                           12 + coded});
     operations_.push_back(
-        {name + ": encode", [=, this, &table] { encode(table, payload, {}, nullptr); }});
-    operations_.push_back({name + ": owner reduce of 2, half", [=, this, &table] {
+        {name + ": encode", [=, this, &table] { encode(table, payload, {}, nullptr); }, 4 + coded});
+    operations_.push_back({name + ": owner reduce of 2, half",
+                           [=, this, &table] {
                              kernels_.owner_reduce({.blocks = table.blocks.data(),
                                                     .block_count = table.count() / 2,
                                                     .arrived = payload,
@@ -73,18 +79,20 @@ class Bench {
                                                     .ranks = 2,
                                                     .residual = residual,
                                                     .owner_next = next_.get(),
-                                                    .reply = reply_.data(),
+                                                    .reply = reinterpret_cast<char*>(reply_.get()),
                                                     .sent_next = sent_next},
-                                                   nullptr);
-                           }});
-    reply_.resize(std::max(reply_.size(), static_cast<std::size_t>(table.bytes)));
-    operations_.push_back({name + ": decode", [=, this, &table] {
+                                                   on_);
+                           },
+                           4 + 1.5 * coded});
+    operations_.push_back({name + ": decode",
+                           [=, this, &table] {
                              kernels_.decode({.blocks = table.blocks.data(),
                                               .block_count = table.count(),
                                               .payload = payload,
                                               .into = gradient_.get()},
-                                             nullptr);
-                           }});
+                                             on_);
+                           },
+                           4 + coded});
   }
 
   void run(int rounds) {
@@ -92,6 +100,13 @@ class Bench {
   }
 
  private:
+  void add_up(Team* team) {
+    share_out(team, numel_, 1 << 16, [this](std::int64_t begin, std::int64_t end) {
+      float* b = gradient_.get();
+      const float* a = residual_.get();
+      for (std::int64_t i = begin; i < end; ++i) b[i] += a[i];
+    });
+  }
   void refresh() { std::copy_n(fresh_.get(), numel_, gradient_.get()); }
   void encode(const Table& table, char* payload, const Residual<float>& residual,
               float* sent_next) {
@@ -102,27 +117,29 @@ class Bench {
                      .payload = payload,
                      .rounding_key = 1,
                      .sent_next = sent_next},
-                    nullptr);
+                    on_);
   }
 
   std::int64_t numel_;
   Kernels<float> kernels_;
+  Team team_;
+  Executor on_;
   Memory gradient_;
   Memory fresh_;
   Memory residual_;
   Memory next_;
-  std::vector<char> reply_;
+  Memory reply_;
   std::vector<float> sent_, sent_next_;
   std::vector<std::unique_ptr<Table>> tables_;
-  std::vector<std::unique_ptr<std::vector<char>>> payloads_;
+  std::vector<Memory> payloads_;
   std::vector<Operation> operations_;
 };
 
-void run(std::int64_t numel, int rounds) {
-  for (const auto& [target, kernels] : host_kernels_by_target<float>()) {
-    fmt::print("{}, {:.1f} M floats, {} rounds\n", target, static_cast<double>(numel) / 1e6,
-               rounds);
-    Bench bench(numel, kernels);
+void run(std::int64_t numel, int rounds, int threads) {
+  for (const auto& [target, kernels] : host_kernels_by_form<float>()) {
+    fmt::print("{}, {:.1f} M floats, {} rounds, {} threads\n", target,
+               static_cast<double>(numel) / 1e6, rounds, threads);
+    Bench bench(numel, kernels, threads);
     bench.add("sign, 1024", Sign{}, 1024);
     bench.add("4 bits, 512", Quantize{.bits = 4, .grid = Grid::symmetric}, 512);
     bench.add("4 bits, max-min, 512", Quantize{.bits = 4, .grid = Grid::max_min}, 512);
@@ -141,5 +158,6 @@ void run(std::int64_t numel, int rounds) {
 }  // namespace thinwire
 
 int main(int argc, char** argv) {
-  thinwire::run(argc > 1 ? std::atoll(argv[1]) : 25'600'000, argc > 2 ? std::atoi(argv[2]) : 5);
+  thinwire::run(argc > 1 ? std::atoll(argv[1]) : 25'600'000, argc > 2 ? std::atoi(argv[2]) : 5,
+                argc > 3 ? std::atoi(argv[3]) : 1);
 }

@@ -60,11 +60,14 @@ inline double median(std::vector<double> values) {
 struct Operation {
   std::string name;
   std::function<void()> run;
+  // Read and written per element at the least: what is stored need not have been read before.
+  double bytes = 0;  // 0: not counted
   std::vector<double> seconds = {};
 };
 
-// Prints what each operation takes per element, and as a multiple of the first. Rounds of all
-// follow each other; one more, at the start, does not count.
+// Prints what each operation takes per element, and as a multiple of the first; then the bytes per
+// element that it must move, and those as a rate. Rounds of all follow each other; one more, at the
+// start, does not count.
 inline void run_rounds(std::vector<Operation>& operations, std::int64_t numel, int rounds,
                        const std::function<void()>& refresh) {
   for (int round = 0; round < rounds + 1; ++round) {
@@ -81,8 +84,12 @@ inline void run_rounds(std::vector<Operation>& operations, std::int64_t numel, i
     for (std::size_t i = 0; i < operation.seconds.size(); ++i) {
       ratios.push_back(operation.seconds[i] / operations.front().seconds[i]);
     }
-    fmt::print("{:<44} {:7.3f} ns/element {:7.2f} x\n", operation.name,
-               1e9 * median(operation.seconds) / static_cast<double>(numel), median(ratios));
+    const double nanoseconds = 1e9 * median(operation.seconds) / static_cast<double>(numel);
+    fmt::print("{:<44} {:7.3f} ns/element {:7.2f} x", operation.name, nanoseconds, median(ratios));
+    if (operation.bytes > 0) {
+      fmt::print(" {:7.3f} B {:6.1f} GB/s", operation.bytes, operation.bytes / nanoseconds);
+    }
+    fmt::print("\n");
   }
 }
 

@@ -94,7 +94,7 @@ at::Tensor estimate(const Bucket& bucket) {
   if (!bucket.undecoded) return bucket.gradient;
   at::Tensor values = at::zeros_like(bucket.gradient);
   with_type(values.scalar_type(), [&]<typename T>(T) {
-    for_each_tile<T>(bucket, [&](const DecodedTile<T>& tile) {
+    for_each_tile<T>(bucket, {}, [&](const DecodedTile<T>& tile) {
       std::copy_n(tile.values, tile.count, values.data_ptr<T>() + tile.begin);
     });
   });

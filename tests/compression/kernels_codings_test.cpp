@@ -89,7 +89,7 @@ std::vector<T> part(const std::vector<T>& all, std::int64_t begin, std::int64_t 
 template <typename T>
 class KernelCodingsTest : public testing::Test {
  public:
-  const std::vector<NamedKernels<T>> targets = host_kernels_by_target<T>();
+  const std::vector<NamedKernels<T>> targets = host_kernels_by_form<T>();
 };
 using BothTypes = testing::Types<float, double>;
 TYPED_TEST_SUITE(KernelCodingsTest, BothTypes);

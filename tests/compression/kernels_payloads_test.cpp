@@ -63,7 +63,7 @@ void spoil(Dice& dice, const Table& table, Messages& messages) {
 template <typename T>
 class KernelPayloadsTest : public testing::Test {
  public:
-  const std::vector<NamedKernels<T>> targets = host_kernels_by_target<T>();
+  const std::vector<NamedKernels<T>> targets = host_kernels_by_form<T>();
 };
 using BothTypes = testing::Types<float, double>;
 TYPED_TEST_SUITE(KernelPayloadsTest, BothTypes);
@@ -162,7 +162,7 @@ TYPED_TEST(KernelPayloadsTest, AnyBytesAreReadTheSame) {
 
 // Every number of 16 bits, and every float whose rounding is a tie or next to one.
 TEST(KernelCastTest, EveryHalfIsExact) {
-  for (const auto& [target, kernels] : host_kernels_by_target<float>()) {
+  for (const auto& [target, kernels] : host_kernels_by_form<float>()) {
     for (const Half half : {Half::fp16, Half::bf16}) {
       SCOPED_TRACE(testing::Message() << target << ", half " << static_cast<int>(half));
       const Format format = format_of(Cast{half}, 32);

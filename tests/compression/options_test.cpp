@@ -16,7 +16,7 @@ class DeviceQueue final : public Queue {
  public:
   void attach_thread() override {}
   bool on_host() const override { return false; }
-  StreamHandle stream() const override { return nullptr; }
+  Executor executor() const override { return {}; }
   std::shared_ptr<const Mark> mark() override { return nullptr; }
   void wait_for(const Mark&, const std::source_location&) override {}
   void synchronize(Deadline, const std::source_location&) override {}

@@ -109,7 +109,7 @@ void try_messages(const PlainCodec& codec, std::int64_t count, std::int32_t rank
   const at::Tensor coded_reply = at::zeros({stride}, at::kByte);
   codec.encode(expected.tensor, coded_reply, {.key = 7});
 
-  for (const auto& [target, run] : host_kernels_by_target<T>()) {
+  for (const auto& [target, run] : host_kernels_by_form<T>()) {
     const char* payload = messages.data;
     Guarded decoded(count, dtype, edge);
     run.decode({.blocks = blocks.data(),

@@ -80,6 +80,9 @@ TEST(Config, WhatWasPrintedReadsBackAsTheSame) {
   request.job_id = "one";
   request.device = "cpu";
   request.share_device = true;
+  request.threads = 2;
+  request.exchange_threads = "3";
+  request.kernels = "plain";
   request.seed = 9223372036854775807u;
   request.output = "runs/\xff latin";
   request.checkpoint_every = 9;

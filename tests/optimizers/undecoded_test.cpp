@@ -135,7 +135,7 @@ TYPED_TEST(CodedGradients, ComeInTilesThatCoverEverySliceThatMoves) {
     const Bucket& bucket = made->values[0];
     at::Tensor got = torch::full_like(bucket.gradient, std::numeric_limits<T>::quiet_NaN());
     std::int64_t end = 0;
-    for_each_tile<T>(made->coded[0], [&](const DecodedTile<T>& tile) {
+    for_each_tile<T>(made->coded[0], {}, [&](const DecodedTile<T>& tile) {
       const Slice& slice = bucket.slices.at(static_cast<std::size_t>(tile.slice));
       EXPECT_GE(tile.begin, end);
       EXPECT_EQ((tile.begin - slice.offset) % tile_step, 0);

@@ -100,10 +100,10 @@ class Speed(unittest.TestCase):
         self.assertIn("1.010 (1.010 to 1.010)", speed.table([row]))
 
     def test_lines_of_a_program(self):
-        lines = ("AVX-512, 0.2 M floats, 1 rounds\n"
+        lines = ("avx512, 0.2 M floats, 1 rounds\n"
                  "sign, 1024:   encode    0.182 ns/element    0.95 x\n"
                  "square     P Q^T        4.52 ms   0.50 x\n"
-                 "AVX2, 0.2 M floats, 1 rounds\n"
+                 "avx2, 0.2 M floats, 1 rounds\n"
                  "sign, 1024:   encode    0.5 ns/element    0.95 x\n")
         self.assertEqual(speed.read_lines(lines), {"sign, 1024: encode": 0.182,
                                                    "square P Q^T": 4.52})

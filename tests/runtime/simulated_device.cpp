@@ -6,8 +6,8 @@ namespace {
 Simulator* machine = nullptr;
 
 template <auto Table, auto Member, typename Args>
-void later(const Args& args, StreamHandle stream) {
-  machine->enqueue_kernel(stream, [args] { (Table().*Member)(args, nullptr); });
+void later(const Args& args, const Executor& on) {
+  machine->enqueue_kernel(on.stream, [args] { (Table().*Member)(args, nullptr); });
 }
 
 template <typename T>
@@ -42,8 +42,8 @@ PermuteKernels<T> simulated_permute_kernels() {
 }
 
 template <typename Rule, typename T>
-void later_step(const BucketView<T>& bucket, const typename Rule::Step& step, StreamHandle stream) {
-  machine->enqueue_kernel(stream, [bucket, step] {
+void later_step(const BucketView<T>& bucket, const typename Rule::Step& step, const Executor& on) {
+  machine->enqueue_kernel(on.stream, [bucket, step] {
     host_optimizer_kernels<T>().template step<Rule>(bucket, step, nullptr);
   });
 }

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "collectives/base/error.h"
+#include "collectives/base/team.h"
 #include "collectives/threads/thread_communicator.h"
 #include "examples/models/initialize.h"
 #include "examples/models/models.h"
@@ -48,6 +49,7 @@ struct Outcome {
 struct Job {
   TrainOptions options;
   int ranks = 1;
+  int exchange_threads = 1;
   at::ScalarType dtype = at::kFloat;
   Disturbance disturbance;
   int stop_after = -1;  // this many forward passes on rank 0
@@ -95,6 +97,8 @@ Outcome run(const Job& job, const std::function<void(Trainer&, int rank)>& look 
       return forward(here ? x + bad.value : x);
     };
     Lines lines;
+    const TrainerDevice several =
+        host_device(*communicator, std::make_shared<Team>(job.exchange_threads));
     Trainer trainer(
         {.model = model,
          .data = data,
@@ -103,7 +107,8 @@ Outcome run(const Job& job, const std::function<void(Trainer&, int rank)>& look 
          .files = files,
          .observer = lines,
          .stop_requested =
-             [&] { return job.stop_after >= 0 && rank == 0 && passes >= job.stop_after; }},
+             [&] { return job.stop_after >= 0 && rank == 0 && passes >= job.stop_after; },
+         .device = job.exchange_threads > 1 ? &several : nullptr},
         job.options);
     trainer.resume();
     const EndReport end = trainer.run();
@@ -150,6 +155,29 @@ class TrainerTest : public ::testing::Test {
 
 // 192 samples in global batches of 28: the last step of an epoch has 24, which 4 ranks x 4 + 3 x 4
 // cannot share evenly with accumulation either.
+// Codecs, the norm and the update, also of gradients that are decoded where they are used.
+TEST_F(TrainerTest, ThreadsOfTheExchangeChangeNoBit) {
+  for (const char* compressor : {"sign", "quantize:bits=4", "none"}) {
+    for (const char* optimizer : {"sgd", "adam"}) {
+      Job alone = job(2, compressor);
+      alone.options.model = "mlp:hidden=600,200";
+      alone.options.optimizer = optimizer;
+      alone.options.momentum = optimizer == std::string("sgd") ? 0.9 : 0;
+      alone.options.clip_norm = 0.5;
+      alone.options.lr = 0.001;
+      alone.options.steps = 6;
+      alone.options.bucket_mb = 25;
+      Job shared = alone;
+      shared.exchange_threads = 3;
+      const Outcome one = run(alone);
+      const Outcome several = run(shared);
+      for (std::size_t i = 0; i < one.weights.size(); ++i) {
+        EXPECT_TRUE(one.weights[i].equal(several.weights[i])) << compressor << " " << optimizer;
+      }
+    }
+  }
+}
+
 TEST_F(TrainerTest, RanksTimesBatchEqualsOneRankInDoublePrecision) {
   for (const char* optimizer : {"sgd", "adamw"}) {
     const auto with = [&](int ranks, std::int64_t batch, std::int64_t accumulate) {

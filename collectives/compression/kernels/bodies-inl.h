@@ -194,15 +194,22 @@ THINWIRE_BODY void first_non_finite(const FirstNonFiniteArgs<T>& args, const Blo
   if (!all) lower(args.flag, block.slice);
 }
 
-template <typename T>
-THINWIRE_BODY void decode(const DecodeArgs<T>& args, const Block& block) {
+struct StoreInCache {
+  template <typename T, typename Place>
+  THINWIRE_BODY void operator()(T* to, Place row, const Row<T>& x) const {
+    store(to, row, x);
+  }
+};
+
+template <typename T, typename Put = StoreInCache>
+THINWIRE_BODY void decode(const DecodeArgs<T>& args, const Block& block, Put put = {}) {
   T* into = args.into + block.begin;
   if (block.format.coding == Coding::held) {
-    rows(block.count, [&](auto row) { store(into, row, zeros<T>()); });
+    rows(block.count, [&](auto row) { put(into, row, zeros<T>()); });
     return;
   }
   each_mean<T>(block, args.payload + block.payload, args.stride, args.ranks,
-               [&](auto row, const Row<T>& mean) { store(into, row, mean); });
+               [&](auto row, const Row<T>& mean) { put(into, row, mean); });
 }
 
 template <typename T>

@@ -1,4 +1,4 @@
-// The kernels of every kind of vectors that this machine has; for tests.
+// Every form of the host's kernels that this machine has: kinds of vectors, and ways of storing.
 #pragma once
 
 #include <string>
@@ -10,15 +10,28 @@ namespace thinwire {
 
 template <typename T>
 struct NamedKernels {
-  std::string target;  // "AVX-512", "AVX2", ...
+  // The vectors, "plain" where the machine's best are no others; "whole": vectors of 64 bytes are
+  // not stored in halves; "past-cache": what is decoded is stored past the cache.
+  std::string form;  // "avx512", "avx2-past-cache", ...
   Kernels<T> kernels;
 };
 
-// All with equal bits; `host_kernels` is the first. The last one needs no vectors.
+// All with equal bits; `host_kernels` is the first. The last ones run on every machine of this
+// kind.
 template <typename T>
-std::vector<NamedKernels<T>> host_kernels_by_target();
+std::vector<NamedKernels<T>> host_kernels_by_form();
 
-extern template std::vector<NamedKernels<float>> host_kernels_by_target<float>();
-extern template std::vector<NamedKernels<double>> host_kernels_by_target<double>();
+// Those that store whole vectors of 64 bytes, of float only, as they take half a minute to compile;
+// none where the machine has no such vectors.
+std::vector<NamedKernels<float>> whole_store_kernels();
+
+// Those of the vectors that every machine of this kind has; none where they are the others'.
+template <typename T>
+std::vector<NamedKernels<T>> plain_kernels();
+
+extern template std::vector<NamedKernels<float>> plain_kernels<float>();
+extern template std::vector<NamedKernels<double>> plain_kernels<double>();
+extern template std::vector<NamedKernels<float>> host_kernels_by_form<float>();
+extern template std::vector<NamedKernels<double>> host_kernels_by_form<double>();
 
 }  // namespace thinwire

@@ -8,9 +8,11 @@
 #define THINWIRE_HOST_ROWS_INL_H
 #endif
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -25,10 +27,20 @@
 // Functions of a body, and one that is compiled in one piece with all that it calls.
 #define THINWIRE_BODY inline
 #define THINWIRE_WHOLE_BODY __attribute__((flatten, noinline))
-#define THINWIRE_ROWS_BEGIN \
-  HWY_BEFORE_NAMESPACE();   \
-  namespace thinwire::HWY_NAMESPACE {
+// A file with another form of the same kernels (host_whole.cpp) has them in a namespace of its own.
+#ifdef THINWIRE_WHOLE_STORES
+#define THINWIRE_FORM_BEGIN namespace whole_stores {
+#define THINWIRE_FORM_END }
+#else
+#define THINWIRE_FORM_BEGIN
+#define THINWIRE_FORM_END
+#endif
+#define THINWIRE_ROWS_BEGIN           \
+  HWY_BEFORE_NAMESPACE();             \
+  namespace thinwire::HWY_NAMESPACE { \
+  THINWIRE_FORM_BEGIN
 #define THINWIRE_ROWS_END \
+  THINWIRE_FORM_END       \
   }                       \
   HWY_AFTER_NAMESPACE();
 
@@ -157,10 +169,10 @@ HWY_INLINE Row<T> load(const T* from, Place row) {
   return load_packed<T>(reinterpret_cast<const char*>(from), row);
 }
 // In halves of 64-byte vectors: Zen 4 is slower, by a tenth of an encoding, when one store fills a
-// line that has only just been asked for.
+// line that has only just been asked for. Others may be faster with whole ones.
 template <typename T>
 HWY_INLINE void store(T* to, WholeRow row, const Row<T>& x) {
-#if HWY_TARGET == HWY_AVX3
+#if HWY_TARGET == HWY_AVX3 && !defined(THINWIRE_WHOLE_STORES)
   const hn::Half<Tag<T>> half;
   each_part<T>([&](auto p) {
     T* const values = to + row.begin + p * part_lanes<T>;
@@ -174,6 +186,24 @@ HWY_INLINE void store(T* to, WholeRow row, const Row<T>& x) {
 template <typename T>
 HWY_INLINE void store(T* to, LastRow row, const Row<T>& x) {
   store_packed(reinterpret_cast<char*>(to), row, x);
+}
+
+// Past the cache, which saves that the line is read first; where it is not aligned, as `store`. Not
+// for what is read again soon. `stores_are_done` before another thread may read it.
+template <typename T>
+HWY_INLINE void store_past_cache(T* to, WholeRow row, const Row<T>& x) {
+  T* const values = to + row.begin;
+  if (reinterpret_cast<std::uintptr_t>(values) % (part_lanes<T> * sizeof(T)) != 0) {
+    return store(to, row, x);
+  }
+  each_part<T>([&](auto p) { hn::Stream(x.part[p], Tag<T>(), values + p * part_lanes<T>); });
+}
+template <typename T>
+HWY_INLINE void store_past_cache(T* to, LastRow row, const Row<T>& x) {
+  store(to, row, x);
+}
+HWY_INLINE void stores_are_done() {
+  hwy::FlushStream();
 }
 
 // From memory that nothing writes meanwhile.
@@ -442,8 +472,12 @@ HWY_INLINE bool all_entries(std::int64_t n, Body body) {
 // What one lane wrote others may read afterwards.
 HWY_INLINE void meet() {}
 
-HWY_INLINE void lower(std::int32_t* flag, std::int32_t value) {
-  if (value < *flag) *flag = value;
+// Other threads may lower it at the same time.
+inline void lower(std::int32_t* flag, std::int32_t value) {
+  const std::atomic_ref<std::int32_t> shared(*flag);
+  std::int32_t now = shared.load(std::memory_order_relaxed);
+  while (value < now && !shared.compare_exchange_weak(now, value)) {
+  }
 }
 template <typename T>
 HWY_INLINE T square_root(T x) {

@@ -152,14 +152,14 @@ struct MeanAndCheckArgs {
 // One instance of every kernel; T is float or double. A simulator may put its own functions here.
 template <typename T>
 struct Kernels {
-  void (*average)(const AverageArgs<T>& args, StreamHandle stream);
-  void (*encode)(const EncodeArgs<T>& args, StreamHandle stream);
-  void (*owner_reduce)(const OwnerReduceArgs<T>& args, StreamHandle stream);
-  void (*form_error)(const FormErrorArgs<T>& args, StreamHandle stream);
-  void (*first_non_finite)(const FirstNonFiniteArgs<T>& args, StreamHandle stream);
-  void (*decode)(const DecodeArgs<T>& args, StreamHandle stream);
-  void (*integrate)(const DecodeArgs<T>& args, StreamHandle stream);
-  void (*mean_and_check)(const MeanAndCheckArgs<T>& args, StreamHandle stream);
+  void (*average)(const AverageArgs<T>& args, const Executor& on);
+  void (*encode)(const EncodeArgs<T>& args, const Executor& on);
+  void (*owner_reduce)(const OwnerReduceArgs<T>& args, const Executor& on);
+  void (*form_error)(const FormErrorArgs<T>& args, const Executor& on);
+  void (*first_non_finite)(const FirstNonFiniteArgs<T>& args, const Executor& on);
+  void (*decode)(const DecodeArgs<T>& args, const Executor& on);
+  void (*integrate)(const DecodeArgs<T>& args, const Executor& on);
+  void (*mean_and_check)(const MeanAndCheckArgs<T>& args, const Executor& on);
 };
 
 // Runs at once, in the calling thread.

@@ -28,8 +28,8 @@ void check_launched(int code);
 
 // A launch as a table has it.
 template <auto Launch, typename Args>
-void checked(const Args& args, StreamHandle stream) {
-  check_launched(Launch(args, stream));
+void checked(const Args& args, const Executor& on) {
+  check_launched(Launch(args, on.stream));
 }
 
 }  // namespace thinwire::launch

@@ -165,12 +165,12 @@ struct LowRankProductArgs {
 // One instance of every kernel, as of kernels.h.
 template <typename T>
 struct LowRankKernels {
-  void (*orthonormal_left)(const OrthonormalArgs<T>& args, StreamHandle stream);
-  void (*orthonormal_right)(const OrthonormalArgs<T>& args, StreamHandle stream);
-  void (*project_left)(const ProjectLeftArgs<T>& args, StreamHandle stream);
-  void (*project_right)(const ProjectRightArgs<T>& args, StreamHandle stream);
-  void (*multiply)(const LowRankProductArgs<T>& args, StreamHandle stream);
-  void (*subtract)(const LowRankProductArgs<T>& args, StreamHandle stream);
+  void (*orthonormal_left)(const OrthonormalArgs<T>& args, const Executor& on);
+  void (*orthonormal_right)(const OrthonormalArgs<T>& args, const Executor& on);
+  void (*project_left)(const ProjectLeftArgs<T>& args, const Executor& on);
+  void (*project_right)(const ProjectRightArgs<T>& args, const Executor& on);
+  void (*multiply)(const LowRankProductArgs<T>& args, const Executor& on);
+  void (*subtract)(const LowRankProductArgs<T>& args, const Executor& on);
 };
 
 // Runs at once, in the calling thread.

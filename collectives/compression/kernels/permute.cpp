@@ -6,7 +6,7 @@ namespace thinwire {
 namespace {
 
 template <typename T>
-void apply(const PermuteArgs<T>& args, StreamHandle) {
+void apply(const PermuteArgs<T>& args, const Executor&) {
   for (std::int64_t p = 0; p < args.part_count; ++p) {
     const PermutedPart& part = args.parts[p];
     T* values = args.values + part.begin;
@@ -18,7 +18,7 @@ void apply(const PermuteArgs<T>& args, StreamHandle) {
 }
 
 template <typename T>
-void revert(const PermuteArgs<T>& args, StreamHandle) {
+void revert(const PermuteArgs<T>& args, const Executor&) {
   for (std::int64_t p = 0; p < args.part_count; ++p) {
     const PermutedPart& part = args.parts[p];
     T* values = args.values + part.begin;

@@ -29,8 +29,8 @@ struct PermuteArgs {
 //   revert:  value order[k] := what was value k
 template <typename T>
 struct PermuteKernels {
-  void (*apply)(const PermuteArgs<T>& args, StreamHandle stream);
-  void (*revert)(const PermuteArgs<T>& args, StreamHandle stream);
+  void (*apply)(const PermuteArgs<T>& args, const Executor& on);
+  void (*revert)(const PermuteArgs<T>& args, const Executor& on);
 };
 
 // Runs at once, in the calling thread.

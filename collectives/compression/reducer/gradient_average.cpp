@@ -80,7 +80,7 @@ void GradientAverage::before_reduce(Bucket& bucket, const StepContext& step) {
                                   .momentum_next = here.next.data_ptr<T>(),
                                   .keep = static_cast<T>(keep),
                                   .share = static_cast<T>(1 - keep)},
-                                 device_.queue->stream());
+                                 device_.queue->executor());
   });
 }
 

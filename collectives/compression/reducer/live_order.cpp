@@ -79,14 +79,14 @@ PermuteArgs<T> LiveOrder::arguments(const at::Tensor& values, Range part) {
 void LiveOrder::apply(const at::Tensor& values, Range part, const ReducerDevice& device) {
   if (is_natural() || !values.defined()) return;
   with_type(values.scalar_type(), [&]<typename T>(T) {
-    device.permute<T>().apply(arguments<T>(values, part), device.queue->stream());
+    device.permute<T>().apply(arguments<T>(values, part), device.queue->executor());
   });
 }
 
 void LiveOrder::revert(const at::Tensor& values, Range part, const ReducerDevice& device) {
   if (is_natural() || !values.defined()) return;
   with_type(values.scalar_type(), [&]<typename T>(T) {
-    device.permute<T>().revert(arguments<T>(values, part), device.queue->stream());
+    device.permute<T>().revert(arguments<T>(values, part), device.queue->executor());
   });
 }
 

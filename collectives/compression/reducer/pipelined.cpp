@@ -115,7 +115,7 @@ void PipelinedReducer::stage_dense(Bucket& bucket, BucketState& here, Communicat
                                          .gradient = bucket.gradient.data_ptr<T>(),
                                          .ranks = communicator.size(),
                                          .flag = here.flag.data()},
-                                        device_.queue->stream());
+                                        device_.queue->executor());
   });
 }
 
@@ -153,7 +153,7 @@ void PipelinedReducer::stage_compressed(Bucket& bucket, BucketState& here,
          .rounding_key = keys.worker,
          .energy = energy_of<T>(here, segment.first_block),
          .sent_next = from_block<T>(here.sent.next, segment.first_block)},
-        device_.queue->stream());
+        device_.queue->executor());
     exchange_->send(
         {.segment = &segment,
          .buffers = &here.buffers,
@@ -190,7 +190,7 @@ void PipelinedReducer::reduce_own(BucketState& here, const Segment& segment, std
        .reply = bytes_of(here.buffers.reply) + segment.own_sent,
        .rounding_key = key,
        .sent_next = from_block<T>(here.owner_sent.next, segment.own_first_block)},
-      device_.queue->stream());
+      device_.queue->executor());
 }
 
 template <typename T>
@@ -202,7 +202,7 @@ void PipelinedReducer::take_in(BucketState& here, const Segment& segment) {
                                          .stride = from.stride,
                                          .ranks = from.ranks,
                                          .flag = here.flag.data()},
-                                        device_.queue->stream());
+                                        device_.queue->executor());
   if (here.decoding == Decoding::on_arrival) decode<T>(here, segment, here.decoded);
 }
 
@@ -216,7 +216,7 @@ void PipelinedReducer::decode(const BucketState& here, const Segment& segment,
                                .stride = from.stride,
                                .ranks = from.ranks,
                                .into = into.data_ptr<T>()},
-                              device_.queue->stream());
+                              device_.queue->executor());
 }
 
 void PipelinedReducer::settle(Communicator&) {
@@ -367,7 +367,7 @@ void PipelinedReducer::integrate(const Bucket& bucket, const BucketState& here,
                                     .stride = from.stride,
                                     .ranks = from.ranks,
                                     .into = into.data_ptr<T>()},
-                                   device_.queue->stream());
+                                   device_.queue->executor());
   };
   if (!has_absent(bucket)) return run(0, block_count);
   const auto blocks = here.table.entries().subspan(static_cast<std::size_t>(first_block),

@@ -191,7 +191,7 @@ void PipelinedReducer::form_errors(BucketState& here) {
                                        .error = residual.data_ptr<T>(),
                                        .sent = sent.now.data_ptr<T>(),
                                        .chunk_begin = chunk_begin},
-                                      device_.queue->stream());
+                                      device_.queue->executor());
     });
   };
   form(here.sent, here.state.residual, 0);

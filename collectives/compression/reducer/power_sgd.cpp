@@ -98,7 +98,7 @@ void PowerSgdReducer::receive(BucketState& here, int ranks) {
                                          .gradient = tensor.data_ptr<T>(),
                                          .ranks = ranks,
                                          .flag = here.flag.data()},
-                                        device_.queue->stream());
+                                        device_.queue->executor());
   });
 }
 
@@ -125,7 +125,7 @@ void PowerSgdReducer::send_left(Bucket& bucket, BucketState& here, Communicator&
                                    .gradient = bucket.gradient.data_ptr<T>(),
                                    .residual = {.error = here.residual.const_data_ptr<T>()},
                                    .payload = static_cast<char*>(here.message.data_ptr())},
-                                  device_.queue->stream());
+                                  device_.queue->executor());
     });
   }
   start(here, here.message, InFlight::left, communicator);
@@ -152,7 +152,7 @@ void PowerSgdReducer::multiply_left(Bucket& bucket, BucketState& here, const Ste
                            .tolerance = tolerance(bucket.gradient.scalar_type()),
                            .draw_key = Philox(step.seed, PhiloxStream::low_rank, 0).key(),
                            .step = static_cast<std::uint64_t>(step.step)},
-                          device_.queue->stream());
+                          device_.queue->executor());
     run.project_left(
         {.tables = tables(here),
          .bucket = bucket.gradient.data_ptr<T>(),
@@ -161,7 +161,7 @@ void PowerSgdReducer::multiply_left(Bucket& bucket, BucketState& here, const Ste
                   .right = here.residual_is_matrix ? here.kept_right.const_data_ptr<T>() : nullptr},
          .right = start,
          .left = here.message.data_ptr<T>()},
-        device_.queue->stream());
+        device_.queue->executor());
   });
 }
 
@@ -173,13 +173,13 @@ void PowerSgdReducer::multiply_right(BucketState& here) {
                           .factors = left,
                           .work = vectors(here),
                           .tolerance = tolerance(here.message.scalar_type())},
-                         device_.queue->stream());
+                         device_.queue->executor());
     run.project_right({.tables = tables(here),
                        .bucket = here.bucket->gradient.const_data_ptr<T>(),
                        .left = left,
                        .partial = here.partial.defined() ? here.partial.data_ptr<T>() : nullptr,
                        .right = here.own_right.data_ptr<T>()},
-                      device_.queue->stream());
+                      device_.queue->executor());
   });
 }
 
@@ -292,7 +292,7 @@ void PowerSgdReducer::multiply_back(const Bucket& bucket, BucketState& here,
                                     .left = here.message.const_data_ptr<T>(),
                                     .right = here.right.const_data_ptr<T>(),
                                     .bucket = into.data_ptr<T>()},
-                                   device_.queue->stream());
+                                   device_.queue->executor());
   });
   for (const Passenger& passenger : here.passengers) {
     const Slice& slice = bucket.slices[passenger.slice];
@@ -307,7 +307,7 @@ void PowerSgdReducer::form_residual(BucketState& here) {
                                     .left = here.kept_left.const_data_ptr<T>(),
                                     .right = here.kept_right.const_data_ptr<T>(),
                                     .bucket = here.residual.data_ptr<T>()},
-                                   device_.queue->stream());
+                                   device_.queue->executor());
   });
   here.residual_is_matrix = false;
 }

@@ -69,7 +69,7 @@ void TrackerRenewal::renew(const Bucket& bucket, const std::vector<Chunk>& chunk
                                         .gradient = message_.data_ptr<T>(),
                                         .ranks = communicator.size(),
                                         .flag = flag.data()},
-                                       queue.stream());
+                                       queue.executor());
   });
   const auto [mean, part] = mean_of_trackers(bucket, state);
   for (const RenewedPiece& piece : pieces_) {
