@@ -118,7 +118,8 @@ int exchange_threads(const std::string& words, double share, int busy, int allow
   const auto wanted = static_cast<int>(parse_integer(what, words, 1, kMostOfAll));
   if (wanted > allowed) {
     throw UsageError(fmt::format(
-        "{} is {}, but this process may run on {} processors; give fewer, or let the launcher bind "
+        "{} is {}, but a process of this job may run on {} processors; give fewer, or let the "
+        "launcher bind "
         "each rank to more of them (mpirun --map-by slot:PE={}, srun --cpus-per-task {})",
         what, wanted, allowed, wanted + 1, wanted + 1));
   }
@@ -132,8 +133,12 @@ std::shared_ptr<Team> make_team(Communicator& communicator, const std::string& w
     ranks.push_back(parse_line(line));
   }
   const double share = share_of(ranks, static_cast<std::size_t>(communicator.rank()));
-  const auto allowed = static_cast<int>(std::ranges::count(mine.allowed, '1'));
-  const int threads = exchange_threads(words, share, busy, allowed);
+  // Of the rank that may use the fewest: all ranks refuse the same number, and rank 0 says so.
+  std::int64_t allowed = kMostOfAll;
+  for (const Processors& each : ranks) {
+    allowed = std::min<std::int64_t>(allowed, std::ranges::count(each.allowed, '1'));
+  }
+  const int threads = exchange_threads(words, share, busy, static_cast<int>(allowed));
   return threads > 1 ? std::make_shared<Team>(threads) : nullptr;
 }
 

@@ -7,7 +7,7 @@
 #define THINWIRE_HOST_LARGEST_INL_H
 #endif
 
-#include "collectives/compression/kernels/host_rows-inl.h"
+#include "collectives/compression/kernels/host_blocks-inl.h"
 
 THINWIRE_ROWS_BEGIN
 

@@ -12,6 +12,7 @@
 #include "collectives/compression/kernels/device_largest.h"
 #include "collectives/compression/kernels/device_rows.h"
 #else
+#include "collectives/compression/kernels/host_blocks-inl.h"
 #include "collectives/compression/kernels/host_largest-inl.h"
 #include "collectives/compression/kernels/host_packed-inl.h"
 #include "collectives/compression/kernels/host_rows-inl.h"
