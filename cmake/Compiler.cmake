@@ -70,6 +70,17 @@ function(thinwire_export name part)
   endif()
 endfunction()
 
+# Those files of a target (none given: all) that run a few times in a run, and so may be compiled with
+# less care: that takes a fifth less time.
+function(thinwire_rarely_run target)
+  set(_less "$<$<CONFIG:RelWithDebInfo,Release>:-O1>")
+  if(ARGN)
+    set_property(SOURCE ${ARGN} TARGET_DIRECTORY ${target} APPEND PROPERTY COMPILE_OPTIONS "${_less}")
+  else()
+    target_compile_options(${target} PRIVATE "${_less}")
+  endif()
+endfunction()
+
 # Two precompiled headers, each compiled once and made before anything else. They are there for time
 # only: every file includes what it uses, and builds with CMAKE_DISABLE_PRECOMPILE_HEADERS=ON too.
 function(thinwire_precompiled name)

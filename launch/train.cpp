@@ -31,7 +31,6 @@
 #include "optimizers/schedule.h"
 #include "runtime/data/load.h"
 #include "runtime/data/partition.h"
-#include "runtime/data_parallel.h"
 #include "runtime/model/buffers.h"
 #include "runtime/report/pay_off.h"
 #include "runtime/telemetry/metrics.h"

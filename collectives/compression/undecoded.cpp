@@ -75,7 +75,10 @@ void for_each_tile(const Bucket& bucket, const Executor& on,
   std::int64_t largest = 0;
   for (const Block& block : blocks) largest = std::max<std::int64_t>(largest, block.count);
   const Kernels<T> kernels = host_kernels<T>();
-  const std::vector<std::size_t> starts = starts_of_tiles(blocks);
+  // One thread takes all tiles in one go: it needs to know where none but the first begins.
+  const bool alone = on.team == nullptr || on.team->size() == 1;
+  const std::vector<std::size_t> starts =
+      alone ? std::vector<std::size_t>{0, blocks.size()} : starts_of_tiles(blocks);
   share_out(
       on.team, std::ssize(starts) - 1, least_tiles, [&](std::int64_t begin, std::int64_t end) {
         const auto memory = hwy::AllocateAligned<T>(static_cast<std::size_t>(tile_step + largest));

@@ -21,7 +21,6 @@
 #include "launch/output.h"
 #include "launch/version.h"
 #include "runtime/data/load.h"
-#include "runtime/data_parallel.h"
 #include "runtime/report/pay_off.h"
 #include "runtime/trainer/compression.h"
 
