@@ -98,6 +98,12 @@ function(thinwire_use_tensor_pch target)
   target_precompile_headers(${target} REUSE_FROM thinwire_tensor_pch)
 endfunction()
 
+# The same for a library's few files with modules: together they read <torch/torch.h> once, which takes less
+# time than to make the precompiled header and read it. What else needs that is tests.
+function(thinwire_in_one_go target)
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ON)
+endfunction()
+
 # For files with modules or torch::optim: reading it takes 5 s, where <torch/torch.h> takes 16.
 thinwire_precompiled(torch_pch <torch/torch.h>)
 function(thinwire_use_torch_pch target)
