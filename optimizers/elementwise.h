@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string>
 #include <utility>
 
 #include "collectives/base/error.h"
@@ -31,7 +33,7 @@ class Elementwise : public Optimizer {
         state_(buckets, rules, options.weight_decay, Rule::state(options), *device_.queue) {}
 
   StepPlan plan(std::int64_t) const override { return {}; }
-  void before_reduce(Bucket&, const StepContext&) override {}
+  void before_reduce(Bucket&, const StepContext&, Queue&) override {}
 
   void after_reduce(Bucket& bucket, const StepParameters& parameters) override {
     const typename Rule::Step step = Rule::step(options_, parameters);
@@ -40,6 +42,9 @@ class Elementwise : public Optimizer {
     });
   }
 
+  std::optional<std::string> end_step(std::span<const Bucket>, std::int64_t) override {
+    return std::nullopt;
+  }
   void relayout(const Bucket& bucket) override { state_.relayout(bucket, *device_.queue); }
   void visit(StateVisitor& visitor) override { state_.visit(visitor); }
 

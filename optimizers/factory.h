@@ -2,10 +2,12 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
 #include "collectives/bucket.h"
+#include "collectives/compression/options.h"
 #include "optimizers/device.h"
 #include "optimizers/groups.h"
 #include "optimizers/list.h"
@@ -20,6 +22,11 @@ std::unique_ptr<Optimizer> make_optimizer(const std::string& spec,
                                           const OptimizerDefaults& defaults,
                                           std::span<const Bucket> buckets,
                                           const GroupRules& rules = no_decay_on_vectors(),
-                                          const OptimizerDevice& device = {});
+                                          const OptimizerDevice& device = {},
+                                          const CompressionPolicy& policy = {});
+
+// With what its gradients are coded, if it exchanges something else in most steps. Throws as
+// `make_optimizer` does.
+std::optional<CodecOptions> gradient_codec_of(const std::string& spec);
 
 }  // namespace thinwire

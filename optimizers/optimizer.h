@@ -3,18 +3,18 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "collectives/base/state.h"
 #include "collectives/bucket.h"
 #include "collectives/compression/reducer/gradient_reducer.h"
+#include "collectives/queue.h"
 #include "optimizers/rule.h"
 
 namespace thinwire {
-
-// Which of this rank's quantities is reduced in a step.
-enum class Quantity { gradient, momentum, update };
 
 // What an optimizer asks for in a step.
 struct StepPlan {
@@ -33,8 +33,9 @@ struct ParameterGroup {
 // Moves the weights of buckets from what the group agreed on.
 //
 // One step of bucket b: `before_reduce(b)` turns the gradient into the plan's quantity, in place;
-// the reducer makes it the group's estimate; `after_reduce(b)` moves `b.weights`. A step that is
-// rolled back calls no `after_reduce`, so only `after_reduce` may change state. The estimate may be
+// the reducer makes it the group's estimate; `after_reduce(b)` moves `b.weights`. Once all buckets
+// have moved, `end_step`. A step that is rolled back calls neither, so only these two may change
+// state. The estimate may be
 // coded (`Bucket::undecoded`): `SliceState::update` and `squared_norm` read it in either form.
 // State may belong to elements (`SliceState`), to tensors, or to a rank (`StateKind::averaged`). An
 // update that needs numbers of whole tensors forms them first (slice_reductions.h). Several buckets
@@ -46,8 +47,13 @@ class Optimizer {
 
   // A function of replicated state only, so that every rank plans the same.
   virtual StepPlan plan(std::int64_t committed_step) const = 0;
-  virtual void before_reduce(Bucket& bucket, const StepContext& step) = 0;
+  // Puts its work on `queue`.
+  virtual void before_reduce(Bucket& bucket, const StepContext& step, Queue& queue) = 0;
   virtual void after_reduce(Bucket& bucket, const StepParameters& step) = 0;
+  // What the steps from now on are may follow from all buckets' state. Returns what the operator
+  // should be told of that: "the variance is frozen".
+  virtual std::optional<std::string> end_step(std::span<const Bucket> buckets,
+                                              std::int64_t committed_step) = 0;
   // The bucket has another layout from now on: state of what is gone is dropped.
   virtual void relayout(const Bucket& bucket) = 0;
   // Shows the state of all buckets, tensors named "<kind>/<parameter>".

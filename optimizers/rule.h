@@ -32,6 +32,8 @@ struct StepSlice {
 struct OptimizerDefaults {
   double momentum = 0;  // only sgd has one
   double weight_decay = 0;
+  std::int64_t lr_warmup = 0;    // steps in which the learning rate grows
+  std::int64_t total_steps = 0;  // of the run; 0: not known
 };
 
 // The `Optimizer` that a rule makes; see optimizers/elementwise.h.

@@ -33,6 +33,8 @@ class Schedule {
 
   // `step`: attempted steps before this one, from 0.
   double at(std::int64_t step) const;
+  // Steps in which the rate grows.
+  std::int64_t warmup() const { return warmup_; }
 
  private:
   double base_lr_;

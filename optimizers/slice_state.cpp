@@ -3,10 +3,12 @@
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "collectives/base/error.h"
 #include "collectives/compression/reducer/live_order.h"
+#include "optimizers/slice_reductions.h"
 
 namespace thinwire {
 namespace {
@@ -39,9 +41,11 @@ void check_bucket(const Bucket& bucket, std::size_t position, const Queue& queue
 }  // namespace
 
 SliceState::SliceState(std::span<const Bucket> buckets, const GroupRules& rules,
-                       double weight_decay, std::vector<std::string> kinds, const Queue& queue)
+                       double weight_decay, std::vector<std::string> kinds, const Queue& queue,
+                       const std::function<int(const Slice&)>& formula_of)
     : kinds_(std::move(kinds)) {
   check(kinds_.size() <= max_states, "kinds of state fit a BucketView");
+  int formulas = 1;
   const ParameterGroup defaults{.weight_decay = weight_decay, .lr_scale = 1};
   for (const Bucket& bucket : buckets) {
     check_bucket(bucket, buckets_.size(), queue);
@@ -49,12 +53,15 @@ SliceState::SliceState(std::span<const Bucket> buckets, const GroupRules& rules,
     own.slices = bucket.slices;
     for (const Slice& slice : bucket.slices) {
       own.groups.push_back(resolve_group(rules, slice, defaults));
+      own.formulas.push_back(formula_of(slice));
+      formulas = std::max(formulas, own.formulas.back() + 1);
     }
     for (std::size_t k = 0; k < kinds_.size(); ++k) {
       own.tensors.push_back(at::zeros({bucket.numel()}, bucket.gradient.options()));
     }
     if (is_16_bit(bucket.weights.scalar_type())) own.master = bucket.weights.to(at::kFloat);
   }
+  for (BucketState& own : buckets_) own.tables.resize(static_cast<std::size_t>(formulas));
 }
 
 SliceState::BucketState& SliceState::of(const Bucket& bucket) {
@@ -68,7 +75,7 @@ void SliceState::relayout(const Bucket& bucket, Queue& queue) {
 }
 
 void SliceState::adopt_layout(const Bucket& bucket, BucketState& own, Queue& queue) {
-  if (own.table.filled() && own.layout.is(bucket.layout)) return;
+  if (own.tables.front().filled() && own.layout.is(bucket.layout)) return;
   own.layout = bucket.layout;
   own.absent.clear();  // of no table
   for (at::Tensor& tensor : own.tensors) {
@@ -77,16 +84,17 @@ void SliceState::adopt_layout(const Bucket& bucket, BucketState& own, Queue& que
 }
 
 // A slice that is partly live has an entry for each range of live elements.
-void SliceState::fill_table(const Bucket& bucket, BucketState& own, Queue& queue) {
+void SliceState::fill_tables(const Bucket& bucket, BucketState& own, Queue& queue) {
   adopt_layout(bucket, own, queue);
   std::vector<bool> absent;
   for (const Slice& slice : bucket.slices) absent.push_back(slice.absent);
-  if (own.table.filled() && absent == own.absent) return;
+  if (own.tables.front().filled() && absent == own.absent) return;
   own.absent = absent;
-  std::vector<StepSlice> table;
+  std::vector<std::vector<StepSlice>> tables(own.tables.size());
   for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
     if (bucket.rests(i)) continue;
     const StepSlice whole = step_slice(own, i);
+    std::vector<StepSlice>& table = tables[static_cast<std::size_t>(own.formulas[i])];
     if (!bucket.layout.is_partial(i)) {
       table.push_back(whole);
       continue;
@@ -97,7 +105,22 @@ void SliceState::fill_table(const Bucket& bucket, BucketState& own, Queue& queue
       part.numel = range.count();
     }
   }
-  own.table.fill(table, bucket.gradient, queue);
+  for (std::size_t f = 0; f < tables.size(); ++f) {
+    own.tables[f].fill(tables[f], bucket.gradient, queue);
+  }
+}
+
+double SliceState::sum(std::span<const Bucket> buckets, std::size_t kind, int formula) const {
+  double sum = 0;
+  for (const Bucket& bucket : buckets) {
+    const BucketState& own = buckets_.at(static_cast<std::size_t>(bucket.index));
+    const at::Tensor flat = own.tensors.at(kind).cpu();
+    const std::vector<double> means = reduce_flat(bucket, flat, SliceReduction::mean);
+    for (std::size_t i = 0; i < own.slices.size(); ++i) {
+      if (own.formulas[i] == formula) sum += means[i] * static_cast<double>(own.slices[i].numel);
+    }
+  }
+  return sum;
 }
 
 StepSlice SliceState::step_slice(const BucketState& own, std::size_t slice) {

@@ -60,6 +60,9 @@ struct CompressionOptions {
   std::int64_t start_iter = 0;
   // Tensors that always go uncompressed.
   CompressionPolicy policy = {};
+  // Where an optimizer exchanges its momentum, gradients are coded with this instead, and with what
+  // `automatic` stands for. None: with the above.
+  std::optional<CodecOptions> gradient_codec = std::nullopt;
 };
 
 // The words for them.

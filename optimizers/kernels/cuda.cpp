@@ -21,7 +21,7 @@ OptimizerKernels<T> kernels_of(RuleList<Rules...>) {
 
 template <typename T>
 OptimizerKernels<T> cuda_optimizer_kernels() {
-  return kernels_of<T>(ElementwiseRules{});
+  return kernels_of<T>(KernelRules{});
 }
 
 template OptimizerKernels<DeviceNumber> cuda_optimizer_kernels<DeviceNumber>();

@@ -139,7 +139,7 @@ template <typename T, typename... Rules>
 auto instances(RuleList<Rules...>) {
   return std::make_tuple(step<Rules, T>...);
 }
-template auto instances<DeviceNumber>(ElementwiseRules);
+template auto instances<DeviceNumber>(KernelRules);
 
 }  // namespace launch
 }  // namespace thinwire

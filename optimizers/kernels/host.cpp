@@ -77,7 +77,7 @@ OptimizerKernels<T> kernels_of(RuleList<Rules...>) {
 
 template <typename T>
 OptimizerKernels<T> optimizer_kernels() {
-  return kernels_of<T>(ElementwiseRules{});
+  return kernels_of<T>(KernelRules{});
 }
 
 }  // namespace thinwire::HWY_NAMESPACE

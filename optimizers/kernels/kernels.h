@@ -24,6 +24,7 @@ struct BucketView {
   const T* gradient = nullptr;
   T* state[max_states] = {};  // in the order of `Rule::state`
   int state_count = 0;
+  int formula = 0;  // which of the optimizer's moves these slices
 };
 
 // At most 1024 consecutive elements whose squares are summed together.
@@ -58,7 +59,7 @@ std::tuple<StepKernel<Rules, T>...> step_kernels_of(RuleList<Rules...>);  // onl
 // One instance of every kernel; T is float or double.
 template <typename T>
 struct OptimizerKernels {
-  decltype(step_kernels_of<T>(ElementwiseRules{})) steps;
+  decltype(step_kernels_of<T>(KernelRules{})) steps;
   void (*squared_norm)(const SquaredNormArgs<T>& args, const Executor& on);
 
   // The rule is one of the list.

@@ -28,6 +28,8 @@ struct StepReport {
   double step_seconds = 0;
   double arithmetic_seconds = 0;
   double waited_seconds = 0;
+  // The mean of the factors by which clipping multiplied what was reduced; 1: nothing was clipped.
+  double clip_scale = 1;
   // The rank that was busy longest, that is, not waiting for others, and its busy time as a
   // multiple of the median of the others' (1 on one rank). Only time inside steps counts.
   int slowest_rank = 0;

@@ -23,23 +23,32 @@ std::pair<std::string, std::string> split(const std::string& name) {
   return {name.substr(0, slash), name.substr(slash + 1)};
 }
 
+// Before the kinds of a reducer that has gradients alone (ByQuantityReducer).
+constexpr std::string_view kForGradients = "gradient_";
+
 // The state that a linear map of the gradient maps as well. Moments of an optimizer are not.
 bool is_of_gradient(const std::string& kind) {
   static const std::set<std::string> kKinds = {"residual",         "owner_residual",     "tracker",
                                                "mean_tracker",     "estimate_of_owners", "estimate",
                                                "averaged_gradient"};
-  return kKinds.contains(kind);
+  return kKinds.contains(kind.starts_with(kForGradients) ? kind.substr(kForGradients.size())
+                                                         : kind);
 }
 
-// Calls a function with everything that is shown.
+// Calls functions with everything that is shown.
 class ForEach final : public StateVisitor {
  public:
-  explicit ForEach(std::function<void(const StateEntry&)> body) : body_(std::move(body)) {}
-  void tensor(const StateEntry& entry) override { body_(entry); }
-  void counter(const std::string&, std::int64_t&) override {}
+  using OfTensor = std::function<void(const StateEntry&)>;
+  using OfCounter = std::function<void(const std::string&, std::int64_t&)>;
+
+  ForEach(OfTensor of_tensor, OfCounter of_counter)
+      : of_tensor_(std::move(of_tensor)), of_counter_(std::move(of_counter)) {}
+  void tensor(const StateEntry& entry) override { of_tensor_(entry); }
+  void counter(const std::string& name, std::int64_t& value) override { of_counter_(name, value); }
 
  private:
-  std::function<void(const StateEntry&)> body_;
+  OfTensor of_tensor_;
+  OfCounter of_counter_;
 };
 
 // What a projection gives for one parameter, in host memory.
@@ -90,14 +99,16 @@ CarriedState::CarriedState(const Show& show, Communicator& communicator) {
   const c10::NoGradGuard no_grad;
   // What this rank has of parts, by name.
   std::map<std::string, std::vector<StateEntry>> parts;
-  ForEach collect([&](const StateEntry& entry) {
-    if (entry.kind == StateKind::ranged) {
-      parts[entry.name].push_back(entry);
-    } else {
-      const auto [kind, name] = split(entry.name);
-      kinds_[kind][name] = entry.tensor.detach().cpu().clone();
-    }
-  });
+  ForEach collect(
+      [&](const StateEntry& entry) {
+        if (entry.kind == StateKind::ranged) {
+          parts[entry.name].push_back(entry);
+        } else {
+          const auto [kind, name] = split(entry.name);
+          kinds_[kind][name] = entry.tensor.detach().cpu().clone();
+        }
+      },
+      [&](const std::string& name, std::int64_t& value) { counters_[name] = value; });
   show(collect);
   // No rank has parts of all parameters.
   std::string mine;
@@ -113,7 +124,8 @@ CarriedState::CarriedState(const Show& show, Communicator& communicator) {
   for (const std::string& name : names) {
     const auto [kind, parameter] = split(name);
     // Who averages a part for others has a residual of the whole as well.
-    at::Tensor whole = at::zeros_like(kinds_.at("residual").at(parameter));
+    const std::string residual = kind.starts_with(kForGradients) ? "gradient_residual" : "residual";
+    at::Tensor whole = at::zeros_like(kinds_.at(residual).at(parameter));
     for (const StateEntry& entry : parts[name]) {
       whole.view({-1}).narrow(0, entry.begin, entry.end - entry.begin).copy_(entry.tensor);
     }
@@ -157,17 +169,22 @@ std::vector<std::string> CarriedState::replace(const Replacement& replacement) {
 
 void CarriedState::fill(const Show& show) const {
   const c10::NoGradGuard no_grad;
-  ForEach fill([&](const StateEntry& entry) {
-    const auto [kind, name] = split(entry.name);
-    const auto of_kind = kinds_.find(kind);
-    if (of_kind == kinds_.end() || !of_kind->second.contains(name)) return;  // as it was built
-    const at::Tensor& from = of_kind->second.at(name);
-    if (entry.kind == StateKind::ranged) {
-      entry.tensor.copy_(from.reshape({-1}).narrow(0, entry.begin, entry.end - entry.begin));
-    } else {
-      entry.tensor.copy_(from);
-    }
-  });
+  ForEach fill(
+      [&](const StateEntry& entry) {
+        const auto [kind, name] = split(entry.name);
+        const auto of_kind = kinds_.find(kind);
+        if (of_kind == kinds_.end() || !of_kind->second.contains(name)) return;  // as it was built
+        const at::Tensor& from = of_kind->second.at(name);
+        if (entry.kind == StateKind::ranged) {
+          entry.tensor.copy_(from.reshape({-1}).narrow(0, entry.begin, entry.end - entry.begin));
+        } else {
+          entry.tensor.copy_(from);
+        }
+      },
+      [&](const std::string& name, std::int64_t& value) {
+        if (const auto found = counters_.find(name); found != counters_.end())
+          value = found->second;
+      });
   show(fill);
 }
 

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <string>
@@ -52,6 +53,7 @@ class CarriedState {
   using OfKind = std::map<std::string, at::Tensor>;
 
   std::map<std::string, OfKind> kinds_;
+  std::map<std::string, std::int64_t> counters_;
 };
 
 }  // namespace thinwire

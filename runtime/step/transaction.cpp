@@ -213,7 +213,7 @@ void StepTransaction::stage(Bucket& bucket, const Queue::Mark& ready) {
   if (parts_.recorder) parts_.recorder->set_bucket(static_cast<std::int64_t>(bucket.index));
   bucket.undecoded.reset();
   if (weight_.factor != 1) bucket.gradient.mul_(weight_.factor);
-  if (parts_.before_reduce) parts_.before_reduce(bucket, step_);
+  if (parts_.before_reduce) parts_.before_reduce(bucket, step_, path_.communication);
   if (parts_.before) parts_.before->before_reduce(bucket, step_);
   reducer_.stage(bucket, path_.communicator, step_);
   if (parts_.recorder) parts_.recorder->set_bucket(std::nullopt);

@@ -43,8 +43,8 @@ struct Verdict {
 
 // What a StepTransaction can be given beside what it needs.
 struct StepParts {
-  // Turns a bucket's gradient into what is to be reduced, on the communication thread.
-  std::function<void(Bucket&, const StepContext&)> before_reduce = {};
+  // Turns a bucket's gradient into what is to be reduced, on the communication thread and queue.
+  std::function<void(Bucket&, const StepContext&, Queue&)> before_reduce = {};
   // The same with state of its own, after it.
   BeforeReduce* before = nullptr;
   // Told of a bucket that has another layout from now on.

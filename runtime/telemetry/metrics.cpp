@@ -27,6 +27,7 @@ nlohmann::ordered_json as_json(const StepReport& report) {
           {"step_seconds", report.step_seconds},
           {"arithmetic_seconds", report.arithmetic_seconds},
           {"waited_seconds", report.waited_seconds},
+          {"clip_scale", report.clip_scale},
           {"slowest_rank", report.slowest_rank},
           {"slowest_ratio", report.slowest_ratio}};
 }

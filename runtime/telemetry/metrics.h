@@ -11,9 +11,9 @@ namespace thinwire {
 
 // One JSON object per line. Each reported step has step, loss, lr, samples_per_second, bytes_dense,
 // bytes_wire, residual_ratio, skipped, epoch, slowest_rank, slowest_ratio, steps (since the line
-// before), compressed_steps (among these), step_seconds, arithmetic_seconds and waited_seconds. The
-// last line has "event": "end". Bytes and seconds are per rank and step. Values that JSON cannot
-// express (NaN) are null.
+// before), compressed_steps (among these), step_seconds, arithmetic_seconds, waited_seconds and
+// clip_scale. The last line has "event": "end". Bytes and seconds are per rank and step. Values
+// that JSON cannot express (NaN) are null.
 //
 // A run that resumes keeps the lines of the steps before, and drops those that it will report
 // again. Where it has nothing left to report, the file stays as it is.

@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include "collectives/base/choice_reader.h"
 #include "collectives/base/error.h"
 #include "collectives/compression/parse.h"
+#include "optimizers/factory.h"
 
 namespace thinwire {
 namespace {
@@ -22,8 +24,12 @@ std::vector<std::string> split_at_commas(const std::string& text) {
 }  // namespace
 
 CompressionOptions compression_of(const TrainOptions& options) {
+  const auto gradient_codec = gradient_codec_of(options.optimizer);
+  const std::string made_for = gradient_codec ? "sign:scale=rms" : "none";
+  const std::string compressor = options.compressor == "auto" ? made_for : options.compressor;
   CompressionOptions compression =
-      parse_compression(options.compressor, options.feedback, options.exchange);
+      parse_compression(compressor, options.feedback, options.exchange);
+  compression.gradient_codec = gradient_codec;
   compression.start_iter = options.start_iter;
   compression.policy.min_dimensions = options.min_dimensions;
   compression.policy.dense_below = options.dense_below;
@@ -35,17 +41,21 @@ std::vector<std::string> notes_on_compression(const TrainOptions& options) {
   const CompressionOptions compression = compression_of(options);
   std::vector<std::string> notes;
   const Loss loss = loss_of(compression.codec);
-  if (loss >= Loss::some && options.momentum >= 0.5 && options.optimizer.starts_with("sgd")) {
+  const std::string optimizer = ChoiceReader("--optimizer", options.optimizer).name();
+  const bool of_gradients = options.optimizer.find("exchange=momentum") == std::string::npos;
+  if (loss >= Loss::some && options.momentum >= 0.5 && optimizer == "sgd" && of_gradients) {
     notes.push_back(fmt::format(
         "note: momentum {} behind compressed gradients needs a smaller learning rate than without "
-        "compression; with --momentum 0 the same rate per step works",
+        "compression; --optimizer sgd:exchange=momentum exchanges it instead, and with --momentum "
+        "0 "
+        "the same rate per step works",
         options.momentum));
   }
-  if (loss == Loss::most && options.optimizer.starts_with("adam")) {
+  if (loss == Loss::most && (optimizer == "adam" || optimizer == "adamw")) {
     notes.emplace_back(
         "note: Adam's second moments follow what was sent, not the gradients, and models become "
-        "worse by a few per cent (PowerSGD) to nearly half (1 bit); sgd, or 4 bits and more, do "
-        "not");
+        "worse by a few per cent (PowerSGD) to nearly half (1 bit); --optimizer onebit_adam, sgd, "
+        "or 4 bits and more, do not");
   }
   if (const auto note = note_on_feedback(compression)) notes.push_back(*note);
   if (const auto note = divergence_warning(compression)) notes.push_back("warning: " + *note);

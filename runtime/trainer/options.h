@@ -23,7 +23,7 @@ struct TrainOptions {
   std::int64_t steps = 0;   // steps; 0: as many as the epochs have
 
   // Optimizer
-  std::string optimizer = "sgd";  // a rule of optimizers/list.h
+  std::string optimizer = "sgd";  // a word of `known_optimizers`
   double lr = 0.1;
   std::string lr_schedule = "constant";  // constant | step | cosine, each with warmup=STEPS
   double momentum = 0;
@@ -31,7 +31,7 @@ struct TrainOptions {
   double clip_norm = 0;     // L2 norm of the whole gradient; 0: no clipping
 
   // Communication
-  std::string compressor = "none";  // as compressor_help says
+  std::string compressor = "auto";  // as compressor_help says; auto: what the optimizer is made for
   std::string feedback = "auto";    // auto | none | error_feedback | ef21 | econtrol
   std::string exchange = "auto";    // auto | all_reduce | two_stage | all_gather
   std::int64_t start_iter = 0;      // committed steps before compression starts

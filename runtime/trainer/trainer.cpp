@@ -9,6 +9,7 @@
 
 #include "collectives/base/error.h"
 #include "collectives/base/hash.h"
+#include "collectives/compression/codec/codec.h"
 #include "optimizers/clipping.h"
 #include "runtime/layers/dropout_mask.h"
 #include "runtime/report/describe_compression.h"
@@ -91,6 +92,7 @@ struct Trainer::Step {
   double seconds = 0;
   double arithmetic = 0;
   double waited = 0;
+  double clip_scale = 1;  // by which clipping multiplied the gradient, or the momentum
 };
 
 struct Trainer::Interval {
@@ -103,6 +105,7 @@ struct Trainer::Interval {
   double seconds = 0;
   double arithmetic = 0;  // seconds in the reducer
   double waited = 0;      // seconds in which this rank waited for the others
+  double clip_scales = 0;
 
   void add(const Step& step);
 };
@@ -116,6 +119,7 @@ void Trainer::Interval::add(const Step& step) {
   seconds += step.seconds;
   arithmetic += step.arithmetic;
   waited += step.waited;
+  clip_scales += step.clip_scale;
 }
 
 Trainer::Trainer(TrainerParts parts, const TrainOptions& options)
@@ -219,7 +223,7 @@ Trainer::Step Trainer::take_step(double lr) {
     parts_.observer.on_rank_warning(parts_.communicator.rank(), *verdict.warning);
   }
   if (verdict.committed()) {
-    update(lr);
+    step.clip_scale = update(lr);
   } else {
     skip(verdict, step.loss);
   }
@@ -259,10 +263,12 @@ std::int64_t Trainer::total_steps() const {
 // Begins a step: its samples, and the ranks' question whether anybody wants to stop.
 RankBatch Trainer::next_step() {
   if (parts_.recorder) parts_.recorder->set_step(attempted_ + 1);
+  const StepPlan plan = optimizer_->plan(committed_);
   transaction_->set_step({.step = attempted_,
                           .seed = options_.seed,
+                          .quantity = plan.quantity,
                           .transmission = next_transmission(),
-                          .estimate = optimizer_->plan(committed_).reads});
+                          .estimate = plan.reads});
   arrival_->begin_step({.vote = parts_.stop_requested() ? 1 : 0});
   buffers_before_ = model_buffers_.clone();
   return partition_ ? partition_->next_batch(order_, position_, layout_)
@@ -308,7 +314,7 @@ at::Tensor Trainer::forward_backward(const RankBatch& batch) {
   return sum;
 }
 
-void Trainer::update(double lr) {
+double Trainer::update(double lr) {
   StepParameters step{.lr = lr, .gradient_scale = 1, .committed_step = committed_};
   if (options_.clip_norm > 0) {
     step.gradient_scale = clip_scale(
@@ -317,9 +323,13 @@ void Trainer::update(double lr) {
   const auto start = Clock::now();
   const torch::NoGradGuard no_grad;
   for (Bucket& bucket : buckets_->buckets()) optimizer_->after_reduce(bucket, step);
+  if (const auto news = optimizer_->end_step(buckets_->buckets(), committed_)) {
+    parts_.observer.on_line(*news);
+  }
   if (parts_.trace) parts_.trace->span("compute", "update", start, Clock::now());
   ++committed_;
   skipped_in_a_row_ = 0;
+  return step.gradient_scale;
 }
 
 void Trainer::skip(const Verdict& verdict, const at::Tensor& loss) {
@@ -363,6 +373,7 @@ StepReport Trainer::make_report(const Interval& interval, double lr) {
   report.step_seconds = interval.seconds / steps;
   report.arithmetic_seconds = interval.arithmetic / steps;
   report.waited_seconds = interval.waited / steps;
+  report.clip_scale = interval.steps > 0 ? interval.clip_scales / steps : 1;
   report.bytes_wire = static_cast<double>(interval.bytes_sent) / steps;
   double bytes = 0;
   for (const Bucket& bucket : buckets_->buckets()) {
@@ -456,8 +467,14 @@ void Trainer::visit(StateVisitor& visitor) {
 
 std::vector<std::string> Trainer::describe_compression() const {
   const std::int64_t until_start = std::max<std::int64_t>(compression_.start_iter - committed_, 0);
-  return thinwire::describe_compression(buckets_->buckets(), *reducer_, compression_.policy,
-                                        attempted_ + 1 + until_start);
+  auto lines = thinwire::describe_compression(buckets_->buckets(), *reducer_, compression_.policy,
+                                              attempted_ + 1 + until_start);
+  if (compression_.gradient_codec) {
+    const auto codec = make_codec(*compression_.gradient_codec);
+    lines.push_back(fmt::format("that is momentum; gradients, in steps that exchange them: {}",
+                                codec ? codec->describe() : "uncompressed"));
+  }
+  return lines;
 }
 
 }  // namespace thinwire

@@ -119,7 +119,8 @@ class Trainer {
   RankBatch next_step();
   at::Tensor logits(const Batch& batch) const;
   at::Tensor forward_backward(const RankBatch& batch);
-  void update(double lr);
+  // Returns the factor of clipping.
+  double update(double lr);
   void skip(const Verdict& verdict, const at::Tensor& loss);
   StepReport make_report(const Interval& interval, double lr);
   void tell_of_slow_rank(const StepReport& report, double seconds);

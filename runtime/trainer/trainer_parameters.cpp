@@ -47,23 +47,27 @@ void Trainer::build(std::vector<Parameter> parameters) {
   reducer_.emplace(make_reducer_and(before_, compression_, parts_.device), parts_.meter);
   transaction_.emplace(
       buckets_->buckets(), *reducer_, parts_.communicator,
-      StepParts{.before_reduce =
-                    [this](Bucket& bucket, const StepContext& step) {
-                      optimizer_->before_reduce(bucket, step);
-                    },
-                .before = before_.get(),
-                .relayout = [this](const Bucket& bucket) { optimizer_->relayout(bucket); },
-                .trace = parts_.trace,
-                .recorder = parts_.recorder,
-                .path = parts_.device ? &parts_.device->path : nullptr});
+      StepParts{
+          .before_reduce = [this](Bucket& bucket, const StepContext& step,
+                                  Queue& queue) { optimizer_->before_reduce(bucket, step, queue); },
+          .before = before_.get(),
+          .relayout = [this](const Bucket& bucket) { optimizer_->relayout(bucket); },
+          .trace = parts_.trace,
+          .recorder = parts_.recorder,
+          .path = parts_.device ? &parts_.device->path : nullptr});
   arrival_.emplace(*buckets_, *transaction_, Counting::declared);
   std::vector<at::Tensor> weights;
   for (const Bucket& bucket : buckets_->buckets()) weights.push_back(bucket.weights);
   broadcast_tensors(parts_.communicator, weights, 0);
   // After the broadcast: an optimizer may copy the weights it starts from.
+  const std::int64_t steps = total_steps();
   optimizer_ = make_optimizer(
-      options_.optimizer, {.momentum = options_.momentum, .weight_decay = options_.weight_decay},
-      buckets_->buckets(), no_decay_on_vectors(), optimizer_device_);
+      options_.optimizer,
+      {.momentum = options_.momentum,
+       .weight_decay = options_.weight_decay,
+       .lr_warmup = parse_schedule(options_.lr_schedule, options_.lr, steps).warmup(),
+       .total_steps = steps},
+      buckets_->buckets(), no_decay_on_vectors(), optimizer_device_, compression_.policy);
 }
 
 void Trainer::replace_parameters(const Replacement& replacement) {

@@ -51,13 +51,18 @@ class Bench {
     Bucket& bucket = buckets_.emplace_back();
     bucket.weights = at::from_blob(weights_.get(), {numel});
     bucket.gradient = at::from_blob(gradient_.get(), {numel});
-    bucket.slices = {{.name = "w", .shape = {numel}, .numel = numel}};
+    bucket.slices = {{.name = "w", .shape = {1, numel}, .numel = numel}};
     for (const Coded& coding : codings()) messages_.push_back(encode(coding));
 
     add("sgd");
     add("sgd:momentum=0.9");
     add("adam");
     add("lion");
+    add("onebit_adam:freeze_step=1,refresh_every=0");
+    operations_.push_back({"onebit_adam: own momentum", [this] {
+                             optimizers_.back()->before_reduce(
+                                 buckets_[0], {.quantity = Quantity::momentum}, *queue_);
+                           }});
     add_all("squared norm", [this] { sum_ += squared_norm(buckets_); });
     for (std::size_t c = 0; c < codings().size(); ++c) {
       operations_.push_back(
@@ -121,6 +126,7 @@ class Bench {
   std::vector<std::unique_ptr<Optimizer>> optimizers_;
   std::vector<Operation> operations_;
   std::int64_t step_ = 0;
+  std::unique_ptr<Queue> queue_ = make_host_queue();
   double sum_ = 0;
 };
 

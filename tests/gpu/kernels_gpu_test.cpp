@@ -336,7 +336,7 @@ void compare_optimizers(Dice& dice) {
   const std::vector<T> gradient = uniform_values<T>(dice, numel, -1);
   Device<StepSlice> device_slices(slices);
   Device<T> device_gradient(gradient);
-  const std::vector<std::string> cases = optimizer_cases();
+  const std::vector<std::string> cases = rule_cases();
   const std::string& text = cases[static_cast<std::size_t>(dice.below(std::ssize(cases)))];
   std::vector<T> weights = uniform_values<T>(dice, numel, -1);
   // Of both signs but for the second and the third, of which some optimizers take a root.

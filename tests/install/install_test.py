@@ -217,7 +217,7 @@ class Refusals(Case):
     def test_an_unknown_component(self):
         self.refused(self.configure_consumer("nonsense", "-DCOMPONENTS=runtime;nonsense"),
                      "thinwire has no component 'nonsense'; its components are base, collectives, "
-                     "threads, net, sockets, optimizers, runtime, launch, thinwire, mpi, cuda, nccl.")
+                     "threads, net, sockets, optimizers, runtime, attach, launch, thinwire, mpi, cuda, nccl.")
 
     def test_another_libtorch(self):
         torch = self.other_torch()

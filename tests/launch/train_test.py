@@ -87,7 +87,7 @@ class Results(Case):
         self.assertEqual([line["step"] for line in lines], [10, 20, 25, 25])
         for line in lines:
             for key in ("step loss lr samples_per_second bytes_dense bytes_wire residual_ratio "
-                        "skipped").split():
+                        "skipped clip_scale").split():
                 self.assertIsInstance(line[key], (int, float), key)
         end = lines[-1]
         self.assertEqual(end["event"], "end")

@@ -82,7 +82,7 @@ TEST(Factory, Lion) {
 
 TEST(Factory, MakesEveryWordAndSaysHow) {
   const auto buckets = make_buckets(torch::kFloat, torch::kFloat);
-  EXPECT_THAT(known_optimizers(), IsSupersetOf({"sgd", "adam", "adamw", "lion"}));
+  EXPECT_THAT(known_optimizers(), IsSupersetOf({"sgd", "adam", "adamw", "lion", "onebit_adam"}));
   for (const std::string& word : known_optimizers()) {
     EXPECT_NE(make_optimizer(word, {}, buckets), nullptr) << word;
     EXPECT_THAT(optimizer_help(), HasSubstr(word));
@@ -104,6 +104,11 @@ TEST(Factory, TakesEveryKeyOfItsHelp) {
   };
   const auto try_all = [&]<typename... Rules>(RuleList<Rules...>) { (try_rule(Rules{}), ...); };
   try_all(ElementwiseRules{});
+  EXPECT_NE(make_optimizer("sgd:momentum=0.5,exchange=momentum", {}, buckets), nullptr);
+  EXPECT_NE(make_optimizer("onebit_adam:freeze_step=auto,warmup_bits=8,refresh_every=3,beta1=0.5,"
+                           "beta2=0.5,eps=0.5,weight_decay=0.5",
+                           {}, buckets),
+            nullptr);
 }
 
 TEST(Factory, RefusesWhatItDoesNotKnow) {

@@ -52,7 +52,7 @@ TYPED_TEST_SUITE(OptimizerKernelsTest, BothTypes);
 
 TYPED_TEST(OptimizerKernelsTest, AStepOfABucketEqualsTheOptimizers) {
   using T = TypeParam;
-  for (const std::string& text : optimizer_cases()) {
+  for (const std::string& text : rule_cases()) {
     SCOPED_TRACE(text);
     auto expected = make_buckets(this->dtype, this->dtype);
     resting::set_frozen(expected[0], 1, true);
@@ -189,7 +189,7 @@ TYPED_TEST(OptimizerKernelsTest, EveryKindOfVectorsHasTheSameBits) {
   constexpr std::int64_t numel = 1037;
   const StepSlice slice{.offset = 3, .numel = numel - 5, .weight_decay = 0.1, .lr_scale = 0.5};
   const at::Tensor start = torch::rand({5, numel}, this->dtype);
-  for (const std::string& text : optimizer_cases()) {
+  for (const std::string& text : rule_cases()) {
     EXPECT_TRUE(with_rule(text, [&](auto rule, const auto& options) {
       using Rule = decltype(rule);
       at::Tensor expected;
@@ -212,6 +212,44 @@ TYPED_TEST(OptimizerKernelsTest, EveryKindOfVectorsHasTheSameBits) {
       }
     }));
   }
+}
+
+// Calls `body(Rule{}, step, states)` for every rule of optimizers that exchange their momentum.
+template <typename Body>
+void for_each_momentum_rule(const Body& body) {
+  body(OwnMomentumRule(), OwnMomentumRule::Step{.keep = 0.7, .take = 0.3}, 1);
+  body(CommonSgdRule(), CommonSgdRule::Step{.lr = 0.02, .scale = 0.37}, 1);
+  const FrozenAdamStep frozen{.lr = 0.02, .scale = 0.37, .bias1 = 0.99, .bias2 = 0.6};
+  body(FrozenAdamRule(), FrozenAdamRule::Step{frozen}, 2);
+  body(RefreshAdamRule(), RefreshAdamRule::Step{frozen}, 2);
+}
+
+TYPED_TEST(OptimizerKernelsTest, MomentumRulesHaveTheSameBitsForEveryKindOfVectors) {
+  using T = TypeParam;
+  constexpr std::int64_t numel = 1037;
+  const StepSlice slice{.offset = 3, .numel = numel - 5, .weight_decay = 0.1, .lr_scale = 0.5};
+  const at::Tensor start = torch::rand({4, numel}, this->dtype);
+  start[3].slice(0, 100, 200).zero_();  // a variance of 0
+  for_each_momentum_rule([&](auto rule, const auto& step, int states) {
+    using Rule = decltype(rule);
+    at::Tensor expected;
+    for (const auto& [target, table] : host_optimizer_kernels_by_target<T>()) {
+      const at::Tensor x = start.clone();
+      BucketView<T> view;
+      view.slices = &slice;
+      view.slice_count = 1;
+      view.numel = numel;
+      view.weights = x[0].template mutable_data_ptr<T>();
+      view.gradient = x[1].template const_data_ptr<T>();
+      view.state[0] = x[2].template mutable_data_ptr<T>();
+      view.state[1] = x[3].template mutable_data_ptr<T>();
+      view.state_count = states;
+      table.template step<Rule>(view, step, nullptr);
+      EXPECT_FALSE(x.equal(start));
+      if (!expected.defined()) expected = x;
+      EXPECT_TRUE(x.equal(expected)) << typeid(Rule).name() << ", " << target;
+    }
+  });
 }
 
 TYPED_TEST(OptimizerKernelsTest, EveryKindOfVectorsHasTheSameNorm) {

@@ -79,11 +79,11 @@ TEST(Plan, SendsCompressedGradientsAsTheyAre) {
   auto buckets = float_buckets();
   fill_gradients(buckets, 1);
   const auto before = clone(buckets);
-  for (const std::string& text : optimizer_cases()) {
+  for (const std::string& text : rule_cases()) {
     const auto optimizer = make_optimizer(text, {}, buckets);
     EXPECT_EQ(optimizer->plan(7).quantity, Quantity::gradient);
     EXPECT_EQ(optimizer->plan(7).transmission, Transmission::compressed);
-    optimizer->before_reduce(buckets[0], {});
+    optimizer->before_reduce(buckets[0], {}, *make_host_queue());
     EXPECT_TRUE(torch::equal(buckets[0].gradient, before[0].gradient));
     EXPECT_TRUE(torch::equal(buckets[0].weights, before[0].weights));
   }

@@ -107,18 +107,16 @@ double largest_difference(const std::vector<Bucket>& buckets,
 }
 
 void step(Optimizer& optimizer, std::vector<Bucket>& buckets, const StepParameters& parameters) {
-  for (Bucket& bucket : buckets) {
-    optimizer.before_reduce(bucket, {});
-    optimizer.after_reduce(bucket, parameters);
-  }
+  for (Bucket& bucket : buckets) optimizer.after_reduce(bucket, parameters);
+  optimizer.end_step(buckets, parameters.committed_step);
 }
 
 void Collector::tensor(const StateEntry& entry) {
   EXPECT_TRUE(entries.emplace(entry.name, entry).second) << entry.name << " is shown twice";
 }
 
-void Collector::counter(const std::string& name, std::int64_t&) {
-  ADD_FAILURE() << "unexpected counter " << name;
+void Collector::counter(const std::string& name, std::int64_t& value) {
+  EXPECT_TRUE(counters.emplace(name, value).second) << name << " is shown twice";
 }
 
 void copy_state(Optimizer& from, Optimizer& to) {

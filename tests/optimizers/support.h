@@ -42,7 +42,7 @@ bool gaps_are_zero(const at::Tensor& flat, const Bucket& bucket);
 double largest_difference(const std::vector<Bucket>& buckets,
                           const std::vector<at::Tensor>& leaves);
 
-// One step of all buckets.
+// One step of all buckets, whose gradients are the quantity that the optimizer plans.
 void step(Optimizer& optimizer, std::vector<Bucket>& buckets, const StepParameters& parameters);
 
 // Remembers every tensor that it is shown.
@@ -51,6 +51,7 @@ class Collector : public StateVisitor {
   void tensor(const StateEntry& entry) override;
   void counter(const std::string& name, std::int64_t& value) override;
   std::map<std::string, StateEntry> entries;
+  std::map<std::string, std::int64_t> counters;
 };
 
 // Copies what one optimizer shows into another.

@@ -155,7 +155,7 @@ TEST(GradientScale, EqualsAGradientScaledBeforehand) {
 
 TEST(GradientScale, HasTheBitsOfAGradientScaledBeforehand) {
   const auto initial = make_buckets(torch::kFloat, torch::kFloat);
-  for (const std::string& text : optimizer_cases()) {
+  for (const std::string& text : rule_cases()) {
     auto ours = clone(initial);
     auto theirs = clone(initial);
     const auto scaled_by_us = make_optimizer(text, {}, ours);

@@ -75,8 +75,8 @@ ReducerDevice KernelsOn::reducer_launch(std::shared_ptr<Queue> queue) const {
           simulated_permute_kernels<double>()};
 }
 OptimizerDevice KernelsOn::optimizer_device(std::shared_ptr<Queue> queue) const {
-  return {simulated_optimizer_kernels<float>(ElementwiseRules{}),
-          simulated_optimizer_kernels<double>(ElementwiseRules{}), std::move(queue)};
+  return {simulated_optimizer_kernels<float>(KernelRules{}),
+          simulated_optimizer_kernels<double>(KernelRules{}), std::move(queue)};
 }
 
 }  // namespace thinwire::testing

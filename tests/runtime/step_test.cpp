@@ -104,7 +104,7 @@ TEST(Step, NobodySeesTheBufferOfACodedEstimate) {
     GradientBuckets buckets = make_buckets();
     const auto reducer = make_reducer({Sign{64}});
     Steps mine(buckets, *reducer, *communicator,
-               {.before_reduce = [](Bucket& bucket, const StepContext&) {
+               {.before_reduce = [](Bucket& bucket, const StepContext&, Queue&) {
                  EXPECT_EQ(bucket.undecoded, nullptr);
                }});
     const StepContext steps[] = {
@@ -368,12 +368,13 @@ TEST(Step, AnErrorOfTheCommunicationThreadReachesFinishOnEveryRank) {
                          [&](auto communicator) {
                            GradientBuckets buckets = make_buckets();
                            const auto reducer = make_reducer({});
-                           Steps mine(buckets, *reducer, *communicator,
-                                      {.before_reduce = [&](Bucket& bucket, const StepContext&) {
-                                        if (bucket.index == 1 && communicator->rank() == 1) {
-                                          throw DataError("bucket 1 is cursed; pray");
-                                        }
-                                      }});
+                           Steps mine(
+                               buckets, *reducer, *communicator,
+                               {.before_reduce = [&](Bucket& bucket, const StepContext&, Queue&) {
+                                 if (bucket.index == 1 && communicator->rank() == 1) {
+                                   throw DataError("bucket 1 is cursed; pray");
+                                 }
+                               }});
                            for (std::size_t i = kParameters; i-- > 0;) {
                              arrive(buckets, mine, i, 1.0f);
                            }

@@ -415,7 +415,13 @@ TEST_F(TrainerTest, ResumeIsBitIdenticalAtTheSameWorldSize) {
         Case{"quantize:bits=3", "adam", "mlp"},
         Case{"powersgd:rank=2", "adamw", "mlp:hidden=24,16"},
         Case{"sign:block=64", "sgd", "mlp", "iid", "econtrol"},
-        Case{"sign:block=64", "lion", "mlp"}, Case{"sign:block=64", "adam:amsgrad=1", "resnet8"}}) {
+        Case{"sign:block=64", "lion", "mlp"}, Case{"sign:block=64", "adam:amsgrad=1", "resnet8"},
+        Case{"sign:block=64", "sgd:momentum=0.5,exchange=momentum", "mlp"},
+        // Stopped in the warm-up, at the freeze and behind it, with a refresh in each third step.
+        Case{"auto", "onebit_adam:freeze_step=20", "mlp"},
+        Case{"auto", "onebit_adam:freeze_step=12", "mlp"},
+        Case{"powersgd:rank=2", "onebit_adam:freeze_step=5,refresh_every=3", "mlp"},
+        Case{"sign:block=64", "onebit_adam:refresh_every=3", "mlp", "iid", "econtrol"}}) {
     Job whole = job(3, c.compressor);
     whole.options.optimizer = c.optimizer;
     whole.options.model = c.model;

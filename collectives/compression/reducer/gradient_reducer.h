@@ -16,6 +16,13 @@ namespace thinwire {
 // silent step.
 enum class Transmission { dense, compressed, silent };
 
+// Which of a rank's quantities is reduced in a step.
+enum class Quantity {
+  gradient,
+  momentum,  // what the common momentum becomes with this rank's gradient
+  update,
+};
+
 // What a commit leaves behind: values in the gradient buffer, or, where the reducer can, what came
 // over the wire, as Bucket::undecoded, which is of use until the bucket's next stage. That saves a
 // pass over memory and a buffer where all that follows is a norm and an update.
@@ -24,6 +31,7 @@ enum class EstimateForm { values, undecoded };
 struct StepContext {
   std::int64_t step = 0;   // attempted steps before this one; with the seed it keys random rounding
   std::uint64_t seed = 0;  // the run's
+  Quantity quantity = Quantity::gradient;
   Transmission transmission = Transmission::compressed;
   EstimateForm estimate = EstimateForm::values;
 };

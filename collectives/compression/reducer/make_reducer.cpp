@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "collectives/base/error.h"
+#include "collectives/compression/reducer/by_quantity.h"
 #include "collectives/compression/reducer/gradient_average.h"
 #include "collectives/compression/reducer/pipelined.h"
 #include "collectives/compression/reducer/power_sgd.h"
@@ -21,8 +22,15 @@ std::unique_ptr<GradientReducer> make_reducer(const CompressionOptions& options,
 
 Reduction make_reduction(const CompressionOptions& options, const ReducerDevice& device) {
   CompressionOptions chosen = resolve(options);
+  const std::optional<CodecOptions> gradients = std::exchange(chosen.gradient_codec, std::nullopt);
   const double momentum = std::exchange(chosen.feedback.momentum, 0);
   Reduction reduction{make_reducer(chosen, device), nullptr};
+  if (gradients) {
+    check(momentum == 0, "who exchanges momentum averages no gradients");
+    reduction.reducer = std::make_unique<ByQuantityReducer>(
+        make_reducer({.codec = *gradients, .policy = chosen.policy}, device),
+        std::move(reduction.reducer));
+  }
   if (momentum > 0) {
     reduction.before = std::make_unique<GradientAverage>(*reduction.reducer, momentum, device);
   }
