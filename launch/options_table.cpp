@@ -120,7 +120,8 @@ std::vector<Option> options_table() {
       {"clip-norm", optimizer, "largest L2 norm of the whole gradient; 0: no clipping",
        Number{&R::clip_norm, 0, 1e9}},
 
-      {"compressor", communication, compressor_help(), Word{&R::compressor}},
+      {"compressor", communication, "auto: what the optimizer is made for | " + compressor_help(),
+       Word{&R::compressor}},
       {"feedback", communication,
        "what becomes of what was not sent: auto | none | error_feedback | "
        "ef21[:momentum=Y] | econtrol[:eta=auto|X,momentum=Y]",

@@ -18,8 +18,10 @@ struct CommonSgdOptions {
 };
 
 // SGD with a momentum that all ranks have in common: each adds its own gradient to it and sends
-// that (momentum_rules.h). Where nothing is lost on the way it is torch::optim::SGD. Compressed it
-// does not amplify what compression delays, as momentum behind compressed gradients does.
+// that (momentum_rules.h). Where nothing is lost on the way, and nothing is clipped, it is
+// torch::optim::SGD. Compressed it does not amplify what compression delays, as momentum behind
+// compressed gradients does. Clipping bounds the momentum that moves the weights, which is up to
+// 1 / (1 - momentum) gradients.
 // State: "momentum/<parameter>".
 class CommonSgd final : public Optimizer {
  public:

@@ -118,6 +118,13 @@ std::unique_ptr<Optimizer> make_optimizer(const std::string& text,
   spec.unknown_name(known_optimizers());
 }
 
+bool exchanges_momentum(const std::string& text) {
+  ChoiceReader spec("--optimizer", text);
+  const bool common_sgd =
+      spec.name() == SgdRule::words().front() && spec.text("exchange", "gradient") == "momentum";
+  return common_sgd || gradient_codec_of(text).has_value();
+}
+
 std::optional<CodecOptions> gradient_codec_of(const std::string& text) {
   ChoiceReader spec("--optimizer", text);
   const std::vector<std::string> words = OnebitAdam::words();

@@ -28,5 +28,7 @@ std::unique_ptr<Optimizer> make_optimizer(const std::string& spec,
 // With what its gradients are coded, if it exchanges something else in most steps. Throws as
 // `make_optimizer` does.
 std::optional<CodecOptions> gradient_codec_of(const std::string& spec);
+// Whether it exchanges its momentum, in some steps or in all.
+bool exchanges_momentum(const std::string& spec);
 
 }  // namespace thinwire

@@ -95,7 +95,7 @@ THINWIRE_ON_DEVICE FrozenAdamNumbers<T> frozen_adam_numbers(const FrozenAdamStep
 //   m = estimate where v > 0, else 0;  w -= lr (scale m / (1 - beta1^t) / (sqrt(v_T) + eps) + wd
 //   w),
 // where v_T = v / (1 - beta2^T) is corrected as it was at the freeze. A weight whose gradients were
-// all 0 until then has v = 0. It does not move, as what is decoded for it is noise.
+// all 0 until then has v = 0. Only decay moves it, as what is decoded for it is noise.
 struct FrozenAdamRule {
   using StateCounts = thinwire::StateCounts<2>;
   struct Step : FrozenAdamStep {};  // a type of its own finds its kernel

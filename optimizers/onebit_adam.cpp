@@ -1,9 +1,9 @@
 #include "optimizers/onebit_adam.h"
 
+#include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 
 #include "collectives/base/error.h"
@@ -54,9 +54,11 @@ OnebitAdamOptions OnebitAdam::parse(ChoiceReader& spec, const OptimizerDefaults&
   options.warmup_bits = spec.integer("warmup_bits", options.warmup_bits, 2, 32);
   options.refresh_every = spec.integer("refresh_every", options.refresh_every, 0, kMostSteps);
   options.freeze.earliest = defaults.lr_warmup;
-  // Of runs with a known end: a seventh of the steps costs about as many bytes as all others.
-  options.freeze.latest = std::max(defaults.lr_warmup, defaults.total_steps * 3 / 20);
-  options.freeze.window = std::max<std::int64_t>(defaults.total_steps / 50, 1);
+  if (defaults.total_steps > 0) {
+    // A seventh of the steps costs about as many bytes as all others.
+    options.freeze.latest = std::max(defaults.lr_warmup, defaults.total_steps * 3 / 20);
+    options.freeze.window = std::max<std::int64_t>(defaults.total_steps / 50, 10);
+  }
   return options;
 }
 
@@ -73,7 +75,8 @@ OnebitAdam::OnebitAdam(std::span<const Bucket> buckets, const OnebitAdamOptions&
       state_(
           buckets, rules, options.weight_decay, {"exp_avg", "exp_avg_sq"}, *device_.queue,
           [&](const Slice& slice) { return reason_for_dense(slice, policy) ? kExact : kFrozen; }) {
-  if (options_.freeze_step) frozen_after_ = *options_.freeze_step;
+  numbers_ = at::zeros({2}, at::kDouble);
+  clip_scale().store(1);
   if (options_.freeze.window == 0) {
     options_.freeze.window = std::max<std::int64_t>(std::llround(1 / (1 - options_.beta2)), 1);
   }
@@ -99,7 +102,8 @@ StepPlan OnebitAdam::plan(std::int64_t committed_step) const {
 
 void OnebitAdam::before_reduce(Bucket& bucket, const StepContext& step, Queue& queue) {
   if (step.quantity != Quantity::momentum) return;
-  const OwnMomentumRule::Step mix{.keep = options_.beta1, .take = 1 - options_.beta1};
+  const OwnMomentumRule::Step mix{.keep = options_.beta1,
+                                  .take = (1 - options_.beta1) * clip_scale().load()};
   state_.form_quantity(bucket, queue, kFrozen, [&]<typename T>(const BucketView<T>& view) {
     device_.kernels<T>().template step<OwnMomentumRule>(view, mix, queue.executor());
   });
@@ -119,11 +123,17 @@ FrozenAdamStep OnebitAdam::frozen_step(const StepParameters& step) const {
 
 void OnebitAdam::after_reduce(Bucket& bucket, const StepParameters& step) {
   const Kind kind = this->kind(step.committed_step);
+  StepParameters of_gradients = step;
+  if (kind == Kind::momentum) {
+    of_gradients.gradient_scale *= clip_scale().load();
+  } else {
+    clip_scale().store(step.gradient_scale);  // the same for all buckets
+  }
   const AdamRule::Step exact = AdamRule::step({.beta1 = options_.beta1,
                                                .beta2 = options_.beta2,
                                                .eps = options_.eps,
                                                .decoupled_weight_decay = true},
-                                              step);
+                                              of_gradients);
   const FrozenAdamStep frozen = frozen_step(step);
   state_.update(bucket, *device_.queue, [&]<typename T>(const BucketView<T>& view) {
     const OptimizerKernels<T>& kernels = device_.kernels<T>();
@@ -149,23 +159,24 @@ std::optional<std::string> OnebitAdam::end_step(std::span<const Bucket> buckets,
 
 // Whether the variance is to be frozen after so many steps.
 bool OnebitAdam::settles(std::span<const Bucket> buckets, std::int64_t steps) {
+  if (options_.freeze_step) return steps >= *options_.freeze_step;
   const FreezeRule& rule = options_.freeze;
   if (steps < rule.earliest) return false;
   if (rule.latest > 0 && steps >= rule.latest) return true;
   if (steps % rule.window != 0) return false;
-  const double before = variance_;
-  variance_ = state_.sum(buckets, kVariance, kFrozen) /
-              (1 - std::pow(options_.beta2, static_cast<double>(steps)));
-  return std::min(variance_ / before, before / variance_) >= rule.ratio;
+  const double before = variance();
+  variance() = state_.sum(buckets, kVariance, kFrozen, *device_.queue) /
+               (1 - std::pow(options_.beta2, static_cast<double>(steps)));
+  return std::min(variance() / before, before / variance()) >= rule.ratio;
 }
 
 void OnebitAdam::visit(StateVisitor& visitor) {
   state_.visit(visitor);
-  if (options_.freeze_step) return;
   visitor.counter("onebit_adam/frozen_after", frozen_after_);
-  auto bits = std::bit_cast<std::int64_t>(variance_);
-  visitor.counter("onebit_adam/variance_bits", bits);
-  variance_ = std::bit_cast<double>(bits);
+  StateEntry numbers;
+  numbers.name = "onebit_adam/numbers";
+  numbers.tensor = numbers_;
+  visitor.tensor(numbers);
 }
 
 }  // namespace thinwire

@@ -1,6 +1,7 @@
 // 1-bit Adam.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -20,7 +21,7 @@ namespace thinwire {
 // When the variance is frozen where the options give no step.
 struct FreezeRule {
   std::int64_t earliest = 0;  // committed steps: the learning rate's warm-up
-  // After so many steps it is frozen whatever it does. 0: it need not be.
+  // After so many steps, and `earliest`, it is frozen whatever it does. 0: it need not be.
   std::int64_t latest = 0;
   std::int64_t window = 0;  // steps between two looks at it; 0: 1 / (1 - beta2)
   // It is frozen where its sum is at least this share of what it was a window before, and the other
@@ -33,7 +34,8 @@ struct OnebitAdamOptions {
   double beta2 = 0.999;     // from 0, below 1
   double eps = 1e-8;        // beside the root
   double weight_decay = 0;  // decoupled; a GroupRule may set another
-  // Committed steps in which the variance follows the gradients; none: as `freeze` finds.
+  // Committed steps in which the variance follows the gradients; none: as `freeze` finds. Of no
+  // effect once it is frozen, also in a run that resumes.
   std::optional<std::int64_t> freeze_step = std::nullopt;
   FreezeRule freeze = {};
   // Bits per value of gradients, which are exchanged until the freeze and in refreshing steps: 2 to
@@ -55,8 +57,14 @@ struct OnebitAdamOptions {
 // What the compressor's policy leaves uncompressed (by default vectors, and --dense-names) stays
 // exact: it is AdamW throughout.
 //
-// State: "exp_avg/<parameter>", "exp_avg_sq/<parameter>", and, where the freeze is found while
-// training, two counters.
+// Clipping scales what moves the weights; of gradients also what moves the moments, as before
+// AdamW. A momentum is formed of gradients that are scaled by the factor of the last step that
+// exchanged them.
+//
+// A weight whose variance is 0 at the freeze, because all its gradients were 0 or because its layer
+// was frozen, moves by weight decay alone until a refresh gives it one.
+//
+// State: "exp_avg/<parameter>", "exp_avg_sq/<parameter>", "onebit_adam/numbers", and a counter.
 class OnebitAdam final : public Optimizer {
  public:
   // `policy` says what stays exact.
@@ -94,9 +102,14 @@ class OnebitAdam final : public Optimizer {
   OptimizerDevice device_;
   SliceState state_;
   std::int64_t frozen_after_ = 0;  // committed steps; 0: it is not frozen
-  // Of the corrected variance, summed over all weights, at the last look; its bits are a counter in
-  // checkpoints.
-  double variance_ = 0;
+  // Two numbers, as a tensor that checkpoints hold: the corrected variance, summed over all
+  // weights, at the last look, and the factor of clipping in the last step that exchanged
+  // gradients.
+  at::Tensor numbers_;
+  double& variance() { return numbers_.data_ptr<double>()[0]; }
+  std::atomic_ref<double> clip_scale() {
+    return std::atomic_ref<double>(numbers_.data_ptr<double>()[1]);
+  }
 };
 
 }  // namespace thinwire

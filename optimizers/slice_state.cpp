@@ -110,12 +110,19 @@ void SliceState::fill_tables(const Bucket& bucket, BucketState& own, Queue& queu
   }
 }
 
-double SliceState::sum(std::span<const Bucket> buckets, std::size_t kind, int formula) const {
+double SliceState::sum(std::span<const Bucket> buckets, std::size_t kind, int formula,
+                       Queue& queue) const {
   double sum = 0;
   for (const Bucket& bucket : buckets) {
     const BucketState& own = buckets_.at(static_cast<std::size_t>(bucket.index));
-    const at::Tensor flat = own.tensors.at(kind).cpu();
-    const std::vector<double> means = reduce_flat(bucket, flat, SliceReduction::mean);
+    const at::Tensor& flat = own.tensors.at(kind);
+    const at::Tensor on_host = at::zeros(flat.sizes(), flat.options().device(at::kCPU));
+    queue.copy(on_host.data_ptr(), flat.const_data_ptr(), flat.nbytes());
+    queue.synchronize(Clock::now() + std::chrono::minutes(1));
+    // Slices that were absent in this step alone count as in others.
+    Bucket all = bucket;
+    for (Slice& slice : all.slices) slice.absent = false;
+    const std::vector<double> means = reduce_flat(all, on_host, SliceReduction::mean);
     for (std::size_t i = 0; i < own.slices.size(); ++i) {
       if (own.formulas[i] == formula) sum += means[i] * static_cast<double>(own.slices[i].numel);
     }

@@ -50,7 +50,7 @@ class SliceState {
 
   // The sum over all buckets of a state of slices of one formula, element by element in double: the
   // same bits on every rank.
-  double sum(std::span<const Bucket> buckets, std::size_t kind, int formula) const;
+  double sum(std::span<const Bucket> buckets, std::size_t kind, int formula, Queue& queue) const;
 
   // Takes over the bucket's layout: the state of what is gone becomes zero. `update` does so too.
   void relayout(const Bucket& bucket, Queue& queue);
@@ -134,6 +134,7 @@ template <typename Form>
 void SliceState::form_quantity(Bucket& bucket, Queue& queue, int formula, const Form& form) {
   BucketState& own = of(bucket);
   fill_tables(bucket, own, queue);
+  if (formula >= static_cast<int>(own.tables.size())) return;  // no slice has it
   const auto form_as = [&]<typename T>(T) {
     BucketView<T> part = view<T>(bucket, own, static_cast<std::size_t>(formula));
     part.weights = bucket.gradient.mutable_data_ptr<T>();

@@ -20,6 +20,7 @@
 #include "launch/job.h"
 #include "launch/output.h"
 #include "launch/version.h"
+#include "optimizers/factory.h"
 #include "runtime/data/load.h"
 #include "runtime/report/pay_off.h"
 #include "runtime/trainer/compression.h"
@@ -201,6 +202,13 @@ void validate(const CommandLine& line, const JobEnvironment& environment) {
       line.train.device == "cuda" || (line.train.device == "auto" && cuda_device_count() > 0);
   if (would_use_device) {
     throw UsageError("advise measures training on CPUs only; give --device cpu");
+  }
+  if (gradient_codec_of(line.train.optimizer)) {
+    throw UsageError(
+        fmt::format("advise measures a run's first steps, in which {} exchanges gradients of its "
+                    "own coding, whatever the compressor; give --optimizer sgd, whose exchange "
+                    "takes as long as that of its momentum",
+                    line.train.optimizer));
   }
   for (const std::string& compressor : compressors_of(line.advise)) {
     compression_of(with_compressor(line.train, compressor));

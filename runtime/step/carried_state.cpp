@@ -143,9 +143,10 @@ std::vector<std::string> CarriedState::replace(const Replacement& replacement) {
     for (const std::string& name : replacement.removed) {
       if (auto found = tensors.extract(name)) removed.insert(std::move(found));
     }
-    if (kind == "residual") {
+    if (kind == "residual" || kind == "gradient_residual") {
       for (const auto& [name, tensor] : removed) {
-        norms[name] = std::sqrt(tensor.to(at::kDouble).square().sum().item<double>());
+        norms[name] = std::hypot(norms[name],
+                                 std::sqrt(tensor.to(at::kDouble).square().sum().item<double>()));
       }
     }
     if (removed.empty() || !replacement.project || !is_of_gradient(kind)) continue;

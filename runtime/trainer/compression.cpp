@@ -30,6 +30,12 @@ CompressionOptions compression_of(const TrainOptions& options) {
   CompressionOptions compression =
       parse_compression(compressor, options.feedback, options.exchange);
   compression.gradient_codec = gradient_codec;
+  if (compression.feedback.momentum > 0 && exchanges_momentum(options.optimizer)) {
+    throw UsageError(
+        fmt::format("--feedback averages gradients (momentum={}), and --optimizer {} exchanges its "
+                    "momentum; leave one of them out",
+                    compression.feedback.momentum, options.optimizer));
+  }
   compression.start_iter = options.start_iter;
   compression.policy.min_dimensions = options.min_dimensions;
   compression.policy.dense_below = options.dense_below;
@@ -42,7 +48,7 @@ std::vector<std::string> notes_on_compression(const TrainOptions& options) {
   std::vector<std::string> notes;
   const Loss loss = loss_of(compression.codec);
   const std::string optimizer = ChoiceReader("--optimizer", options.optimizer).name();
-  const bool of_gradients = options.optimizer.find("exchange=momentum") == std::string::npos;
+  const bool of_gradients = !exchanges_momentum(options.optimizer);
   if (loss >= Loss::some && options.momentum >= 0.5 && optimizer == "sgd" && of_gradients) {
     notes.push_back(fmt::format(
         "note: momentum {} behind compressed gradients needs a smaller learning rate than without "

@@ -26,6 +26,8 @@ std::string describe_changes(const std::map<std::string, std::string>& before,
     const auto old = before.find(key);
     if (old == before.end() || old->second == value) continue;
     if (std::find(kFree.begin(), kFree.end(), key) != kFree.end()) continue;
+    // What `none` was the default of is called auto now.
+    if (key == "compressor" && old->second == "none" && value == "auto") continue;
     text += fmt::format("{}{} {}, was {}", text.empty() ? "" : "; ", key, printable(value),
                         printable(old->second));
   }

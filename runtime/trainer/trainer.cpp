@@ -70,13 +70,15 @@ std::string perplexity(const Dataset& data, const Evaluation& result) {
   return fmt::format(", perplexity {:.2f}", std::exp(result.loss));
 }
 
-// Sums the squares of the residuals that it is shown.
+// Sums the squares of the residuals of one kind that it is shown.
 struct SquaredResiduals final : StateVisitor {
+  explicit SquaredResiduals(std::string of_kind) : kind(std::move(of_kind)) {}
   void tensor(const StateEntry& entry) override {
-    if (!entry.name.starts_with("residual/")) return;
+    if (!entry.name.starts_with(kind)) return;
     sum += entry.tensor.to(at::kDouble).square().sum().item<double>();
   }
   void counter(const std::string&, std::int64_t&) override {}
+  std::string kind;
   double sum = 0;
 };
 
@@ -240,7 +242,11 @@ Trainer::Step Trainer::take_step(double lr) {
 }
 
 bool Trainer::compresses() const {
-  return !std::holds_alternative<Uncompressed>(compression_.codec);
+  const auto codes = [](const CodecOptions& codec) {
+    return !std::holds_alternative<Uncompressed>(codec);
+  };
+  return codes(compression_.codec) ||
+         (compression_.gradient_codec && codes(*compression_.gradient_codec));
 }
 
 Transmission Trainer::next_transmission() const {
@@ -414,7 +420,10 @@ void Trainer::tell_of_slow_rank(const StepReport& report, double seconds) {
 
 double Trainer::residual_norm() {
   const torch::NoGradGuard no_grad;
-  SquaredResiduals squares;
+  // Of what the last step exchanged.
+  const bool of_gradients = compression_.gradient_codec && committed_ > 0 &&
+                            optimizer_->plan(committed_ - 1).quantity == Quantity::gradient;
+  SquaredResiduals squares(of_gradients ? "gradient_residual/" : "residual/");
   for (const Bucket& bucket : buckets_->buckets()) reducer_->visit(bucket, squares);
   return std::sqrt(squares.sum);
 }

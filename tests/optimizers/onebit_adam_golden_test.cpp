@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -75,6 +76,27 @@ float compress(float* values, float* error, std::int64_t count) {
   return scale;
 }
 
+// Takes over what one optimizer shows and gives it to the next.
+struct Carried final : StateVisitor {
+  void tensor(const StateEntry& entry) override {
+    if (taking) {
+      tensors[entry.name] = entry.tensor.clone();
+    } else {
+      entry.tensor.copy_(tensors.at(entry.name));
+    }
+  }
+  void counter(const std::string& name, std::int64_t& value) override {
+    if (taking) {
+      counters[name] = value;
+    } else {
+      value = counters.at(name);
+    }
+  }
+  bool taking = false;
+  std::map<std::string, at::Tensor> tensors;
+  std::map<std::string, std::int64_t> counters;
+};
+
 class Golden : public ::testing::TestWithParam<int> {};
 
 TEST_P(Golden, EverySignAndTheWeightsAreDeepSpeeds) {
@@ -96,7 +118,7 @@ TEST_P(Golden, EverySignAndTheWeightsAreDeepSpeeds) {
   // Its first step is dry, and counts.
   constexpr std::int64_t kUpdatesBefore = 9;
   ASSERT_EQ(recorded["hyper"]["freeze_step"], kUpdatesBefore + 1);
-  testing::Snapshot state;
+  Carried state;
 
   std::vector<std::vector<float>> worker_error(static_cast<std::size_t>(ranks),
                                                std::vector<float>(kSize));
@@ -111,11 +133,7 @@ TEST_P(Golden, EverySignAndTheWeightsAreDeepSpeeds) {
     const double root2 = std::sqrt(1 - std::pow(0.999, t));
     OnebitAdam optimizer(
         buckets, {.eps = 1e-8 / root2, .freeze_step = kUpdatesBefore, .refresh_every = 0}, {});
-    testing::Snapshot own_state;
-    optimizer.visit(own_state);
-    for (std::size_t i = 0; i < state.entries.size(); ++i) {
-      own_state.entries[i].first.tensor.copy_(state.entries[i].second);
-    }
+    if (step > 2) optimizer.visit(state);
     const StepContext context{.quantity = optimizer.plan(committed).quantity};
     const bool momentum = context.quantity == Quantity::momentum;
     const auto& truth = recorded["steps"][step - 1];
@@ -155,8 +173,9 @@ TEST_P(Golden, EverySignAndTheWeightsAreDeepSpeeds) {
     std::copy(sum.begin(), sum.end(), quantity);
     optimizer.after_reduce(bucket, {.lr = lr * bias1 / root2, .committed_step = committed});
     optimizer.end_step(buckets, committed);
-    state = {};
+    state.taking = true;
     optimizer.visit(state);
+    state.taking = false;
 
     const auto& full = recorded["full_weights"];
     const std::string key = std::to_string(step);

@@ -503,6 +503,48 @@ TEST(OnebitAdam, LearnsWhatCompressedGradientsIntoAdamDoNot) {
   EXPECT_GT(naive, 5 * adam);
 }
 
+// Of slices that all stay exact none has momentum to exchange.
+TEST(OnebitAdam, WithoutAnythingToCompressIsAdamWThroughout) {
+  OnebitAdamOptions options = options_of(3, 0);
+  std::vector<Bucket> buckets = buckets_of(at::kDouble);
+  std::vector<Bucket> expected = buckets_of(at::kDouble);
+  OnebitAdam optimizer(buckets, options, no_decay_on_vectors(), {.dense_names = {"*"}});
+  const auto adam = make_optimizer("adamw:beta2=0.99", {.weight_decay = kDecay}, expected);
+  const auto queue = make_host_queue();
+  for (std::int64_t step = 0; step < 20; ++step) {
+    buckets[0].gradient.copy_(gradient_of(buckets[0], step, 0));
+    expected[0].gradient.copy_(buckets[0].gradient);
+    optimizer.before_reduce(buckets[0], {.quantity = optimizer.plan(step).quantity}, *queue);
+    optimizer.after_reduce(buckets[0], {.lr = kLr, .committed_step = step});
+    optimizer.end_step(buckets, step);
+    adam->after_reduce(expected[0], {.lr = kLr, .committed_step = step});
+    ASSERT_TRUE(at::equal(buckets[0].weights, expected[0].weights)) << "step " << step;
+  }
+}
+
+// Where every gradient is clipped, the freeze changes nothing of a constant gradient's steps.
+TEST(OnebitAdam, FormsItsMomentumOfClippedGradients) {
+  OnebitAdamOptions options = options_of(10, 0);
+  options.weight_decay = 0;
+  std::vector<Bucket> buckets = buckets_of(at::kDouble);
+  OnebitAdam optimizer(buckets, options, no_decay_on_vectors());
+  const auto queue = make_host_queue();
+  for (std::int64_t step = 0; step < 20; ++step) {
+    const at::Tensor before = buckets[0].weights.clone();
+    buckets[0].gradient.fill_(10);
+    const bool momentum = optimizer.plan(step).quantity == Quantity::momentum;
+    EXPECT_EQ(momentum, step >= 10);
+    optimizer.before_reduce(buckets[0], {.quantity = optimizer.plan(step).quantity}, *queue);
+    optimizer.after_reduce(
+        buckets[0], {.lr = kLr, .gradient_scale = momentum ? 1 : 0.1, .committed_step = step});
+    optimizer.end_step(buckets, step);
+    for (const Slice& slice : buckets[0].slices) {
+      const at::Tensor moved = flat_part(before, slice) - flat_part(buckets[0].weights, slice);
+      EXPECT_NEAR(moved.max().item<double>(), kLr, 1e-6) << slice.name << ", step " << step;
+    }
+  }
+}
+
 TEST(OnebitAdam, SaysWhatCannotBe) {
   std::vector<Bucket> buckets = buckets_of(at::kFloat);
   const auto error_of = [&](const std::string& words) -> std::string {

@@ -118,6 +118,7 @@ void expect_resting_slices_stay(const std::vector<Bucket>& initial, Why why, Opt
     }
   }
   for (const auto& [name, entry] : state.entries) {
+    if (name == "onebit_adam/numbers") continue;  // of no slice
     EXPECT_EQ(name.ends_with("/head.weight"), torch::equal(entry.tensor, state_before.at(name)))
         << name;
   }

@@ -120,12 +120,20 @@ void Collector::counter(const std::string& name, std::int64_t& value) {
 }
 
 void copy_state(Optimizer& from, Optimizer& to) {
-  Collector source;
-  Collector target;
-  from.visit(source);
-  to.visit(target);
-  ASSERT_EQ(source.entries.size(), target.entries.size());
-  for (auto& [name, entry] : target.entries) entry.tensor.copy_(source.entries.at(name).tensor);
+  struct Fill final : StateVisitor {
+    void tensor(const StateEntry& entry) override {
+      at::Tensor(entry.tensor).copy_(source.entries.at(entry.name).tensor);
+      ++tensors;
+    }
+    void counter(const std::string& name, std::int64_t& value) override {
+      value = source.counters.at(name);
+    }
+    Collector source;
+    std::size_t tensors = 0;
+  } fill;
+  from.visit(fill.source);
+  to.visit(fill);
+  ASSERT_EQ(fill.source.entries.size(), fill.tensors);
 }
 
 }  // namespace thinwire

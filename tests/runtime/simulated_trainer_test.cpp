@@ -127,7 +127,7 @@ TEST_P(SimulatedTrainer, EndsWithTheParametersOfThreads) {
   at::set_num_threads(1);
   for (const char* optimizer :
        {"sgd:momentum=0.5", "adamw", "lion", "sgd:momentum=0.5,exchange=momentum",
-        "onebit_adam:freeze_step=3,refresh_every=3"}) {
+        "onebit_adam:freeze_step=3,refresh_every=3", "onebit_adam"}) {
     const TrainOptions options = options_of("sign:block=64", optimizer);
     const std::string expected = hash_over_threads(options, GetParam());
     for (std::uint64_t seed = 0; seed < 4; ++seed) {

@@ -405,6 +405,7 @@ TEST_F(TrainerTest, ResumeIsBitIdenticalAtTheSameWorldSize) {
     const char* model;
     const char* partition = "iid";
     const char* feedback = "auto";
+    std::int64_t steps = 30;
   };
   for (const Case& c :
        {Case{"none", "sgd", "mlp:hidden=24,16"}, Case{"none", "adamw", "mlp"},
@@ -421,7 +422,8 @@ TEST_F(TrainerTest, ResumeIsBitIdenticalAtTheSameWorldSize) {
         Case{"auto", "onebit_adam:freeze_step=20", "mlp"},
         Case{"auto", "onebit_adam:freeze_step=12", "mlp"},
         Case{"powersgd:rank=2", "onebit_adam:freeze_step=5,refresh_every=3", "mlp"},
-        Case{"sign:block=64", "onebit_adam:refresh_every=3", "mlp", "iid", "econtrol"}}) {
+        Case{"sign:block=64", "onebit_adam:refresh_every=3", "mlp", "iid", "econtrol"},
+        Case{"auto", "onebit_adam", "mlp", "iid", "auto", 200}}) {
     Job whole = job(3, c.compressor);
     whole.options.optimizer = c.optimizer;
     whole.options.model = c.model;
@@ -429,7 +431,8 @@ TEST_F(TrainerTest, ResumeIsBitIdenticalAtTheSameWorldSize) {
     whole.options.feedback = c.feedback;
     whole.options.momentum = c.optimizer == std::string("sgd") ? 0.5 : 0;
     whole.options.lr = 0.01;
-    whole.options.steps = 30;
+    whole.options.steps = c.steps;
+    whole.options.clip_norm = c.steps > 30 ? 0.5 : 0;
     whole.options.lr_schedule = "cosine:warmup=5";
     const Outcome expected = run(whole);
 

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "collectives/base/error.h"
+
 namespace thinwire {
 namespace {
 
@@ -34,6 +36,13 @@ void ByQuantityReducer::prepare(const Bucket& bucket, int rank, int size) {
 }
 
 void ByQuantityReducer::require_possible(const Bucket& bucket, const Layout& layout) const {
+  for (std::size_t i = 0; i < bucket.slices.size(); ++i) {
+    if (layout.of(i).coding.is_default()) continue;
+    throw UsageError(
+        bucket.slices[i].name +
+        " cannot have a coding of its own where the optimizer exchanges gradients and momentum by "
+        "turns; leave it out");
+  }
   gradients_->require_possible(bucket, layout);
   others_->require_possible(bucket, layout);
 }

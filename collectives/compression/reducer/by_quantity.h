@@ -16,6 +16,7 @@ class ByQuantityReducer final : public GradientReducer {
                     std::unique_ptr<GradientReducer> others);
 
   void prepare(const Bucket& bucket, int rank, int size) override;
+  // Throws for codings of single slices too: they would be those of both.
   void require_possible(const Bucket& bucket, const Layout& layout) const override;
   void relayout(const Bucket& bucket) override;
   void stage(Bucket& bucket, Communicator& communicator, const StepContext& step) override;
